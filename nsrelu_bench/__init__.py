@@ -1,0 +1,38 @@
+"""Sparsity and gradients in rectifier networks.
+
+The public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsrelu_bench.activations import NSReLU as NSReLU
+    from nsrelu_bench.activations import nsrelu as nsrelu
+    from nsrelu_bench.config import RunConfig as RunConfig
+    from nsrelu_bench.probe import ActivationProbe as ActivationProbe
+    from nsrelu_bench.probe import measure as measure
+    from nsrelu_bench.records import load as load
+    from nsrelu_bench.train import run as run
+
+_HOMES = {
+    "ActivationProbe": "probe",
+    "NSReLU": "activations",
+    "RunConfig": "config",
+    "load": "records",
+    "measure": "probe",
+    "nsrelu": "activations",
+    "run": "train",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nsrelu_bench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nsrelu_bench.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,0 +1,41 @@
+"""The errors that a user meets: one line that names the thing, its value and what is allowed."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class BenchError(Exception):
+    """Something went wrong that the user can mend; its message is one line."""
+
+    exit_code = 1
+
+
+class UsageError(BenchError, ValueError):
+    """What was asked for makes no sense: a wrong option, name or value."""
+
+    exit_code = 2
+
+
+def unknown(name: str, known: Iterable[str], kind: str) -> UsageError:
+    """Say that `name` is no known `kind`, and list what there is; of a long list the nearest."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hints = [f"did you mean {near[0]!r}?"] if near else []
+    if not near or len(choices) <= 12:
+        hints.append(f"choose from: {', '.join(choices)}")
+    return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """Return ``table[name]``.
+
+    Raises:
+        UsageError: There is no such name; the message lists those that there are.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise unknown(name, table, kind) from None
