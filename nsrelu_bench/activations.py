@@ -1,0 +1,349 @@
+"""Activations whose backward pass is not their forward's own; first of all NSReLU.
+
+NSReLU is ReLU forward and leaky ReLU backward::
+
+    forward   y  = max(x, 0)
+    backward  dx = g           where x > 0
+                   leak * g    where x <= 0, so also at 0 and -0.0
+
+`IMPLS` holds four formulations of it, which give the same numbers. NaN stays NaN, and has no
+defined gradient. No formulation may skip its backward because ``x.requires_grad`` is False: under
+``torch.func`` and in forward mode a tensor says so and is differentiated all the same.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.labels import Label, Term, check_parameter, format_number, parse_label
+
+
+def nsrelu(x: Tensor, leak: float = 0.1, impl: str = "native") -> Tensor:
+    """Apply NSReLU: max(x, 0), with the gradient of leaky ReLU; 0 at 0, slope `leak` there.
+
+    Takes any shape and returns the same. Leak 0 is ReLU, leak 1 the straight-through estimator.
+
+    Raises:
+        UsageError: `leak` is not from 0 to 1, or there is no such `impl`.
+        TypeError: `x` is not of a floating-point type.
+    """
+    _check_dtype(x)
+    return lookup(IMPLS, impl, "implementation")(x, check_parameter("leak", leak))
+
+
+def nsrelu_(x: Tensor, leak: float = 0.1) -> Tensor:
+    """Apply `nsrelu` in place; autograd then keeps one tensor, the result, as it does for ReLU.
+
+    Raises:
+        UsageError: `leak` is not from 0 to 1.
+        TypeError: `x` is not of a floating-point type.
+        RuntimeError: `x` may not be changed in place, for instance a leaf that requires grad.
+    """
+    _check_dtype(x)
+    leak = check_parameter("leak", leak)
+    if x.is_leaf and x.requires_grad and torch.is_grad_enabled():
+        return F.relu_(x)  # raises, as it should: before the values are touched
+    # The values first, out of autograd's sight but not of its version counter: whoever has saved
+    # x for a backward is told. leaky_relu_ then changes no value, since none is negative; it saves
+    # its result and reads only "result > 0" from it, which is "x > 0".
+    x.detach().relu_()
+    return F.leaky_relu_(x, leak)
+
+
+class Surrogate(nn.Module):
+    """An activation with the values of `forward` and the gradient of `backward`.
+
+    Raises:
+        UsageError: A function is unknown, or a parameter out of range.
+    """
+
+    # While set, the module computes the same values with the forward's own gradient. It is an
+    # attribute of the class, shadowed on instances by `true_gradients`, so that no state_dict and
+    # no pickle carries it.
+    true_gradient = False
+
+    def __init__(self, forward: str, backward: str) -> None:
+        super().__init__()
+        self.label = parse_label(forward, backward=backward)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, of the same shape."""
+        _check_dtype(x)
+        if self.true_gradient:
+            return _evaluate(self.label.forward, x)
+        return _mismatch(
+            _evaluate(self.label.forward, x.detach()), _evaluate(self.label.backward, x)
+        )
+
+    def extra_repr(self) -> str:
+        """Name the pair."""
+        return f"forward={self.label.forward}, backward={self.label.backward}"
+
+
+class NSReLU(Surrogate):
+    """ReLU with the gradient of leaky ReLU (`nsrelu`); 0 at 0, slope `leak` there.
+
+    With `inplace` the input is overwritten, as nn.ReLU does it, and training keeps one tensor
+    fewer.
+
+    Raises:
+        UsageError: `leak` is not from 0 to 1, there is no such `impl`, or it can't work in place.
+    """
+
+    def __init__(self, leak: float = 0.1, impl: str = "native", inplace: bool = False) -> None:
+        leak = check_parameter("leak", leak)
+        super().__init__("relu", f"leaky_relu({format_number(leak)})")
+        lookup(IMPLS, impl, "implementation")
+        if inplace and impl != "native":
+            raise UsageError(f"inplace needs implementation 'native', got {impl!r}")
+        self.leak = leak
+        self.impl = impl
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, of the same shape."""
+        if self.true_gradient:
+            _check_dtype(x)
+            return F.relu(x, inplace=self.inplace)
+        return nsrelu_(x, self.leak) if self.inplace else nsrelu(x, self.leak, self.impl)
+
+    def extra_repr(self) -> str:
+        """Name the leak and how it is computed."""
+        inplace = ", inplace=True" if self.inplace else ""
+        return f"leak={format_number(self.leak)}, impl={self.impl!r}{inplace}"
+
+
+def build(label: Label | str, impl: str = "native", inplace: bool = False) -> nn.Module:
+    """Make a new module of an activation: PyTorch's own where the two passes are tied.
+
+    `impl` says how nsrelu is computed. `inplace` allows the input to be overwritten, and only
+    those do it that can.
+
+    Raises:
+        UsageError: The label or the `impl` is unknown.
+    """
+    label = parse_label(label) if isinstance(label, str) else label
+    lookup(IMPLS, impl, "implementation")
+    if label.tied:
+        _, module = FUNCTIONS[label.forward.name]
+        return module(*label.forward.parameters, inplace=inplace)
+    if (label.forward.name, label.backward.name) == ("relu", "leaky_relu"):
+        leak = label.backward.values["leak"]
+        return NSReLU(leak, impl, inplace=inplace and impl == "native")
+    return Surrogate(str(label.forward), str(label.backward))
+
+
+@contextmanager
+def true_gradients(model: nn.Module) -> Iterator[int]:
+    """Let the untied activations of `model` use their forward's own gradient while this is open.
+
+    Values stay the same. Gives the number of modules switched; 0 says that all are tied.
+    """
+    untied = [m for m in model.modules() if isinstance(m, Surrogate) and not m.label.tied]
+    switched = [m for m in untied if not m.true_gradient]  # not those of an outer context
+    try:
+        for module in switched:
+            module.true_gradient = True
+        yield len(untied)
+    finally:
+        for module in switched:
+            vars(module).pop("true_gradient", None)
+
+
+class FWBWMismatch(Function):
+    """Return `x_forward`, and send the gradient to `x_backward`, summed to its shape.
+
+    The shape of `x_backward` must broadcast to that of `x_forward`. The result shares the memory
+    of `x_forward`, which gets no gradient.
+
+    Raises:
+        ValueError: The shapes don't fit.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x_forward: Tensor, x_backward: Tensor) -> Tensor:
+        """Return `x_forward`."""
+        if not _broadcasts(x_backward.shape, x_forward.shape):
+            raise ValueError(
+                f"x_backward of shape {tuple(x_backward.shape)} does not broadcast to x_forward"
+                f" of shape {tuple(x_forward.shape)}"
+            )
+        # A view of an input could not be changed in place afterwards (dropout does that).
+        return x_forward.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Remember the shapes; no tensor is kept."""
+        ctx.shape = output.shape
+        ctx.shape_backward = inputs[1].shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        """Give all of the gradient to `x_backward`."""
+        return None, grad.sum_to_size(ctx.shape_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Tensor, tangent: Tensor) -> Tensor:
+        """Pass on the tangent of `x_backward`."""
+        return tangent.expand(ctx.shape)
+
+
+class NSReLUFunction(Function):
+    """NSReLU as a Function that keeps its result, whose sign is all that the backward needs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, leak: float) -> Tensor:  # noqa: ARG004 (the backward's)
+        """Return max(x, 0)."""
+        return F.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        """Keep the result."""
+        ctx.leak = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient, times `leak` where x <= 0."""
+        return _slope(ctx, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        """Return the tangent, times `leak` where x <= 0."""
+        return _slope(ctx, tangent)
+
+
+def _slope(ctx: Any, grad: Tensor) -> Tensor:
+    """Return `grad` where y > 0, leak * grad elsewhere: one kernel; torch.where takes three."""
+    (y,) = ctx.saved_tensors
+    result: Tensor = torch.ops.aten.leaky_relu_backward(grad, y, ctx.leak, True)
+    return result
+
+
+# torch.compile traces no Function that has a jvp; these are the same without.
+class _TracedMismatch(FWBWMismatch):
+    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+
+
+class _TracedNSReLU(NSReLUFunction):
+    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+
+
+def _native(x: Tensor, leak: float) -> Tensor:
+    """Let autograd record PyTorch's own leaky ReLU, then overwrite the values."""
+    if leak == 0:
+        return F.relu(x)  # the same by definition; leaky_relu(-inf, 0) is NaN
+    y = F.leaky_relu(x, leak)
+    y.detach().relu_()
+    return y
+
+
+def _detach(x: Tensor, leak: float) -> Tensor:
+    """Add the difference of the values as a constant; NaN at infinities.
+
+    The order matters: ``f.detach() + b - b.detach()`` overflows from half the largest number on.
+    """
+    b = F.leaky_relu(x, leak)
+    return b + (F.relu(x) - b).detach()
+
+
+def _function(x: Tensor, leak: float) -> Tensor:
+    function = _TracedNSReLU if torch.compiler.is_compiling() else NSReLUFunction
+    y: Tensor = function.apply(x, leak)
+    return y
+
+
+def _mismatch(x_forward: Tensor, x_backward: Tensor) -> Tensor:
+    function = _TracedMismatch if torch.compiler.is_compiling() else FWBWMismatch
+    y: Tensor = function.apply(x_forward, x_backward)
+    return y
+
+
+def _nsrelu_mismatch(x: Tensor, leak: float) -> Tensor:
+    return _mismatch(F.relu(x.detach()), F.leaky_relu(x, leak))
+
+
+def leaky_relu_clamp(x: Tensor, negative_slope: float = 0.1) -> Tensor:
+    """Leaky ReLU as a sum of two clamps, to learn from; its gradient at 0 is not negative_slope.
+
+    There it is 0, as what clamp passes at its bound (PyTorch 2.15), or 1 + negative_slope where
+    clamp passes everything.
+
+    Source: PyTorch's documentation of LeakyReLU, max(0, x) + negative_slope * min(0, x).
+    """
+    return x.clamp(min=0) + negative_slope * x.clamp(max=0)
+
+
+def leaky_relu_where(x: Tensor, negative_slope: float = 0.1) -> Tensor:
+    """Leaky ReLU as a choice between two values, to learn from; its gradient at 0 is 1."""
+    return torch.where(x < 0, negative_slope * x, x)
+
+
+class LeakyReLUFunction(Function):
+    """Leaky ReLU as a Function, to learn from; its gradient at 0 is negative_slope, as PyTorch's.
+
+    The gradient for x <= 0 is ``+negative_slope``; a minus there is a common mistake.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, negative_slope: float) -> Tensor:
+        """Return x where x > 0, negative_slope * x elsewhere."""
+        return torch.where(x > 0, x, negative_slope * x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+        """Keep the input."""
+        x, ctx.negative_slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient, times negative_slope where x <= 0."""
+        (x,) = ctx.saved_tensors
+        return torch.where(x > 0, grad, ctx.negative_slope * grad), None
+
+
+def _check_dtype(x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        *most, last, got = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, x.dtype)]
+        raise TypeError(f"activations need a tensor of {', '.join(most)} or {last}, got {got}")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _evaluate(term: Term, x: Tensor) -> Tensor:
+    function, _ = FUNCTIONS[term.name]
+    return function(x, *term.parameters)
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Every function of `labels.FUNCTIONS`: f(x, *parameters), and PyTorch's module of it.
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., nn.Module]]] = {
+    "relu": (F.relu, nn.ReLU),
+    "leaky_relu": (F.leaky_relu, nn.LeakyReLU),
+}
+
+# The formulations of NSReLU: f(x, leak).
+IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "native": _native,
+    "detach": _detach,
+    "function": _function,
+    "mismatch": _nsrelu_mismatch,
+}
