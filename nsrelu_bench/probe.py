@@ -1,0 +1,539 @@
+"""Measuring a model: hooks that live only while measuring, and leave training as it was.
+
+`ActivationProbe` watches the activation sites of any model while its user runs passes through
+it. `measure` takes all measures of a classifier on a probe set.
+"""
+
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat, starmap
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
+
+from nsrelu_bench import metrics
+from nsrelu_bench.activations import Surrogate, true_gradients
+from nsrelu_bench.errors import BenchError, UsageError, lookup
+from nsrelu_bench.metrics import MEASURES, GradSums, Lives, PostSums, PreSums, Sums, WeightSums
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+Batch = tuple[Tensor, Tensor]
+
+#: The modules that are taken for activations unless the user names some.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    Surrogate,
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,  # and ReLU6
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+
+# The measures of a site, in the order of the columns, and the sums that each is computed from.
+_COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
+    "zero_fraction": ("post", metrics.zero_fraction),
+    "negative_fraction": ("pre", metrics.negative_fraction),
+    "dead_units": ("post", metrics.dead_units),
+    "dead_fraction": ("post", metrics.dead_fraction),
+    "submerged_units": ("pre", metrics.submerged_units),
+    "dormant_units": ("post", metrics.dormant_units),
+    "lifetime_sparsity": ("post", metrics.lifetime_sparsity),
+    "population_sparsity": ("post", metrics.population_sparsity),
+    "effective_rank": ("post", metrics.effective_rank),
+    "grad_norm": ("weights", metrics.grad_norm),
+    "pre_grad_norm": ("grad", metrics.pre_grad_norm),
+    "zero_grad_units": ("grad", metrics.zero_grad_units),
+    "surrogate_cosine": ("weights", metrics.surrogate_cosine),
+    "sign_disagreement": ("weights", metrics.sign_disagreement),
+}
+_SURROGATE = {"surrogate_cosine", "sign_disagreement"}
+_PRE_GRADIENT = {"pre_grad_norm", "zero_grad_units"}
+_GRADIENT = {"grad_norm", *_PRE_GRADIENT, *_SURROGATE}
+_SEEN_INSIDE = {
+    name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - _SURROGATE
+}
+
+
+@dataclass
+class _Site:
+    """What was seen at one site."""
+
+    weights: tuple[nn.Parameter, ...]  # of the layer that feeds it
+    pre: PreSums
+    post: PostSums | None = None  # until the activation has answered
+    grad: GradSums | None = None  # until there was a backward pass
+
+    @property
+    def units(self) -> int:
+        return self.post.units if self.post else len(self.pre.nonpositive)
+
+    @property
+    def nonfinite(self) -> bool:
+        return bool(self.pre.nonfinite or (self.post and self.post.nonfinite))
+
+
+class ActivationProbe:
+    """Measures the activation sites of a model in the passes run while it is open.
+
+        with ActivationProbe(model) as probe:
+            loss_function(model(inputs), targets).backward()
+        probe.frame()
+
+    A site is a call of an activation module in a pass of the model: a module called more than
+    once has the sites "name#1", "name#2", ... in the order of the calls. All passes add up that
+    end without an error. Calls outside of a pass do not count, be it of a part of the model or
+    the recomputation of activation checkpointing. Gradient measures need a backward pass, and
+    several add up as in `.grad`; they are of the gradient that the pass followed.
+
+    The model, its mode and its outputs stay as they are, and nothing of the probe is left when
+    it is closed. While it is open compiled models run uncompiled: compiled code calls no hooks.
+
+    Args:
+        model: Any module. At the sites values are (N, U), (N, U, ...) after a convolution, or
+            (N, ..., U) after a linear layer; where neither came before, (N, ..., U) if they have
+            three dimensions and (N, U, ...) if more. Of several inputs or outputs the first
+            tensor counts.
+        sites: Names of modules, as in `named_modules()`, or types of modules; by default all of
+            a type in `ACTIVATIONS`. Modules inside a site are none.
+        measures: Names of `MEASURES`, of those that can be seen from inside a model; by default
+            all of these. The others (loss, accuracy, lives, true gradients) need `measure`.
+
+    Raises:
+        UsageError: A name in `sites` or `measures` is unknown.
+        BenchError: There is no activation module, or (in a pass) a site can't be measured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[str | type[nn.Module]] | None = None,
+        measures: Collection[str] = tuple(_SEEN_INSIDE),
+    ) -> None:
+        self._model = _uncompiled(model)
+        self._modules = _find_sites(self._model, ACTIVATIONS if sites is None else sites)
+        self._wanted = _checked(measures, _SEEN_INSIDE)
+        self._sites: dict[tuple[str, int], _Site] = {}  # by module name and call, from 1
+        self._pass: dict[tuple[str, int], _Site] | None = None  # those of the pass that runs
+        self._feed: nn.Module | None = None  # the last layer with weights that ran in it
+        self._view: tuple[Tensor, int] | None = None  # an input that is a view, and its version
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._hooks: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        if self._hooks is not None:
+            raise BenchError("this ActivationProbe is open already")
+        self._sites, self._gradients, self._pass = {}, {}, None
+        self._hooks = ExitStack()
+        self._hooks.enter_context(_eager())
+        self._register()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
+        self._hooks = self._pass = self._feed = self._view = None
+
+    @property
+    def sites(self) -> dict[str, _Site]:
+        """What was seen, by the name of the site, in the order of the first pass."""
+        calls = Counter(name for name, _ in self._sites)
+        return {
+            f"{name}#{call}" if calls[name] > 1 else name: site
+            for (name, call), site in self._sites.items()
+        }
+
+    def frame(self) -> "pd.DataFrame":
+        """Return one row a site: layer, units, the measures.
+
+        Raises:
+            BenchError: No pass was run.
+        """
+        import pandas as pd
+
+        if not self._sites:
+            raise BenchError(
+                "the probe saw no pass: inside its `with`, call the very module it was given"
+            )
+        weights = {p: metrics.weight_update(g) for p, g in self._gradients.items()}
+        return pd.DataFrame(_rows(self.sites, weights, self._wanted))
+
+    def _register(self) -> None:
+        self._keep(self._model.register_forward_pre_hook(self._begin))
+        for module in self._model.modules():
+            if weights := _weights(module):
+                self._keep(module.register_forward_hook(self._fed))
+                for weight in weights if "grad_norm" in self._wanted else ():
+                    if weight.requires_grad:
+                        self._watch(weight, partial(self._weight_gradient, weight))
+        for name, module in self._modules.items():
+            before, after = partial(self._before, name), partial(self._after, name)
+            self._keep(module.register_forward_pre_hook(before, with_kwargs=True))
+            self._keep(module.register_forward_hook(after))
+        self._keep(self._model.register_forward_hook(self._end))
+
+    def _keep(self, hook: RemovableHandle) -> None:
+        if self._hooks is not None:
+            self._hooks.callback(hook.remove)
+
+    def _watch(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+        self._keep(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def _begin(self, *_: object) -> None:
+        self._pass, self._feed, self._view = {}, None, None
+
+    def _fed(self, module: nn.Module, *_: object) -> None:
+        self._feed = module
+
+    def _before(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
+        """Look at the input before the activation can overwrite it."""
+        if self._pass is None:
+            return
+        pre = _first_tensor((*args, *kwargs.values()), name)
+        layout = partial(_units_second, feed=self._feed, site=name)
+        weights = _weights(self._feed) if self._feed else ()
+        key = name, 1 + sum(other == name for other, _ in self._pass)
+        self._pass[key] = _Site(weights, metrics.pre_update(layout(pre)))
+        if pre.requires_grad and self._wanted & _PRE_GRADIENT:
+            # On a tensor that is then changed in place, a hook from before the change gets the
+            # gradient at the value before. Not so on a view: the change gives it a new history.
+            self._view = (pre, pre._version) if pre._is_view() else None
+            self._watch(pre, partial(self._pre_gradient, key, layout))
+
+    def _after(self, name: str, _: nn.Module, __: object, output: object) -> None:
+        if self._pass is None:
+            return
+        if self._view is not None and self._view[0]._version > self._view[1]:
+            raise BenchError(
+                f"site {name!r} overwrites a view in place, which hides the gradient at its input:"
+                f" use inplace=False, or leave out {' and '.join(sorted(_PRE_GRADIENT))}"
+            )
+        site = self._pass[name, sum(other == name for other, _ in self._pass)]
+        post = _units_second(_first_tensor(output, name), self._feed, name)
+        site.post = metrics.post_update(post, gram="effective_rank" in self._wanted)
+        self._view = None
+
+    def _end(self, *_: object) -> None:
+        """Add the pass, which went well, to those before."""
+        for key, site in (self._pass or {}).items():
+            before = self._sites.setdefault(key, site)
+            if before is not site and before.post and site.post:
+                before.pre, before.post = before.pre + site.pre, before.post + site.post
+        self._pass = None
+
+    def _pre_gradient(
+        self, key: tuple[str, int], layout: Callable[[Tensor], Tensor], gradient: Tensor
+    ) -> None:
+        site, sums = self._sites[key], metrics.grad_update(layout(gradient))
+        site.grad = site.grad + sums if site.grad else sums
+
+    def _weight_gradient(self, weight: nn.Parameter, gradient: Tensor) -> None:
+        before = self._gradients.get(weight)
+        self._gradients[weight] = gradient if before is None else before + gradient
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure` found; a measure that has no value or was not asked for is None.
+
+    Attributes:
+        totals: The measures of the whole network, by name; all None if it is not finite.
+        layers: One row a site: its name as `layer`, its `units`, and the measures of a site.
+        finite: Whether the loss, the logits, all weights and all values at the sites are finite.
+        lives: By layer, which units are dead and have been: what the next measurement needs.
+    """
+
+    totals: dict[str, float | int | None]
+    layers: list[Row]
+    finite: bool
+    lives: dict[str, Lives] = field(repr=False, compare=False)
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = 250,
+    measures: Collection[str] = tuple(MEASURES),
+    previous: Measurement | None = None,
+) -> Measurement:
+    """Measure a classifier on a probe set, with the mean cross-entropy as loss, in eval mode.
+
+    The model is left as it was: weights, gradients, batch-norm statistics, training flags, and
+    the state of the random number generators. Training goes on with the same bits.
+
+    Args:
+        model: Gives logits (N, classes).
+        images: Its input (N, ...), normalised.
+        labels: The classes, (N,) int64.
+        batch_size: Examples a pass: decides time and memory, not the result.
+        measures: Names of `MEASURES`; docs/metrics.md says what each costs.
+        previous: The measurement before this one, for the lives of units.
+
+    Raises:
+        UsageError: A measure is unknown, there are no examples or not as many labels, or
+            `previous` is of another model.
+        BenchError: The model has no activation module, or a site can't be measured.
+    """
+    if not 0 < len(images) == len(labels):
+        raise UsageError(
+            f"a probe set needs one label an image, got {len(labels)} labels for {len(images)}"
+        )
+    wanted = _checked(measures, MEASURES)
+    model = _uncompiled(model)
+    probe = ActivationProbe(model, measures=wanted & _SEEN_INSIDE.keys() - {"grad_norm"})
+    parameters = [p for p in model.parameters() if p.requires_grad and wanted & _GRADIENT]
+    parts = torch.split(images, batch_size), torch.split(labels, batch_size)
+    batches: list[Batch] = list(zip(*parts, strict=True))
+    with _undisturbed(model), _eager():
+        with probe:
+            passed = _run(model, batches, parameters)
+        true = _true_gradients(model, batches, parameters) if wanted & _SURROGATE else []
+
+    finite = passed.finite and not any(site.nonfinite for site in probe.sites.values())
+    pairs = zip(passed.gradients, true or repeat(None), strict=False)
+    weights = dict(zip(parameters, starmap(metrics.weight_update, pairs), strict=True))
+    lives = _lives(probe.sites, previous) if finite else {}
+
+    layers = _rows(probe.sites, weights, wanted, finite)
+    totals: Row = {}
+    if finite:
+        totals = {"loss": passed.loss, "accuracy": passed.accuracy}
+        totals |= _values(probe.sites.values(), weights.values(), wanted)
+        totals |= _count_lives(lives, previous)
+        for row in layers:
+            row |= _count_lives({row["layer"]: lives[row["layer"]]}, previous)
+    of_layer = ("layer", "units", *(name for name in MEASURES if name not in ("loss", "accuracy")))
+    kept = wanted | {"layer", "units"}
+    return Measurement(
+        totals={name: totals.get(name) if name in kept else None for name in MEASURES},
+        layers=[{n: row.get(n) if n in kept else None for n in of_layer} for row in layers],
+        finite=finite,
+        lives=lives,
+    )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What running the probe set gave."""
+
+    loss: float
+    accuracy: float
+    gradients: Sequence[Tensor]
+    finite: bool
+
+
+def _run(model: nn.Module, batches: list[Batch], parameters: list[nn.Parameter]) -> _Pass:
+    """Run the probe set forward and, if there are parameters, back to them."""
+    examples = sum(len(labels) for _, labels in batches)
+    loss, correct, finite = 0.0, 0, all(map(metrics.all_finite, model.parameters()))
+    gradients: Sequence[Tensor] = []
+    with torch.set_grad_enabled(bool(parameters)):
+        for images, labels in batches:
+            logits = model(images)
+            part = F.cross_entropy(logits, labels, reduction="sum") / examples
+            if parameters:
+                found = torch.autograd.grad(part, parameters, materialize_grads=True)
+                gradients = list(map(torch.add, gradients, found)) if gradients else found
+            loss += part.item()
+            correct += int((logits.argmax(1) == labels).sum())
+            finite = finite and metrics.all_finite(logits)
+    return _Pass(loss, correct / examples, gradients, finite and math.isfinite(loss))
+
+
+def _true_gradients(
+    model: nn.Module, batches: list[Batch], parameters: list[nn.Parameter]
+) -> Sequence[Tensor]:
+    """Run it again with the gradient of the function that is computed; none if that is the same."""
+    with true_gradients(model) as untied:
+        return _run(model, batches, parameters).gradients if untied else []
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put all modules in eval mode; give back their modes and the random number generators'."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for module, _ in modes:
+                module.training = False  # not .eval(): a model may do more in it than set this
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _rows(
+    sites: dict[str, _Site],
+    weights: Mapping[nn.Parameter, WeightSums],
+    wanted: frozenset[str],
+    finite: bool = True,
+) -> list[Row]:
+    """Compute the measures of each site.
+
+    From the first that is not finite on there are none: what comes later has been computed from
+    NaN, even where it looks like numbers. Gradients come from the far end: there are none at all.
+    """
+    finite = finite and not any(site.nonfinite for site in sites.values())
+    rows, intact = [], True
+    for name, site in sites.items():
+        intact = intact and not site.nonfinite
+        feeding = [weights[p] for p in site.weights if p in weights]
+        computed = wanted if finite else wanted - _GRADIENT
+        row: Row = {"layer": name, "units": site.units}
+        row |= dict.fromkeys(name for name in _COMPUTE if name in wanted)
+        rows.append(row | (_values([site], feeding, computed) if intact else {}))
+    return rows
+
+
+def _values(
+    sites: Collection[_Site], weights: Collection[WeightSums], wanted: frozenset[str]
+) -> Row:
+    sums: dict[str, Iterable[Sums | None]] = {
+        "pre": [site.pre for site in sites],
+        "post": [site.post for site in sites],
+        "grad": [site.grad for site in sites if site.grad],
+        "weights": weights,
+    }
+    chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
+    return {name: compute(*sums[kind]) for name, kind, compute in chosen}
+
+
+def _lives(sites: dict[str, _Site], previous: Measurement | None) -> dict[str, Lives]:
+    dead = {name: metrics.dead_mask(site.post) for name, site in sites.items() if site.post}
+    if previous is None or not previous.lives:
+        return {name: Lives.first(mask) for name, mask in dead.items()}
+    then = {name: len(lives.dead) for name, lives in previous.lives.items()}
+    if then != {name: len(mask) for name, mask in dead.items()}:
+        raise UsageError(f"previous: measured another model, with the layers {', '.join(then)}")
+    return {name: previous.lives[name].then(mask) for name, mask in dead.items()}
+
+
+def _count_lives(lives: dict[str, Lives], previous: Measurement | None) -> Row:
+    counts: Row = {
+        "ever_dead_units": sum(int(life.ever_dead.sum()) for life in lives.values()),
+        "recovered_units": sum(int(life.recovered.sum()) for life in lives.values()),
+    }
+    if previous is not None and previous.lives:
+        pairs = [(previous.lives[name], life) for name, life in lives.items()]
+        counts["died_units"] = sum(metrics.died_units(*pair) for pair in pairs)
+        counts["revived_units"] = sum(metrics.revived_units(*pair) for pair in pairs)
+    return counts
+
+
+def _checked(measures: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
+    for name in measures:
+        lookup(known, name, "measure")
+    return frozenset(measures)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that torch.compile was given, or the module itself."""
+    original: nn.Module = getattr(model, "_orig_mod", model)
+    return original
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled models uncompiled while this is open."""
+    if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def _find_sites(model: nn.Module, sites: Iterable[str | type[nn.Module]]) -> dict[str, nn.Module]:
+    named = dict(model.named_modules())
+    asked = [sites] if isinstance(sites, str | type) else list(sites)
+    types = tuple(site for site in asked if isinstance(site, type))
+    names = {name: module for name, module in named.items() if name}  # without the whole
+    chosen = {lookup(names, site, "module") for site in asked if isinstance(site, str)}
+    found: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in named.items():
+        if module not in inside and (module in chosen or isinstance(module, types)):
+            found[name or type(module).__name__] = module
+            inside.update(module.modules())
+    if not found:
+        raise BenchError(
+            f"no activation modules in {type(model).__name__}: name its sites, and use modules"
+            " instead of functions such as F.relu, which can't be watched"
+        )
+    return found
+
+
+def _weights(module: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Return the weights of a layer that mixes units; of others, as normalisations, none."""
+    own = module._parameters.get("weight")
+    if isinstance(module, nn.Linear | _ConvNd) or (own is not None and own.dim() > 1):
+        return tuple(p for name, p in module.named_parameters() if name != "bias")
+    return ()
+
+
+def _first_tensor(values: object, site: str) -> Tensor:
+    queue = [values]
+    while queue:
+        value = queue.pop(0)
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        if isinstance(value, tuple | list):
+            queue[:0] = value
+    raise BenchError(f"site {site!r} takes or gives no tensor: name other sites")
+
+
+def _units_second(values: Tensor, feed: nn.Module | None, site: str) -> Tensor:
+    """Return the values as (N, U, ...)."""
+    if values.dim() < 2:
+        raise BenchError(
+            f"site {site!r} has values of shape {tuple(values.shape)}; needed: (examples, units)"
+            " or more"
+        )
+    if isinstance(feed, nn.Linear):
+        last = values.shape[-1] == feed.out_features
+    else:
+        last = values.dim() == 3 and not isinstance(feed, _ConvNd)
+    return values.movedim(-1, 1) if last else values
