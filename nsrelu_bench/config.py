@@ -1,0 +1,335 @@
+"""What a run and a study are: validated, resolved, hashed, expanded. No torch.
+
+A `RunConfig` holds all that decides a run's numbers: two equal ones give the same metrics.csv,
+bit for bit. What a run does not use is resolved away (the leak of relu, the momentum of Adam),
+so that it is no part of its identity.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from nsrelu_bench.errors import UsageError, lookup, unknown
+from nsrelu_bench.labels import Label, parse_label
+
+#: Raised by one when a change of the code changes the numbers that a configuration gives, so that
+#: "the same run id means the same numbers" holds across versions too.
+NUMERICS = 1
+
+#: A grid larger than this is a mistake, and is refused before it is expanded.
+MAX_RUNS = 100_000
+MAX_FILE_BYTES = 1_000_000
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Choice = Annotated[str, Field(max_length=200)]
+
+
+class RunConfig(BaseModel):
+    """One configuration with one seed, every setting resolved.
+
+    `leak` and `backward` may be given beside `act` and become part of its label:
+    ``RunConfig(act="nsrelu", leak=0.2)`` equals ``RunConfig(act="nsrelu(0.2)")``.
+
+    Raises:
+        pydantic.ValidationError: A setting is unknown or out of range. `run_config` says the
+            same in one line a mistake.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    act: Choice = "nsrelu"  # resolved to its canonical label, nsrelu(0.1)
+    impl: Literal["native", "detach", "function", "mismatch"] = "native"
+    dataset: Choice = "mnist5k"
+    data_dir: str = "data"
+    train_size: Count | None = None
+    probe_size: Count = 2000
+    model: Choice = "mlp"
+    width: Count = Field(default_factory=lambda known: MODELS[known["model"]]["width"])
+    depth: Count = Field(default_factory=lambda known: MODELS[known["model"]]["depth"])
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+    init: Literal["he", "xavier", "default"] = "he"
+    epochs: Count = 10
+    batch_size: Count = 64
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Amount = Field(default_factory=lambda known: OPTIMIZERS[known["optimizer"]])
+    momentum: Fraction | None = 0.9  # of sgd alone
+    weight_decay: Amount = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_label(cls, data: Any) -> Any:
+        """Make `leak` and `backward` part of the activation's label."""
+        if not isinstance(data, Mapping):
+            return data
+        settings = dict(data)
+        parts = {key: settings.pop(key) for key in LABEL_PARTS if key in settings}
+        act = settings.get("act", cls.model_fields["act"].default)
+        if isinstance(act, str):
+            settings["act"] = str(parse_label(act, **parts))
+        return settings
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        lookup(MODELS, name, "model")
+        return name
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        lookup(DATASETS, name, "dataset")
+        return name
+
+    @model_validator(mode="after")
+    def _clear_unused(self) -> Self:
+        """Clear what the other settings leave unused, so that it makes no second identity."""
+        if self.optimizer != "sgd":
+            object.__setattr__(self, "momentum", None)
+        elif self.momentum is None:
+            object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
+        if not self.label.uses_impl:
+            object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
+        return self
+
+    @property
+    def label(self) -> Label:
+        """The activation."""
+        return parse_label(self.act)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, in order, as config.yaml holds them."""
+        return self.model_dump()
+
+    @property
+    def run_id(self) -> str:
+        """A readable slug and 8 hex digits of the hash of all that decides the numbers."""
+        decisive = self.model_dump(exclude={"data_dir"}) | {"numerics": NUMERICS}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        name = "-".join([self.dataset, self.model, self.act])
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
+        return f"{slug}-s{self.seed}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one config file, without doubles, in the order of the grid."""
+
+    name: str
+    runs: list[RunConfig]
+
+
+def run_config(settings: Mapping[str, Any], place: Callable[[str], str] = str) -> RunConfig:
+    """Make a run's configuration of plain settings; `place` names a setting to the user.
+
+    Raises:
+        UsageError: One line a mistake: the setting, its value and what is allowed.
+    """
+    try:
+        return RunConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UsageError("\n".join(_mistakes(error, place))) from None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the settings of one run from a YAML file such as a run folder's config.yaml.
+
+    Raises:
+        UsageError: The file is no such file, or a setting in it is wrong.
+    """
+    settings = read_yaml(path)
+    run_config(settings, lambda key: f"{path}: {key}")
+    return settings
+
+
+def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings of two sources, such as a file and the command line."""
+    merged = {**settings, **stronger}
+    if "act" not in stronger and set(LABEL_PARTS) & set(stronger) and "act" in settings:
+        # A separate leak or backward replaces what the weaker source's label says of it.
+        merged["act"] = re.sub(r"\(.*?\)", "", str(settings["act"]))
+    return merged
+
+
+def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study: settings, a grid of lists to combine, and seeds.
+
+    Raises:
+        UsageError: One line for each mistake in the file, with its place and what is allowed.
+    """
+    return make_study(
+        override(read_yaml(path), overrides or {}),
+        default_name=path.stem,
+        place=lambda key: f"{path}: {key}",
+    )
+
+
+def make_study(
+    settings: Mapping[str, Any], default_name: str, place: Callable[[str], str] = str
+) -> Study:
+    """Expand settings with a `grid` and `seeds` to the runs of a study.
+
+    Raises:
+        UsageError: One line for each mistake, with its place and what is allowed.
+    """
+    fixed = dict(settings)
+    name = fixed.pop("name", default_name)
+    seeds = fixed.pop("seeds", None)
+    grid = fixed.pop("grid", None) or {}
+    mistakes = _study_mistakes(name, fixed, grid, seeds, place)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+    if isinstance(seeds, int):
+        seeds = list(range(seeds))
+    axes = {**grid, **({} if seeds is None else {"seed": seeds})}
+    size = math.prod(len(values) for values in axes.values())
+    if size > MAX_RUNS:
+        raise UsageError(f"{place('grid')}: makes {size} runs, at most {MAX_RUNS} are allowed")
+    combinations = itertools.product(*axes.values())
+    runs = [
+        run_config(fixed | dict(zip(axes, values, strict=True)), place) for values in combinations
+    ]
+    return Study(name, list({run.run_id: run for run in runs}.values()))
+
+
+def _study_mistakes(
+    name: Any, fixed: Mapping[str, Any], grid: Any, seeds: Any, place: Callable[[str], str]
+) -> list[str]:
+    """Check each setting of a study by itself, so that all mistakes are told at once."""
+    mistakes = []
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        mistakes.append(
+            f"{place('name')}: must be letters, digits, '.', '_' and '-', at most 64,"
+            f" and begin with a letter or digit, got {name!r}"
+        )
+    if seeds is not None and not _valid_seeds(seeds):
+        mistakes.append(f"{place('seeds')}: must be a number from 1 or a list, got {seeds!r}")
+    if seeds is not None and "seed" in {**fixed, **(grid if isinstance(grid, Mapping) else {})}:
+        mistakes.append(f"{place('seed')}: can't stand beside seeds")
+    for key, value in fixed.items():
+        mistakes += _setting_mistakes(key, value, place(str(key)))
+    if not isinstance(grid, Mapping):
+        return [*mistakes, f"{place('grid')}: must map settings to lists, got {grid!r}"]
+    for key, values in grid.items():
+        where = place(f"grid.{key}")
+        if not isinstance(values, list) or not values:
+            mistakes.append(f"{where}: must be a list of values, got {values!r}")
+            continue
+        if key in fixed:
+            mistakes.append(f"{where}: stands outside the grid too")
+        for index, value in enumerate(values):
+            mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
+    return mistakes
+
+
+def _valid_seeds(seeds: Any) -> bool:
+    if isinstance(seeds, list):
+        return bool(seeds) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    return isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= MAX_RUNS
+
+
+def _setting_mistakes(key: Any, value: Any, where: str) -> list[str]:
+    try:
+        RunConfig.model_validate({key: value})
+    except ValidationError as error:
+        return _mistakes(error, lambda _: where)
+    return []
+
+
+def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
+    """Say each mistake that pydantic found in one line."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # it waits for a setting whose own mistake is told
+        message = detail["msg"].replace("Input should be", "must be")
+        message = message.removeprefix("Value error, ")
+        # A mistake in a label is found before pydantic looks at its field, and names its part.
+        part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
+        key = str(detail["loc"][0]) if detail["loc"] else part
+        if detail["type"] == "extra_forbidden":
+            message = str(unknown(key, [*RunConfig.model_fields, *LABEL_PARTS], "setting"))
+        elif detail["type"] != "value_error":
+            message = f"{message}, got {reprlib.repr(detail['input'])}"
+        lines.append(f"{place(key)}: {message.removeprefix(f'{key} ')}")
+    return lines
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 file that holds one mapping; tags and doubled keys are mistakes.
+
+    Raises:
+        UsageError: There is no such file, or it can't be read as a mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text") from None
+    except MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise UsageError(f"{path}:{line} {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Parse YAML text that holds one mapping with names as keys.
+
+    Raises:
+        ValueError: It is something else.
+        YAMLError: It is no YAML.
+    """
+    content = YAML(typ="safe", pure=True).load(text)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError("must be a mapping of settings")
+    return content
+
+
+def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
+    """Write settings as YAML, one a line, in their order."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(dict(settings), stream)
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+#: Settings that are given beside `act` and become part of its label.
+LABEL_PARTS = ("leak", "backward")
+
+#: What can be named, with the defaults that go with it; the code is in models.py and data.py.
+MODELS: dict[str, dict[str, int]] = {
+    "mlp": {"width": 128, "depth": 3},
+    "cnn": {"width": 16, "depth": 3},
+}
+OPTIMIZERS: dict[str, float] = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
+DATASETS: dict[str, str] = {
+    "mnist5k": "5,000 real MNIST digits, 28x28, embedded",
+    "digits": "1,797 real digits, 8x8, embedded",
+    "mnist": "70,000 digits, 28x28, through torchvision",
+    "cifar10": "60,000 photographs, 32x32 in colour, through torchvision",
+}

@@ -1,0 +1,244 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsrelu_bench import config, labels, models
+from nsrelu_bench.config import (
+    RunConfig,
+    make_study,
+    override,
+    read_run,
+    read_study,
+    read_yaml,
+    run_config,
+    write_yaml,
+)
+from nsrelu_bench.errors import UsageError
+
+
+def message(**settings: object) -> str:
+    with pytest.raises(UsageError) as error:
+        run_config(settings, lambda key: f"--{key}")
+    return str(error.value)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_two_ways_to_give_a_leak_are_the_same_run() -> None:
+    assert RunConfig(act="nsrelu", leak=0.2) == RunConfig(act="nsrelu( 0.20 )")
+    assert RunConfig(act="nsrelu", leak=0.2).run_id == RunConfig(act="nsrelu(0.2)").run_id
+    assert RunConfig(act="relu", backward="leaky_relu", leak=0.2).act == "nsrelu(0.2)"
+
+
+@pytest.mark.parametrize(
+    ("unused", "of"),
+    [
+        ({"leak": 0.3}, {"act": "relu"}),
+        ({"impl": "detach"}, {"act": "relu"}),
+        ({"momentum": 0.5}, {"optimizer": "adam"}),
+        ({"data_dir": "elsewhere"}, {}),
+    ],
+)
+def test_what_a_run_does_not_use_is_no_part_of_its_identity(
+    unused: dict[str, object], of: dict[str, object]
+) -> None:
+    assert RunConfig(**of, **unused).run_id == RunConfig(**of).run_id
+
+
+@pytest.mark.parametrize("name", sorted(set(RunConfig.model_fields) - {"data_dir"}))
+def test_every_setting_that_decides_the_numbers_is_part_of_the_run_id(name: str) -> None:
+    other = {
+        "act": "relu",
+        "impl": "detach",
+        "dataset": "digits",
+        "train_size": 100,
+        "model": "cnn",
+        "batch_norm": True,
+        "dropout": 0.1,
+        "init": "xavier",
+        "optimizer": "adam",
+        "lr": 0.3,
+        "momentum": 0.5,
+        "weight_decay": 0.1,
+        "schedule": "cosine",
+        "device": "cuda",
+    }
+    value = other.get(name, 7)
+    assert RunConfig(**{name: value}).run_id != RunConfig().run_id
+
+
+def test_a_run_id_can_be_read_and_is_stable_in_another_process() -> None:
+    run_id = RunConfig(act="nsrelu(0.1)", seed=3).run_id
+    assert run_id.startswith("mnist5k-mlp-nsrelu-0.1-s3-")
+    code = "from nsrelu_bench.config import RunConfig; print(RunConfig(seed=3).run_id)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONHASHSEED": "17"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == run_id
+
+
+def test_defaults_follow_the_model_and_the_optimizer() -> None:
+    assert (RunConfig().width, RunConfig(model="cnn").width) == (128, 16)
+    assert (RunConfig().lr, RunConfig(optimizer="adam").lr) == (0.02, 0.001)
+    assert (RunConfig().momentum, RunConfig(optimizer="adamw").momentum) == (0.9, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"act": "gelo"},
+            "--act: unknown activation 'gelo'; choose from: relu, leaky_relu, nsrelu",
+        ),
+        ({"leak": -1}, "--leak: must be from 0 to 1, got -1"),
+        ({"leak": float("nan")}, "--leak: must be from 0 to 1, got nan"),
+        ({"epochs": 0}, "--epochs: must be greater than or equal to 1, got 0"),
+        ({"epochs": 1.5}, "--epochs: must be a valid integer, got 1.5"),
+        ({"epochs": True}, "--epochs: must be a valid integer, got True"),
+        ({"lr": float("inf")}, "--lr: must be a finite number, got inf"),
+        ({"lr": "fast"}, "--lr: must be a valid number, got 'fast'"),
+        ({"seed": 2**64}, f"--seed: must be less than {2**63}, got {2**64}"),
+        (
+            {"model": "mpl"},
+            "--model: unknown model 'mpl'; did you mean 'mlp'? choose from: mlp, cnn",
+        ),
+        ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
+        ({"optimizer": "sgdx"}, "--optimizer: must be 'sgd', 'adam' or 'adamw', got 'sgdx'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_setting_the_value_and_what_is_allowed(
+    settings: dict[str, object], line: str
+) -> None:
+    assert message(**settings) == line
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    assert message(epochs=0, batch_size=0, dropout=1.0).count("\n") == 2
+
+
+def test_a_study_is_the_product_of_its_grid_and_seeds_without_doubles() -> None:
+    grid = {"act": ["relu", "nsrelu"], "leak": [0.1, 0.2]}
+    study = make_study({"grid": grid, "seeds": 3, "lr": 0.1}, "mine")
+    assert study.name == "mine"
+    assert [run.act for run in study.runs] == (
+        ["relu"] * 3 + ["nsrelu(0.1)"] * 3 + ["nsrelu(0.2)"] * 3
+    )
+    assert [run.seed for run in study.runs] == [0, 1, 2] * 3
+    assert {run.lr for run in study.runs} == {0.1}
+
+
+def test_a_study_of_too_many_runs_is_refused_before_it_is_expanded() -> None:
+    grid = {name: list(range(1, 1001)) for name in ("epochs", "width", "batch_size")}
+    with pytest.raises(UsageError, match="makes 1000000000 runs, at most 100000 are allowed"):
+        make_study({"grid": grid}, "huge")
+
+
+def test_all_mistakes_of_a_study_file_are_told_with_their_places(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "name: ../up\nseeds: 0\nepocs: 3\nlr: 0.1\ngrid:\n  act: [relu, gelo]\n  leak: [0.1, 2]\n"
+        "  lr: [1]\n  width: 3\n",
+    )
+    with pytest.raises(UsageError) as error:
+        read_study(path)
+    lines = str(error.value).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in lines] == [
+        *("name", "seeds", "epocs", "grid.act[1]", "grid.leak[1]", "grid.lr", "grid.width"),
+    ]
+    assert lines[2].endswith("unknown setting 'epocs'; did you mean 'epochs'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: 1\na: 2\n", "line 2: found duplicate key"),
+        ("a: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
+        ("- relu\n", "must be a mapping of settings"),
+        ("", "must be a mapping of settings"),
+        ("a: [1\n", "line 2: expected ','"),
+        ("1: 2\n", "must be a mapping of settings"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_told_with_its_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}:")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_of_text_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_yaml(tmp_path)
+    with pytest.raises(UsageError, match="No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
+        read_yaml(tmp_path / "binary")
+    (tmp_path / "large").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(UsageError, match="larger than"):
+        read_yaml(tmp_path / "large")
+
+
+def test_numbers_in_a_file_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "lr: 1e-3\nbatch_norm: true\nwidth: 010\n")
+    study = read_study(path)
+    assert (study.runs[0].lr, study.runs[0].batch_norm, study.runs[0].width) == (0.001, True, 10)
+
+
+@given(
+    leak=st.floats(0, 1),
+    lr=st.floats(1e-9, 1e3),
+    seed=st.integers(0, 2**63 - 1),
+    optimizer=st.sampled_from(["sgd", "adam"]),
+    train_size=st.none() | st.integers(1, 1000),
+)
+def test_a_configuration_written_as_yaml_reads_back_the_same(**settings: object) -> None:
+    run = RunConfig(act="nsrelu", **settings)
+    stream = io.StringIO()
+    write_yaml(run.settings, stream)
+    assert RunConfig(**config.parse_yaml(stream.getvalue())) == run
+
+
+def test_a_written_run_can_be_read_and_overridden(tmp_path: Path) -> None:
+    with (tmp_path / "config.yaml").open("w") as stream:
+        write_yaml(RunConfig(act="nsrelu(0.1)", lr=0.3).settings, stream)
+    settings = read_run(tmp_path / "config.yaml")
+    assert run_config(override(settings, {"leak": 0.2})).act == "nsrelu(0.2)"
+    assert run_config(override(settings, {"act": "relu"})).act == "relu"
+    assert run_config(override(settings, {"optimizer": "adam"})).lr == 0.3
+
+
+def test_all_that_can_be_named_has_its_code() -> None:
+    from nsrelu_bench import activations, data
+
+    assert list(config.MODELS) == list(models.MODELS)
+    assert list(config.DATASETS) == list(data.LOADERS)
+    assert set(RunConfig.model_fields["impl"].annotation.__args__) == set(activations.IMPLS)
+    assert set(RunConfig.model_fields["init"].annotation.__args__) == set(models.INITS)
+    for name in [*labels.FUNCTIONS, *labels.ALIASES]:
+        activations.build(name)
+
+
+def test_configurations_need_no_torch() -> None:
+    code = (
+        "import sys; import nsrelu_bench.config, nsrelu_bench.records, nsrelu_bench.sweep;"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
