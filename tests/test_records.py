@@ -1,0 +1,222 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import tiny
+
+from nsrelu_bench import records
+from nsrelu_bench.config import read_run, run_config
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records import (
+    COLUMNS,
+    RunWriter,
+    find_runs,
+    load,
+    mark,
+    read_status,
+    write_summary,
+)
+from nsrelu_bench.sweep import execute
+from nsrelu_bench.train import Epoch
+
+DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3}
+
+
+def make(study: Path, **settings: object) -> Path:
+    config = tiny(**settings)
+    list(execute(config, study / config.run_id))
+    return study / config.run_id
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with two completed runs and a diverged one."""
+    folder = tmp_path_factory.mktemp("results") / "study"
+    make(folder, act="relu")
+    make(folder, act="nsrelu(0.1)")
+    make(folder, **DIVERGING)
+    return folder
+
+
+def test_a_run_folder_has_the_files_of_the_design(study: Path) -> None:
+    folder = study / tiny().run_id
+    names = ("config.yaml", "env.json", "metrics.csv", "layers.csv", "timing.csv", "status.json")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert json.loads((folder / "env.json").read_text())["threads"] == 1
+
+
+def test_the_configuration_of_a_run_repeats_it(study: Path, tmp_path: Path) -> None:
+    folder = study / tiny().run_id
+    config = run_config(read_run(folder / "config.yaml"))
+    assert config == tiny()
+    list(execute(config, tmp_path / config.run_id))
+    for name in ("config.yaml", "metrics.csv", "layers.csv"):
+        assert (tmp_path / config.run_id / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_csv_files_just_work(study: Path) -> None:
+    folder = study / tiny().run_id
+    metrics = pd.read_csv(folder / "metrics.csv")
+    layers = pd.read_csv(folder / "layers.csv")
+    assert tuple(metrics.columns) == COLUMNS["metrics.csv"]
+    assert tuple(metrics.columns[:3]) == ("epoch", "step", "train_loss")
+    assert tuple(layers.columns) == COLUMNS["layers.csv"]
+    assert metrics["epoch"].tolist() == [0, 1, 2]
+    assert layers["layer"].tolist() == ["act1", "act2"] * 3
+    assert metrics["died_units"].isna().tolist() == [True, False, False]
+    assert metrics["zero_fraction"].between(0.05, 0.95).all()
+
+
+def test_every_float_reads_back_the_same(tmp_path: Path) -> None:
+    value = 0.1 + 0.2
+    row = {"epoch": 0, "step": 0, "train_loss": value, "val_loss": float("nan")}
+    with RunWriter(tmp_path / "run", tiny()) as writer:
+        writer.append(Epoch(row, [], {"epoch": 0}))
+    line = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1].split(",")
+    assert float(line[2]) == value
+    assert line[4] == ""
+
+
+def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
+    folder = study / tiny(**DIVERGING).run_id
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "diverged"
+    assert status.done
+    assert status.diverged_epoch == status.epoch
+    assert status.diverged_step
+    last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+    assert last.drop(["epoch", "step", "lr"]).isna().all()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\nthing"), KeyboardInterrupt(), GeneratorExit()])
+def test_a_run_that_is_broken_off_says_so(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), RunWriter(tmp_path / "run", tiny()):
+        raise error
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert not status.done
+    if isinstance(error, ValueError):
+        assert (status.state, status.error) == ("failed", "ValueError: bad thing")
+    else:
+        assert status.state == "interrupted"
+
+
+def test_a_run_that_is_broken_off_while_it_begins_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "environment", interrupt)
+    with pytest.raises(KeyboardInterrupt), RunWriter(tmp_path / "run", tiny()):
+        pass
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "layers.csv", "timing.csv"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = make(tmp_path)
+    status = read_status(folder)
+    assert status is not None
+    assert status.done
+    path = folder / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-5] if damage == "cut" else content[:-2] + b"9\n")
+    status = read_status(folder)
+    assert status is not None
+    assert (status.state, status.error) == ("failed", f"{name} is not as it was written")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "great"}', '{"state": 1, "x": 2}'])
+def test_a_status_that_can_not_be_read_is_a_failed_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state == "failed"
+    assert "status.json can't be read" in str(status.error)
+
+
+def test_where_no_run_has_been_there_is_no_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path / "none") is None
+
+
+def test_a_finished_run_is_not_marked_otherwise(study: Path, tmp_path: Path) -> None:
+    assert mark(study / tiny().run_id, "interrupted").state == "completed"
+    assert mark(tmp_path / "none", "failed", "killed").error == "killed"
+    assert not (tmp_path / "none").exists()
+
+
+def test_loading_gives_tidy_frames(study: Path) -> None:
+    results = load(study)
+    assert list(results.runs["act"]) == sorted(results.runs["act"])
+    assert results.runs.set_index("act")["leak"].isna().to_dict() == {
+        "nsrelu(0.1)": False,
+        "nsrelu(1)": False,
+        "relu": True,
+    }
+    assert {"act", "leak", "lr", "seed"} <= set(results.config_columns)
+    by_act = results.runs.set_index("act")
+    assert by_act.loc["nsrelu(1)", "state"] == "diverged"
+    assert pd.isna(by_act.loc["nsrelu(1)", "test_accuracy"])
+    assert by_act.loc["relu", "lr"] == 0.02
+    metrics = results.metrics
+    last = metrics[(metrics["run_id"] == by_act.loc["relu", "run_id"]) & (metrics["epoch"] == 2)]
+    assert last["test_accuracy"].item() == by_act.loc["relu", "test_accuracy"]
+    assert set(results.layers["layer"]) == {"act1", "act2"}
+
+
+def test_runs_that_are_not_done_are_listed_without_numbers(study: Path, tmp_path: Path) -> None:
+    make(tmp_path / "study")
+    with pytest.raises(KeyboardInterrupt), RunWriter(tmp_path / "study" / "b", tiny(seed=4)):
+        raise KeyboardInterrupt
+    results = load(tmp_path)
+    assert results.runs["state"].tolist() == ["interrupted", "completed"]
+    assert len(results.metrics["run_id"].unique()) == 1
+
+
+def test_a_run_with_a_damaged_configuration_is_listed_as_failed(tmp_path: Path) -> None:
+    folder = make(tmp_path / "study")
+    make(tmp_path / "study", seed=1)
+    (folder / "config.yaml").write_text("act: [")
+    assert load(tmp_path).runs["state"].tolist() == ["failed", "completed"]
+
+
+def test_one_run_a_study_and_all_studies_can_be_loaded(study: Path) -> None:
+    run = study / tiny().run_id
+    assert find_runs(run) == [run]
+    assert find_runs(study) == find_runs(study.parent)
+    assert len(load(run, study).runs) == 3  # a run that is named twice counts once
+
+
+def test_where_there_are_no_runs_it_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"no runs in '.*'; nsrelu-bench train makes one"):
+        load(tmp_path)
+
+
+def test_the_summary_is_derived_sorted_and_the_same_every_time(study: Path) -> None:
+    write_summary(study)
+    first = (study / "summary.csv").read_bytes()
+    write_summary(study)
+    assert (study / "summary.csv").read_bytes() == first
+    summary = pd.read_csv(study / "summary.csv")
+    assert len(summary) == 3
+    assert summary["run_id"].is_monotonic_increasing
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(BenchError, match="file/run: can't be written"),
+        RunWriter(tmp_path / "file" / "run", tiny()),
+    ):
+        pass

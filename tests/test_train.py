@@ -1,0 +1,189 @@
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, tiny
+
+from nsrelu_bench import models, train
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records import COLUMNS
+from nsrelu_bench.train import Epoch, run
+
+EVERY_KIND: list[dict[str, Any]] = [
+    {"act": "relu"},
+    {"act": "nsrelu(0.1)", "optimizer": "adamw", "weight_decay": 0.01},
+    {"act": "leaky_relu(0.1)", "model": "cnn", "dropout": 0.2, "batch_norm": True},
+    {"act": "nsrelu(1)", "schedule": "cosine", "init": "default", "dropout": 0.5},
+]
+
+
+def numbers(epochs: list[Epoch]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    return [(epoch.metrics, epoch.layers) for epoch in epochs]
+
+
+@pytest.mark.parametrize("settings", EVERY_KIND)
+def test_the_same_configuration_gives_the_same_bits_whatever_went_before(
+    settings: dict[str, Any],
+) -> None:
+    first = numbers(list(run(tiny(**settings))))
+    torch.rand(7)
+    list(run(tiny(seed=5)))
+    assert numbers(list(run(tiny(**settings)))) == first
+
+
+def test_the_same_configuration_gives_the_same_bits_in_another_process() -> None:
+    code = (
+        "from nsrelu_bench.config import RunConfig; from nsrelu_bench.train import run;"
+        f"print([e.metrics for e in run(RunConfig(**{TINY!r}))])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == str([epoch.metrics for epoch in run(tiny())])
+
+
+def test_training_leaves_the_process_as_it_was() -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    for _ in run(tiny(dropout=0.5, threads=2)):
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_num_threads() == threads
+
+
+def test_two_runs_at_a_time_do_not_disturb_each_other() -> None:
+    one, other = tiny(dropout=0.5), tiny(dropout=0.5, seed=1)
+    together = list(zip(run(one), run(other), strict=True))
+    assert numbers([pair[0] for pair in together]) == numbers(list(run(one)))
+    assert numbers([pair[1] for pair in together]) == numbers(list(run(other)))
+
+
+def test_a_run_begins_before_the_first_step_and_has_a_record_an_epoch() -> None:
+    config = tiny(epochs=3, batch_size=100)
+    epochs = list(run(config))
+    assert [epoch.metrics["epoch"] for epoch in epochs] == [0, 1, 2, 3]
+    assert [epoch.metrics["step"] for epoch in epochs] == [0, 13, 26, 39]
+    assert [row["layer"] for row in epochs[0].layers] == ["act1", "act2"]
+
+
+def test_every_column_of_the_files_is_given() -> None:
+    epoch = list(run(tiny()))[-1]
+    assert set(epoch.metrics) >= set(COLUMNS["metrics.csv"])
+    assert set(epoch.layers[0]) == set(COLUMNS["layers.csv"])
+    assert set(epoch.timing) == set(COLUMNS["timing.csv"])
+    assert all(epoch.metrics[name] is not None for name in COLUMNS["metrics.csv"])
+
+
+def test_training_learns() -> None:
+    first, *_, last = run(tiny(epochs=5, width=32))
+    assert first.metrics["test_accuracy"] < 0.3
+    assert last.metrics["test_accuracy"] > 0.85
+    assert last.metrics["train_loss"] < first.metrics["train_loss"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_activations_with_one_seed_see_the_same_weights_and_batches(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    step = train._train_step
+
+    def recording(model: Any, optimizer: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
+        seen[act].append(inputs.clone())
+        return step(model, optimizer, inputs, labels)
+
+    monkeypatch.setattr(train, "_train_step", recording)
+    start = {}
+    for act in ("relu", "nsrelu(0.1)"):
+        seen[act] = []
+        start[act] = next(iter(epochs := list(run(tiny(act=act, seed=seed))))).metrics
+        assert len(epochs) == 3
+    assert start["relu"]["train_loss"] == start["nsrelu(0.1)"]["train_loss"]
+    assert len(seen["relu"]) == 40
+    assert all(map(torch.equal, seen["relu"], seen["nsrelu(0.1)"]))
+
+
+def test_every_epoch_sees_every_example_once_in_a_new_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders = []
+    batches = train._batches
+
+    def recording(split: Any, batch_size: int, order: torch.Generator) -> Any:
+        cut = list(batches(split, batch_size, order))
+        orders.append(torch.cat([images for images, _ in cut]).flatten(1))
+        return cut
+
+    monkeypatch.setattr(train, "_batches", recording)
+    list(run(tiny()))
+    first, second = (sorted(map(tuple, order.tolist())) for order in orders)
+    assert first == second
+    assert not torch.equal(orders[0], orders[1])
+
+
+def test_the_implementations_of_nsrelu_train_to_the_same_bits() -> None:
+    finals = [list(run(tiny(impl=impl)))[-1].metrics for impl in ("native", "detach", "function")]
+    assert finals[0] == finals[1] == finals[2]
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    constant = [epoch.metrics["lr"] for epoch in run(tiny(lr=0.1))]
+    cosine = [epoch.metrics["lr"] for epoch in run(tiny(lr=0.1, schedule="cosine"))]
+    assert constant == [0.1, 0.1, 0.1]
+    assert cosine[0] == 0.1
+    assert cosine[1] == pytest.approx(0.1 * (1 + torch.pi * 0 + 0.0785) / 2, rel=0.01)
+    assert 0 < cosine[2] < 0.001
+
+
+DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
+
+
+def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
+    *_, last = epochs = list(run(tiny(**DIVERGING)))
+    assert last.diverged_step is not None
+    assert 0 < last.diverged_step <= last.metrics["step"]
+    assert len(epochs) - 1 == last.metrics["epoch"] <= 3
+    assert set(last.metrics) == {"epoch", "step", "lr"}
+    assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * 2
+    assert all(epoch.diverged_step is None for epoch in epochs[:-1])
+
+
+def test_the_step_of_divergence_is_the_first_whose_loss_is_not_finite() -> None:
+    model = torch.nn.Linear(2, 2)
+    losses = [torch.tensor(x) for x in (1.0, 2.0, float("nan"), float("inf"))]
+    assert train._first_non_finite(model, losses, 14) == 13
+    assert train._first_non_finite(model, losses[:2], 12) is None
+    with torch.no_grad():
+        model.weight[0, 0] = float("inf")
+    assert train._first_non_finite(model, losses[:2], 12) == 12
+
+
+def test_logits_that_are_not_finite_have_no_accuracy() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 10), torch.nan)
+
+    data = train.load_dataset(tiny())
+    assert train._evaluate(Broken(), data, data.test) == (None, None)
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BenchError, match="device: 'cuda' can't be used here") as error:
+        list(run(tiny(device="cuda")))
+    assert "\n" not in str(error.value)
+
+
+def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def remember(config: RunConfig, *rest: Any) -> torch.nn.Module:
+        built.append(models.build_model(config, *rest))
+        return built[-1]
+
+    monkeypatch.setattr(train, "build_model", remember)
+    next(run(tiny(model="cnn")))
+    weight = built[0].get_submodule("conv2").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
