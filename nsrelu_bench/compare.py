@@ -1,0 +1,847 @@
+"""Is one activation better than another, and is that more than noise? Statistics over seeds.
+
+The pure functions come first (`t_half_width`, `sign_flip_p`, `holm`, `cohen_dz`), then `compare`,
+which applies them to the runs of a study, then `verdicts` and `notes`, which say the result in
+words, then `format_table`.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy import stats
+
+from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
+
+Array = npt.NDArray[np.float64]
+
+#: Below this a p value counts as a difference shown.
+ALPHA = 0.05
+
+#: Sign flips drawn where there are more than this many; up to 13 pairs all 2^n are enumerated.
+MAX_FLIPS = 9_999
+
+#: What is measured by default, and what the verdicts speak of.
+TABLE_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction", "grad_norm")
+VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
+
+#: The states that are told apart; running and interrupted are both unfinished.
+STATES = ("completed", "diverged", "failed", "unfinished")
+
+#: Columns of a run that are neither configuration nor metric.
+RUN_COLUMNS = (
+    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
+    *("section", "shared", "line", "setting", "group"),
+)
+
+#: Settings of the activation, all but `impl` told by its label `act`; and settings that don't
+#: decide a run's numbers.
+ACT_COLUMNS = ("act", "leak", "backward", "impl")
+NEUTRAL_COLUMNS = ("data_dir",)
+
+#: The order of activations everywhere; others follow by name, each by its leak.
+FAMILIES = ("relu", "leaky_relu", "nsrelu")
+
+#: The settings that a heading tells where all runs share them.
+HEADING = (
+    *("dataset", "model", "train_size", "depth", "width", "epochs", "batch_size"),
+    *("optimizer", "lr", "schedule"),
+)
+
+#: Names of metrics for people: in figures, and short in tables.
+LABELS = {
+    "train_loss": "train loss",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+    "zero_fraction": "zeros after activation",
+    "negative_fraction": "inputs <= 0",
+    "grad_norm": "gradient norm",
+    "pre_grad_norm": "gradient norm before activation",
+    "zero_grad_units": "units with zero gradient",
+    "died_units": "units that died",
+    "diverged_fraction": "runs that diverged",
+    "surrogate_cosine": "cosine to true gradient",
+}
+SHORT_LABELS = {
+    "test_accuracy": "accuracy",
+    "zero_fraction": "zeros",
+    "dead_fraction": "dead",
+    "grad_norm": "grad norm",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        rows: One row a group and metric. `section`, `group`, `act`, the settings that vary;
+            `runs`, and how many of them are `completed`, `diverged`, `failed`, `unfinished`;
+            `metric`, `n`, `mean`, `sd`, `low`, `high` over the completed runs that have the
+            metric; and against the baseline, over the `pairs` of runs with the same seed:
+            `baseline_mean`, `diff`, `diff_low`, `diff_high`, `p`, `p_holm`, `d_z`. NaN where
+            there is no value.
+        metrics: The metrics, in the order asked for.
+        baseline: The label of the baseline; there may be no run of it.
+        confidence: The coverage of the intervals.
+        shared: For each section, the settings that its runs have in common.
+        tuned: The settings that were chosen by validation accuracy.
+    """
+
+    rows: pd.DataFrame
+    metrics: tuple[str, ...]
+    baseline: str
+    confidence: float
+    shared: dict[str, str]
+    tuned: tuple[str, ...] = ()
+
+    @property
+    def tests(self) -> int:
+        """How many p values Holm's adjustment is over."""
+        return int(self.rows["p"].notna().sum())
+
+
+# Statistics: arrays in, arrays out.
+
+
+def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
+    """Return the half-width of the t interval of a mean, NaN where n < 2.
+
+    `sd` (K,) is the sample standard deviation (n - 1) of `n` (K,) values.
+
+    Source: Student 1908; with five values it covers 95 %, where a percentile bootstrap covers 83 %.
+    """
+    n = np.where(np.asarray(n) > 1, n, np.nan)
+    quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
+    return np.asarray(quantile * sd / np.sqrt(n), dtype=float)
+
+
+def sign_flip_p(differences: Array) -> Array:
+    """Return the two-sided sign-flip permutation p of paired differences (K, n), as (K,).
+
+    Exact up to 13 pairs: all 2^n signs, so p is at least 2 / 2^n; NaN for a single pair. With
+    more pairs 9,999 flips are drawn with a fixed seed. Means that differ by less than one part
+    in 10^9 of the largest difference tie: accuracies are multiples of 1/N, and rounding must not
+    break their ties.
+
+    Source: Fisher 1935, section 21; `scipy.stats.permutation_test`.
+    """
+    count, n = differences.shape
+    if n < 2:
+        return np.full(count, np.nan)
+    largest = np.abs(differences).max(axis=1, keepdims=True)
+    scaled = differences / np.where(largest > 0, largest, 1)
+
+    def mean(values: Array, axis: int = -1) -> Array:
+        return np.asarray(values.mean(axis=axis)).round(9)
+
+    result = stats.permutation_test(
+        (scaled,),
+        mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=MAX_FLIPS,
+        batch=max(1, 2_000_000 // scaled.size),
+        axis=-1,
+        rng=np.random.default_rng(0),
+    )
+    return np.asarray(result.pvalue, dtype=float)
+
+
+def holm(p: Array) -> Array:
+    """Return the p values (K,) adjusted for their number; NaN are left out and stay NaN.
+
+    Source: Holm 1979, section 3.
+    """
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full_like(p, np.nan)
+    order = np.argsort(p)[: np.isfinite(p).sum()]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
+def cohen_dz(mean: Array, sd: Array) -> Array:
+    """Return the effect size of paired differences, mean / sd (K,); NaN where they don't vary.
+
+    Source: Cohen 1988, section 2.3.5 (d_z); Lakens 2013, equation 6.
+    """
+    varies = sd > 1e-9 * np.abs(mean)
+    return np.asarray(np.where(varies, mean / np.where(varies, sd, 1), np.nan))
+
+
+def summarise(frame: pd.DataFrame, keys: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
+    """Return n, mean, sd, low and high of the column `value` for each combination of `keys`.
+
+    Rows without a finite value don't count. The keys are the index, in their order of appearance.
+    """
+    finite = frame[np.isfinite(frame["value"])]
+    grouped = finite.groupby(list(keys), sort=False)["value"]
+    table: pd.DataFrame = grouped.agg(["count", "mean", "std"])
+    table = table.rename(columns={"count": "n", "std": "sd"})
+    half = t_half_width(table["sd"].to_numpy(), table["n"].to_numpy(), confidence)
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
+
+
+# Runs and groups.
+
+
+def parse_act(label: str) -> tuple[str, float | None]:
+    """Split an activation's label: ``nsrelu(0.1)`` is ("nsrelu", 0.1), ``relu`` ("relu", None)."""
+    match = re.fullmatch(r"([^()/]+)\(([^()/,]+)\)", label)
+    number = _as_number(match[2]) if match else None
+    return (match[1], number) if match and number is not None else (label, None)
+
+
+def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
+    """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
+
+    Values compare as numbers where they are numbers; ``act=nsrelu`` takes every leak. A condition
+    on the activation keeps the runs of the activation `keep`, so that a baseline stays.
+
+    Raises:
+        UsageError: A condition can't be read, names no column, or nothing is left.
+    """
+    chosen = runs
+    for condition in where:
+        column, equals, values = condition.partition("=")
+        column = column.strip()
+        if not equals:
+            raise UsageError(f"where must be column=value, got {condition!r}")
+        if column not in runs:
+            raise unknown(column, map(str, runs.columns), "column")
+        texts = [text.strip() for text in values.split(",")]
+        meets = pd.Series(False, index=chosen.index)
+        for text in texts:
+            meets |= _matches(chosen[column], text)
+        left = chosen[meets | ((chosen["act"] == keep) & (column in ACT_COLUMNS))]
+        if not meets.any():
+            there = ", ".join(sorted({format_setting(value) for value in chosen[column]})[:20])
+            raise UsageError(f"no run has {condition}; {column} is one of: {there}")
+        chosen = left
+    return chosen
+
+
+def name_groups(
+    runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Name the group of each run: runs that differ in nothing but the seed.
+
+    Returns the runs, each once, in an order that doesn't depend on theirs, with five more
+    columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
+    have in common; `line`, the activation, and its implementation where it has several;
+    `setting`, those other settings that vary within the section ("lr=0.2"); and `group`, line
+    and setting.
+
+    Raises:
+        BenchError: Two runs of a group have the same seed.
+    """
+    frame = unique_runs(runs)
+    others = _settings(frame, config_columns)
+    parts = []
+    for _, part in frame.groupby(list(by), dropna=False) if by else [((), frame)]:
+        varying = [c for c in varying_settings(part, config_columns) if c not in by]
+        shared = [c for c in HEADING if c in others and c not in by]
+        named = part.assign(
+            section=_describe(part.iloc[0], by),
+            shared=_describe(part.iloc[0], [c for c in shared if c not in varying]),
+            line=_lines(part),
+            setting=join_settings(part, varying),
+        )
+        named["group"] = (named["line"] + " " + named["setting"]).str.strip()
+        parts.append(_in_order(named, varying))
+    result = pd.concat(parts, ignore_index=True)
+    doubles = result[result.duplicated(["section", "group", "seed"], keep=False)]
+    if not doubles.empty:
+        first, second = doubles.sort_values(["section", "group", "seed"])["run_id"].head(2)
+        raise BenchError(
+            f"runs {first} and {second} have the same settings and seed, but are not the same run;"
+            " compare one study at a time, or remove one of them"
+        )
+    return result
+
+
+def compare(
+    runs: pd.DataFrame,
+    config_columns: Sequence[str],
+    *,
+    baseline: str = "relu",
+    metrics: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+    tune: Sequence[str] = (),
+    sort: str | None = None,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compare each group of runs with the baseline of the same settings, paired by seed.
+
+    Args:
+        runs: One row a run: `run_id`, `state`, the configuration, the final metrics.
+        config_columns: The columns of `runs` that are configuration.
+        baseline: An activation's label, or its bare name where it has one leak only.
+        metrics: Columns of `runs`. A table shows the difference in `test_accuracy`, or in the
+            first of them.
+        by: The settings whose combinations have a table each; the data set and the model.
+        where: Conditions as in `select`; the baseline always stays.
+        tune: Settings to choose for each activation. The one with the smallest share of diverged
+            runs wins (a mean over survivors flatters), among equals the one with the best mean
+            validation accuracy over its completed runs; the test set has no say.
+        sort: A metric, the largest mean first, or a setting. By settings, then by activation.
+        confidence: The coverage of the intervals.
+
+    Raises:
+        UsageError: A column, condition or label makes no sense.
+        BenchError: There is nothing to compare, or two runs of a group have the same seed.
+    """
+    if runs.empty:
+        raise BenchError("no runs to compare")
+    settings = _settings(runs, config_columns)
+    by = [c for c in ("dataset", "model") if c in settings] if by is None else by
+    for column in (*by, *tune):
+        lookup(dict.fromkeys(settings), column, "setting")
+    metrics = _choose_metrics(runs, config_columns, metrics)
+    label = _find_baseline(runs, baseline)
+
+    frame = name_groups(select(runs, where, keep=label), config_columns, by)
+    same = [c for c in settings if c not in tune]
+    if tune:
+        frame = _keep_best(frame, tune, same)
+    frame["pair"] = frame.groupby(same, dropna=False).ngroup() if same else 0
+    vary = varying_settings(frame, config_columns)
+    shown = [c for c in settings if c in (*by, *tune, *vary)]
+
+    values = _final_values(frame, metrics)
+    rows = _count_states(frame, shown).merge(pd.DataFrame({"metric": metrics}), how="cross")
+    for table in (summarise(values, KEYS, confidence), _paired(values, label, confidence)):
+        rows = rows.merge(table.reset_index(), how="left", on=KEYS)
+    rows["p_holm"] = holm(rows["p"].to_numpy(dtype=float))
+    rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
+    shared = dict(zip(frame["section"], frame["shared"], strict=True))
+    return Comparison(
+        _sort(rows, sort), tuple(metrics), label, confidence, shared=shared, tuned=tuple(tune)
+    )
+
+
+KEYS = ["section", "group", "metric"]
+
+
+def _final_values(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return the finite final metrics of the completed runs, one a row."""
+    done = frame[frame["state"] == "completed"]
+    keep = ["section", "group", "act", "pair", "seed"]
+    values: pd.DataFrame = done.melt(id_vars=keep, value_vars=list(metrics), var_name="metric")
+    values["value"] = pd.to_numeric(values["value"], errors="coerce").astype(float)
+    finite: pd.DataFrame = values[np.isfinite(values["value"])]
+    return finite
+
+
+def _paired(values: pd.DataFrame, baseline: str, confidence: float) -> pd.DataFrame:
+    """Compare with the runs of the baseline that have the same settings and seed."""
+    pair = ["pair", "seed", "metric"]
+    base = values[values["act"] == baseline].drop_duplicates(pair)
+    base = base[[*pair, "value", "group"]].rename(columns={"group": "baseline_group"})
+    pairs = values[values["act"] != baseline].merge(base, on=pair, suffixes=("", "_base"))
+    pairs["value"] -= pairs["value_base"]
+
+    names = {"n": "pairs", "mean": "diff", "sd": "diff_sd", "low": "diff_low", "high": "diff_high"}
+    table = summarise(pairs, KEYS, confidence).rename(columns=names)
+    grouped = pairs.groupby(KEYS, sort=False)
+    table["baseline_group"] = grouped["baseline_group"].first()
+    table["baseline_mean"] = grouped["value_base"].mean()
+    table["d_z"] = cohen_dz(table["diff"].to_numpy(), table["diff_sd"].to_numpy())
+    table["p"] = np.nan
+    for index in table.groupby("pairs").groups.values():
+        differences = grouped["value"].agg(list)[index]
+        table.loc[index, "p"] = sign_flip_p(np.array(differences.tolist()))
+    return table
+
+
+def _count_states(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Return one row a group: its names, its settings, and its runs by state."""
+    key = ["section", "group"]
+    states = frame["state"].where(frame["state"].isin(STATES), "unfinished")
+    counts = pd.crosstab([frame["section"], frame["group"]], states)
+    counts = counts.reindex(columns=list(STATES), fill_value=0).rename_axis(columns=None)
+    counts.insert(0, "runs", counts.sum(axis=1))
+    heads = frame.drop_duplicates(key)[[*key, "act", *settings]]
+    return heads.merge(counts.reset_index(), on=key)
+
+
+def _keep_best(frame: pd.DataFrame, tune: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+    """Keep, for each activation, the runs with the best values of the settings `tune`."""
+    if "val_accuracy" not in frame:
+        raise BenchError(f"tune {', '.join(tune)}: the runs have no val_accuracy to choose by")
+    key = ["section", "group"]
+    completed, diverged = frame["state"] == "completed", frame["state"] == "diverged"
+    accuracy = pd.to_numeric(frame["val_accuracy"], errors="coerce").astype(float)
+    scores = frame[key].assign(
+        diverged=diverged.astype(float).where(completed | diverged),
+        accuracy=accuracy.where(completed),
+    )
+    # Rounded, so that equal means tie. A tie goes to the first, the smallest value.
+    means = scores.groupby(key, sort=False).mean().round(9).reset_index()
+    groups = frame.drop_duplicates(key)[[*key, "line", *others]].merge(means, on=key)
+    ranked = groups.sort_values(["diverged", "accuracy"], ascending=[True, False], kind="stable")
+    best = ranked.drop_duplicates(["section", "line", *others])
+    return frame.merge(best[key], on=key)
+
+
+def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
+    """Order the groups of each section by a metric, falling, or by a setting, rising."""
+    if column is None:
+        return rows
+    key = ["section", "group"]
+    heads = rows.drop_duplicates(key)
+    metrics, settings = rows["metric"].unique(), heads.columns[2 : heads.columns.get_loc("runs")]
+    lookup(dict.fromkeys([*metrics, *settings]), column, "column to sort by")
+    if column in metrics:
+        heads = rows[rows["metric"] == column]
+    values = -heads["mean"] if column in metrics else heads[column]
+    places = pd.factorize(heads["section"])[0]
+    ranks = [(place, _rank(value)) for place, value in zip(places, values, strict=True)]
+    order = sorted(range(len(heads)), key=ranks.__getitem__)
+    return heads[key].iloc[order].merge(rows, on=key)
+
+
+def varying_settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
+    """Return the settings, beside the activation and the seed, that the runs don't share."""
+    return [c for c in _settings(runs, config_columns) if _varies(runs[c])]
+
+
+def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
+    """Return the configuration beside the activation and the seed."""
+    apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, "seed"}
+    return [c for c in config_columns if c in runs and c not in apart]
+
+
+def _choose_metrics(
+    runs: pd.DataFrame, config_columns: Sequence[str], metrics: Sequence[str] | None
+) -> list[str]:
+    there = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
+    for metric in metrics or ():
+        lookup(dict.fromkeys(there), metric, "metric")
+    chosen = list(dict.fromkeys(metrics or [m for m in TABLE_METRICS if m in there]))
+    if not chosen:
+        raise BenchError("the runs have no metrics to compare")
+    return chosen
+
+
+def _find_baseline(runs: pd.DataFrame, baseline: str) -> str:
+    """Return the baseline's full label; that of the default need not be there."""
+    labels = sorted(set(runs["act"]))
+    fits = [label for label in labels if _same_act(label, baseline)]
+    if len(fits) > 1:
+        raise UsageError(f"baseline {baseline!r} is one of several: {', '.join(fits)}")
+    if not fits and baseline != "relu":
+        raise unknown(baseline, labels, "baseline")
+    return fits[0] if fits else baseline
+
+
+def unique_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return each run once: one that stands in two studies has the same numbers in both."""
+    rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
+    order = rank.fillna(len(STATES)).sort_values(kind="stable").index
+    return runs.loc[order].drop_duplicates("run_id")
+
+
+def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Sort by settings, then by activation, implementation and seed."""
+    columns = [map(_rank, runs[c]) for c in settings]
+    names = (map(act_order, runs["act"]), runs["line"], runs["seed"], runs["run_id"])
+    ranks = list(zip(*columns, *names, strict=True))
+    return runs.iloc[sorted(range(len(runs)), key=ranks.__getitem__)]
+
+
+def _varies(values: "pd.Series[Any]") -> bool:
+    return len(values.unique()) > 1
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    """Order numbers before texts before nothing."""
+    if pd.isna(value):
+        return 2, 0.0, ""
+    return (0, float(value), "") if isinstance(value, Real) else (1, 0.0, str(value))
+
+
+def act_order(label: str) -> tuple[int, str, float]:
+    """Order activations: relu, leaky_relu, nsrelu, others, each by its leak."""
+    family, leak = parse_act(label)
+    place = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    return place, family, leak or 0.0
+
+
+def format_setting(value: Any) -> str:
+    """Write a setting as a config would: 0.1, 64, true; nothing as nothing."""
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    return f"{value:.12g}" if isinstance(value, Real) else str(value)
+
+
+def _lines(runs: pd.DataFrame) -> "pd.Series[str]":
+    """Name each run's activation, and its implementation where the activation has several."""
+    if "impl" not in runs:
+        return runs["act"]
+    several = runs.groupby("act")["impl"].transform("nunique") > 1
+    return runs["act"].where(~several, runs["act"] + " impl=" + runs["impl"].astype(str))
+
+
+def join_settings(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Write each run's settings as "lr=0.2 width=64", leaving out those that it has not."""
+    texts = [[f"{c}={format_setting(v)}" * (not pd.isna(v)) for v in runs[c]] for c in columns]
+    return [" ".join(filter(None, row)) for row in zip(*texts, strict=True)] or [""] * len(runs)
+
+
+def _describe(run: "pd.Series[Any]", columns: Sequence[str]) -> str:
+    """Write settings as a heading: "mnist5k, mlp, width 128", leaving out those not used."""
+    texts = ((c, format_setting(run[c])) for c in columns)
+    bare = ("dataset", "model", "optimizer")
+    return ", ".join(text if c in bare else f"{c} {text}" for c, text in texts if text)
+
+
+def _matches(values: "pd.Series[Any]", text: str) -> "pd.Series[bool]":
+    if values.name == "act":
+        return values.map(lambda label: _same_act(label, text))
+    number = _as_number(text)
+    if number is not None:
+        return pd.to_numeric(values, errors="coerce") == number
+    return values.map(format_setting).str.lower() == text.lower()
+
+
+def _same_act(label: str, wanted: str) -> bool:
+    """Tell whether a label is the wanted one, or one of the wanted family."""
+    family, leak = parse_act(wanted)
+    return label == wanted or parse_act(label) == (family, leak) or label.startswith(f"{wanted}(")
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+# In words.
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """Say for each group how it differs from the baseline; the words follow from the numbers."""
+    wanted = [m for m in VERDICT_METRICS if m in comparison.metrics] or list(comparison.metrics)
+    rows = comparison.rows
+    rows = rows[rows["metric"].isin(wanted) & (rows["act"] != comparison.baseline)]
+    several = _varies(comparison.rows["section"])
+    lines = []
+    for (section, group), part in rows.groupby(["section", "group"], sort=False):
+        first = part.iloc[0]
+        names = part["baseline_group"].dropna()
+        name = f"{group} vs {names.iloc[0] if len(names) else comparison.baseline}"
+        clauses = [_clause(row) for _, row in part.iterrows() if row["pairs"] > 0]
+        if not first["completed"]:
+            clauses = ["no completed run"]
+        elif not clauses:
+            clauses = ["no completed run with the same settings and seed to pair with"]
+        if first["diverged"]:
+            clauses.append(f"{first['diverged']} of {first['runs']} runs diverged")
+        lines.append(f"{section}: " * several + f"{name}: " + "; ".join(clauses))
+    return lines
+
+
+def _clause(row: "pd.Series[Any]") -> str:
+    """Say one metric: "accuracy +0.1 pp [-0.2, 0.4], p = 0.5: no difference shown"."""
+    metric, diff = row["metric"], row["diff"]
+    half = row["diff_high"] - diff
+    if metric.endswith("accuracy"):
+        places = _places([half * 100])
+        text = f"{_fixed(diff * 100, places, '+')} pp"
+        if row["pairs"] > 1:
+            ends = (_fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
+            text += f" [{', '.join(ends)}]"
+    else:
+        before, after = row["baseline_mean"], row["baseline_mean"] + diff
+        text = f"{_plain(metric, before)} -> {_plain(metric, after)}"
+    name = "dead units" if metric == "dead_fraction" else SHORT_LABELS.get(metric, label(metric))
+    if row["pairs"] < 2:
+        return f"{name} {text}: one pair, no test"
+    word = judge(diff, row["p"], row["p_holm"], row["pairs"])
+    return f"{name} {text}, p = {_p(row['p'])}: {word}"
+
+
+def judge(diff: float, p: float, p_holm: float, pairs: int) -> str:
+    """Say what a paired difference shows.
+
+    "no difference shown" says that noise would do, not that the two are equal.
+    """
+    if p >= ALPHA:
+        return "no difference shown" if least_p(pairs) < ALPHA else "too few seeds to tell"
+    word = "higher" if diff > 0 else "lower"
+    return word if p_holm < ALPHA else f"{word} (Holm p {_p(p_holm)})"
+
+
+def least_p(pairs: int) -> float:
+    """Return the smallest two-sided p that a sign-flip test of so many pairs can have."""
+    return min(1.0, 2.0 / 2.0**pairs)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Say what the numbers of a table rest on: its foot."""
+    rows = comparison.rows
+    groups = rows.drop_duplicates(["section", "group"])
+    left_out = [f"{groups[state].sum()} {state}" for state in STATES[1:] if groups[state].sum()]
+    lines = [
+        f"Mean ± half-width of the {comparison.confidence:.0%} t interval, over "
+        f"{groups['completed'].sum()} of {groups['runs'].sum()} runs"
+        + (f"; left out: {', '.join(left_out)}." if left_out else ", all completed.")
+    ]
+    gaps = rows[rows["n"] < rows["completed"]].groupby("metric", sort=False)
+    lines += [
+        f"{metric}: {part['n'].sum()} of the {part['completed'].sum()} completed runs of "
+        f"{len(part)} groups have a value."
+        for metric, part in gaps
+    ]
+    if comparison.tuned:
+        lines.append(
+            f"{', '.join(comparison.tuned)}: for each activation the one with the fewest diverged "
+            "runs, then the best mean validation accuracy; the test set had no say."
+        )
+    tested = rows[rows["p"].notna()]
+    if tested.empty:
+        one = "one pair each, so no interval and no test" if rows["pairs"].any() else "none to pair"
+        return [*lines, f"vs {comparison.baseline}: paired by settings and seed; {one}."]
+    lines.append(
+        f"vs {comparison.baseline}: paired by seed; p by exact sign flips, two-sided; * where it "
+        f"stays below {ALPHA} after Holm's adjustment over {comparison.tests} tests."
+    )
+    fewest, most = int(tested["pairs"].min()), int(tested["pairs"].max())
+    if least_p(fewest) > ALPHA:
+        lines.append(f"With {fewest} pairs p can't go below 2/2^{fewest} = {least_p(fewest):.3g}.")
+    if least_p(most) * comparison.tests > ALPHA:
+        needed = math.ceil(math.log2(2 * comparison.tests / ALPHA))
+        lines.append(f"{comparison.tests} tests need {needed} pairs for a * to be possible.")
+    return lines
+
+
+def label(metric: str) -> str:
+    """Name a metric for people."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def is_percent(metric: str) -> bool:
+    """Tell whether a metric is a fraction that people read in percent."""
+    return metric.endswith(("accuracy", "fraction"))
+
+
+# As text.
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as texts: the first column names the rows."""
+
+    heading: str
+    header: list[str]
+    rows: list[list[str]]
+
+    @property
+    def widths(self) -> list[int]:
+        """The width of each column in characters; cells may have several lines."""
+        columns = zip(self.header, *self.rows, strict=True)
+        return [max(map(len, "\n".join(column).split("\n"))) for column in columns]
+
+
+def format_table(comparison: Comparison, fmt: str = "table", width: int | None = None) -> str:
+    """Return the comparison as text: ``table``, ``csv``, ``json``, ``md`` or ``latex``.
+
+    `width` is that of the terminal, into which a table is fitted; None is for a pipe, and cuts
+    nothing. csv is `Comparison.rows` alone; latex needs the package booktabs.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    return lookup(FORMATS, fmt, "format")(comparison, width)
+
+
+def _sheets(comparison: Comparison) -> list[Sheet]:
+    rows, metrics = comparison.rows, comparison.metrics
+    main = "test_accuracy" if "test_accuracy" in metrics else metrics[0]
+    states = [s for s in STATES[2:] if rows[s].any()]
+    header = ["activation", "runs", "diverged", *states, *map(_column_name, metrics)]
+    unit = (" pp" if is_percent(main) else "") if len(metrics) > 1 else ""
+    paired = rows["pairs"].any()
+    header += [f"vs {comparison.baseline}{unit}", "p"] if paired else []
+    sheets = []
+    for section, part in rows.groupby("section", sort=False):
+        columns = {m: _intervals(g, str(m), "mean") for m, g in part.groupby("metric", sort=False)}
+        chosen = part[part["metric"] == main]
+        lines = []
+        differences = _intervals(chosen, main, "diff")
+        for i, (_, row) in enumerate(chosen.iterrows()):
+            line = [row["group"], *(str(row[s]) for s in ("runs", "diverged", *states))]
+            line += [columns[metric][i] for metric in metrics]
+            star = "*" if row["p_holm"] < ALPHA else ""
+            line += [differences[i], _p(row["p"]) + star] if paired else []
+            lines.append(line)
+        heading = ", ".join(filter(None, [str(section), comparison.shared[str(section)]]))
+        sheets.append(Sheet(heading, header, lines))
+    return sheets
+
+
+def _column_name(metric: str) -> str:
+    return SHORT_LABELS.get(metric, label(metric)) + " %" * is_percent(metric)
+
+
+def _intervals(rows: pd.DataFrame, metric: str, column: str) -> list[str]:
+    """Write a column as "93.1 ± 0.3", with as many places as its half-widths ask for."""
+    scale, sign = (100 if is_percent(metric) else 1), ("+" if column == "diff" else "")
+    high = rows["high" if column == "mean" else "diff_high"]
+    halves = (high - rows[column]) * scale
+    common = _places(halves)
+    texts = []
+    for value, half in zip(rows[column] * scale, halves, strict=True):
+        places = common if is_percent(metric) else _two_digits(value, half)
+        if math.isnan(value):
+            texts.append("-")
+        elif places is None:
+            texts.append(f"{value:{sign}.3g}" + (f" ± {half:.2g}" if half >= 0 else ""))
+        else:
+            error = f" ± {_fixed(half, places)}" if half >= 0 else ""
+            texts.append(_fixed(value, places, sign) + error)
+    return texts
+
+
+def _two_digits(value: float, half: float) -> int | None:
+    """Return how many places show two digits of a half-width; None if that is no way to write."""
+    if not half > 0 or not 1e-3 <= abs(value) < 1e5:
+        return None
+    return max(1 - math.floor(math.log10(half)), 0)
+
+
+def _places(halves: Iterable[float]) -> int:
+    """Return how many decimal places show the middle one of the half-widths, at least one."""
+    positive = sorted(half for half in halves if half > 0)
+    return min(max(math.ceil(-math.log10(positive[len(positive) // 2])), 1), 4) if positive else 1
+
+
+def _fixed(value: float, places: int, sign: str = "") -> str:
+    return f"{round(value, places) + 0.0:{sign}.{places}f}"
+
+
+def _plain(metric: str, value: float) -> str:
+    return f"{_fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
+
+
+def _p(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.2g}"
+
+
+def _text(comparison: Comparison, width: int | None) -> str:
+    """Tables, foot and verdicts; fitted to a terminal of that width."""
+    sheets = _sheets(comparison)
+    below = "\n".join([*notes(comparison), "", *verdicts(comparison)]).strip()
+    if width is None:
+        return "\n\n".join([*map(_aligned, sheets), below]) + "\n"
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    with console.capture() as capture:
+        for sheet in sheets:
+            console.print(Text(sheet.heading), _fitted(sheet, width), "", sep="\n")
+        console.print(Text(below))
+    return capture.get()
+
+
+def _fitted(sheet: Sheet, width: int) -> Table:
+    """Make a table that a terminal shows, the closer set the less room there is."""
+    close = Sheet(
+        sheet.heading,
+        [name.replace("diverged", "div.").replace(" ", "\n") for name in sheet.header],
+        [[cell.replace(" ± ", "±") for cell in row] for row in sheet.rows],
+    )
+    # Where nothing fits, cells break, and break at the blanks that the wide form has.
+    last = Sheet(sheet.heading, close.header, sheet.rows)
+    for form, gap in ((sheet, 2), (sheet, 1), (close, 1), (last, 1)):
+        if sum(form.widths) + gap * (len(form.header) - 1) <= width:
+            break
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+    table.padding = (0, gap - 1, 0, 0)
+    for i, name in enumerate(form.header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for row in form.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _aligned(sheet: Sheet) -> str:
+    """Align the columns with blanks, the first to the left, the others to the right."""
+    first, *others = sheet.widths
+    texts = [sheet.heading] if sheet.heading else []
+    for name, *cells in (sheet.header, *sheet.rows):
+        aligned = (cell.rjust(w) for cell, w in zip(cells, others, strict=True))
+        texts.append("  ".join([name.ljust(first), *aligned]))
+    return "\n".join(texts)
+
+
+def _csv(comparison: Comparison, _: int | None) -> str:
+    return comparison.rows.to_csv(index=False, lineterminator="\n")
+
+
+def _json(comparison: Comparison, _: int | None) -> str:
+    rows = comparison.rows.to_json(orient="records", double_precision=15)
+    content = {
+        "baseline": comparison.baseline,
+        "metrics": comparison.metrics,
+        "confidence": comparison.confidence,
+        "tuned": comparison.tuned,
+        "rows": json.loads(rows),
+        "notes": notes(comparison),
+        "verdicts": verdicts(comparison),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _markdown(comparison: Comparison, _: int | None) -> str:
+    blocks = []
+    for sheet in _sheets(comparison):
+        rule = ["---", *["---:"] * (len(sheet.header) - 1)]
+        lines = [" | ".join(row) for row in (sheet.header, rule, *sheet.rows)]
+        blocks += [f"**{sheet.heading}**" * bool(sheet.heading)]
+        blocks += ["\n".join(f"| {line} |" for line in lines)]
+    for lines in (notes(comparison), verdicts(comparison)):
+        blocks += ["\n".join(f"- {line}".replace("*", r"\*") for line in lines)]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _latex(comparison: Comparison, _: int | None) -> str:
+    lines = []
+    for sheet in _sheets(comparison):
+        head, *rows = [
+            " & ".join(map(_escape_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows)
+        ]
+        columns = "l" + "r" * (len(sheet.header) - 1)
+        lines += [f"% {sheet.heading}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head]
+        lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
+    lines += [f"% {line}" for line in (*notes(comparison), *verdicts(comparison))]
+    return "\n".join(lines) + "\n"
+
+
+def _escape_latex(text: str) -> str:
+    return re.sub(r"([%_&#$])", r"\\\1", text).replace("±", r"$\pm$")
+
+
+FORMATS: dict[str, Callable[[Comparison, int | None], str]] = {
+    "table": _text,
+    "csv": _csv,
+    "json": _json,
+    "md": _markdown,
+    "latex": _latex,
+}
