@@ -1,0 +1,374 @@
+"""The command line. Each command parses, makes one call of the library and shows what comes back.
+
+Everything heavy (torch, pandas, matplotlib) is imported inside the command that uses it, so that
+``--help`` answers at once.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from nsrelu_bench.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    from nsrelu_bench.config import Study
+
+app = typer.Typer(
+    name="nsrelu-bench",
+    help="Sparsity and gradients in rectifier networks: train, measure, compare.",
+    epilog="Options can be set by variables too, --data-dir by NSRELU_DATA_DIR."
+    " --traceback, anywhere, shows where an error came from.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _option(
+    name: str, text: str, default: str | None = None, parser: Callable[[str], Any] | None = None
+) -> Any:
+    """One option: its flag, its environment variable, its help. Unset it is None."""
+    variable = "NSRELU_" + name.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(
+        name,
+        envvar=variable,
+        help=text,
+        show_default=default or False,
+        show_envvar=False,
+        parser=parser,
+        metavar=parser and f"<{parser.__name__}>",
+    )
+
+
+def number(text: str) -> float:
+    """Read a number as people write it; float() takes more, as 1_0 and other digits."""
+    if not re.fullmatch(
+        r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", text, re.I
+    ):
+        raise typer.BadParameter(f"must be a number, got {text[:80]!r}")
+    return float(text)
+
+
+def count(text: str) -> int:
+    """Read a whole number."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
+        raise typer.BadParameter(f"must be a whole number, got {text[:80]!r}")
+    return int(text)
+
+
+Act = Annotated[str | None, _option("--act", "activation, e.g. relu or 'nsrelu(0.1)'", "nsrelu")]
+Leak = Annotated[
+    float | None, _option("--leak", "its negative slope, from 0 to 1", "0.1", parser=number)
+]
+Backward = Annotated[str | None, _option("--backward", "function whose gradient is used instead")]
+Impl = Annotated[
+    str | None, _option("--impl", "native, detach, function or mismatch; for nsrelu", "native")
+]
+Data = Annotated[str | None, _option("--dataset", "mnist5k, digits, mnist or cifar10", "mnist5k")]
+DataDir = Annotated[str | None, _option("--data-dir", "where downloaded data sets lie", "data")]
+TrainSize = Annotated[
+    int | None, _option("--train-size", "train on a stratified part", "all", parser=count)
+]
+ProbeSize = Annotated[
+    int | None, _option("--probe-size", "training examples to measure on", "2000", parser=count)
+]
+Model = Annotated[str | None, _option("--model", "mlp or cnn", "mlp")]
+Width = Annotated[
+    int | None,
+    _option("--width", "units a layer, or channels of the first", "mlp 128, cnn 16", parser=count),
+]
+Depth = Annotated[int | None, _option("--depth", "hidden layers", "3", parser=count)]
+BatchNorm = Annotated[
+    bool | None, _option("--batch-norm/--no-batch-norm", "batch norm before activations", "no")
+]
+Dropout = Annotated[
+    float | None, _option("--dropout", "dropout after activations", "0", parser=number)
+]
+Init = Annotated[str | None, _option("--init", "he, xavier or default", "he")]
+Epochs = Annotated[
+    int | None, _option("--epochs", "passes over the training data", "10", parser=count)
+]
+BatchSize = Annotated[int | None, _option("--batch-size", "examples a step", "64", parser=count)]
+Optimizer = Annotated[str | None, _option("--optimizer", "sgd, adam or adamw", "sgd")]
+Rate = Annotated[
+    float | None, _option("--lr", "learning rate", "sgd 0.02, adam(w) 0.001", parser=number)
+]
+Momentum = Annotated[float | None, _option("--momentum", "momentum of sgd", "0.9", parser=number)]
+Decay = Annotated[float | None, _option("--weight-decay", "weight decay", "0", parser=number)]
+Schedule = Annotated[
+    str | None, _option("--schedule", "constant or cosine learning rate", "constant")
+]
+Seed = Annotated[
+    int | None, _option("--seed", "the seed, or the first of several", "0", parser=count)
+]
+Seeds = Annotated[int | None, _option("--seeds", "how many seeds, one run each", parser=count)]
+Threads = Annotated[int | None, _option("--threads", "torch threads a run", "1", parser=count)]
+Device = Annotated[str | None, _option("--device", "cpu, cuda or mps", "cpu")]
+Config = Annotated[Path | None, _option("--config", "take settings from a run's config.yaml")]
+
+ResultsDir = Annotated[Path, _option("--results", "folder of all results", "results")]
+Workers = Annotated[
+    int | None, _option("--workers", "processes at once", "one a core", parser=count)
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="do runs again that are done")]
+Quiet = Annotated[bool, _option("--quiet", "no progress")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+Paths = Annotated[
+    list[Path] | None,
+    typer.Argument(help="runs, studies or folders of them", show_default="results"),
+]
+
+
+@app.command()
+def train(
+    act: Act = None,
+    leak: Leak = None,
+    backward: Backward = None,
+    impl: Impl = None,
+    dataset: Data = None,
+    data_dir: DataDir = None,
+    train_size: TrainSize = None,
+    probe_size: ProbeSize = None,
+    model: Model = None,
+    width: Width = None,
+    depth: Depth = None,
+    batch_norm: BatchNorm = None,
+    dropout: Dropout = None,
+    init: Init = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    optimizer: Optimizer = None,
+    lr: Rate = None,
+    momentum: Momentum = None,
+    weight_decay: Decay = None,
+    schedule: Schedule = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    threads: Threads = None,
+    device: Device = None,
+    config: Config = None,
+    results: ResultsDir = Path("results"),
+    workers: Workers = None,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one activation, with one seed or several, into RESULTS/runs."""
+    flags = {name: value for name, value in locals().items() if value is not None}
+    from nsrelu_bench.config import make_study, override, read_run
+
+    for name in ("config", "results", "workers", "fresh", "quiet", "as_json", "seeds"):
+        flags.pop(name, None)
+    settings = override(read_run(config) if config else {}, flags)
+    if seeds is not None:
+        first = settings.pop("seed", 0)
+        _check("--seeds", seeds)
+        settings["seeds"] = list(range(first, first + seeds))
+    study = make_study(settings, "runs", _flag)
+    _run_study(study, results, workers, fresh=fresh, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="a study's YAML file", show_default=False)],
+    seeds: Seeds = None,
+    results: ResultsDir = Path("results"),
+    workers: Workers = None,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study, a grid of settings times seeds, into RESULTS/<its name>; done runs are kept."""
+    from nsrelu_bench.config import read_study
+
+    if seeds is not None:
+        _check("--seeds", seeds)
+    study = read_study(config, {} if seeds is None else {"seeds": seeds})
+    _run_study(study, results, workers, fresh=fresh, quiet=quiet, as_json=as_json)
+
+
+def _run_study(
+    study: "Study", results: Path, workers: int | None, *, fresh: bool, quiet: bool, as_json: bool
+) -> None:
+    """Make the runs of a study, show how they go, and say how they ended."""
+    from nsrelu_bench import progress
+    from nsrelu_bench.records import write_summary
+    from nsrelu_bench.sweep import run_all
+
+    if workers is not None:
+        _check("--workers", workers, most=1024)
+    folder = results / study.name
+    workers = workers or os.cpu_count() or 1
+    with closing(run_all(study.runs, folder, workers=workers, fresh=fresh)) as events:
+        try:
+            ended = progress.follow(events, len(study.runs), quiet=quiet)
+        except (KeyboardInterrupt, SystemExit):
+            print("nsrelu-bench: interrupted; the same command goes on from here", file=sys.stderr)
+            raise
+    table = write_summary(folder).set_index("run_id").loc[[run.run_id for run in study.runs]]
+    failures = [event for event in ended if event.status.state == "failed"]
+    if TRACEBACK in sys.argv:
+        print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
+    if failures and len(study.runs) == 1:
+        raise BenchError(str(failures[0].status.error))
+    if as_json:
+        print(table.reset_index().to_json(orient="records", indent=2))
+    else:
+        print("\n".join(progress.closing_lines(ended, table, folder)))
+    if failures:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compare(
+    paths: Paths = None,
+    baseline: Annotated[str, _option("--baseline", "activation to compare with", "relu")] = "relu",
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="metric to show; repeat it for more")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="setting with a table for each value")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="only such runs, e.g. act=nsrelu")
+    ] = None,
+    tune: Annotated[
+        list[str] | None, typer.Option("--tune", help="setting to choose by validation accuracy")
+    ] = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="metric or setting")] = None,
+    fmt: Annotated[
+        str, typer.Option("--format", help="table, csv, json, md or latex", show_default="table")
+    ] = "table",
+    as_json: AsJson = False,
+) -> None:
+    """Compare activations: means over seeds, paired differences to the baseline, verdicts."""
+    from nsrelu_bench import compare as statistics
+    from nsrelu_bench.records import load
+
+    results = load(*paths or [Path("results")])
+    comparison = statistics.compare(
+        results.runs,
+        results.config_columns,
+        baseline=baseline,
+        metrics=metric,
+        by=by,
+        where=where or (),
+        tune=tune or (),
+        sort=sort,
+    )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(statistics.format_table(comparison, "json" if as_json else fmt, width))
+
+
+@app.command()
+def plot(
+    paths: Paths = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="figure to draw; repeat it for more")
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="metric of the curves")] = None,
+    fmt: Annotated[
+        str, typer.Option("--format", help="png, svg or pdf, or several", show_default="png,svg")
+    ] = "png,svg",
+    style: Annotated[
+        str, typer.Option("--style", help="paper or talk", show_default="paper")
+    ] = "paper",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder", show_default="figures/ beside the runs")
+    ] = None,
+) -> None:
+    """Draw figures: curves over epochs, accuracy against sparsity, lives of units and others."""
+    from nsrelu_bench.plot import draw_all
+    from nsrelu_bench.records import load
+
+    for path in paths or [Path("results")]:
+        drawn = draw_all(
+            load(path),
+            out or path / "figures",
+            kinds=kind,
+            formats=fmt.split(","),
+            style=style,
+            metric=metric,
+        )
+        print("\n".join(map(str, drawn)))
+
+
+@app.command()
+def check(
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="check under torch.compile too")
+    ] = True,
+) -> None:
+    """Hold every implementation of NSReLU against its definition; exit code 1 on disagreement."""
+    from nsrelu_bench.check import format_checks, run_checks
+
+    checks = run_checks(compiled=compiled)
+    print(format_checks(checks))
+    if any(check.outcome == "disagrees" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="activations, models or datasets", show_default="all")
+    ] = None,
+) -> None:
+    """List what can be named."""
+    from nsrelu_bench import config, labels
+    from nsrelu_bench.errors import lookup
+
+    kinds = {
+        "activations": [*labels.FUNCTIONS, *labels.ALIASES],
+        "models": [*config.MODELS],
+        "datasets": [f"{name}: {text}" for name, text in config.DATASETS.items()],
+    }
+    for name in kinds if kind is None else [kind]:
+        print(f"{name}:", *lookup(kinds, name, "kind"), sep="\n  ")
+
+
+def _flag(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def _check(flag: str, value: int, most: int = 100_000) -> None:
+    if not 1 <= value <= most:
+        raise UsageError(f"{flag}: must be from 1 to {most}, got {value}")
+
+
+def _message(error: TyperException) -> str:
+    """Say a wrong value as everywhere: the option, what is allowed, the value."""
+    option = getattr(getattr(error, "param", None), "opts", None)
+    if isinstance(error, typer.BadParameter) and option and error.message:
+        return f"{option[0]}: {error.message}"
+    return error.format_message()
+
+
+TRACEBACK = "--traceback"
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr, and the exit code says its kind."""
+    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        code = app(arguments, prog_name="nsrelu-bench", standalone_mode=False)
+    except (BenchError, TyperException) as error:
+        if TRACEBACK in sys.argv:
+            raise
+        text = _message(error) if isinstance(error, TyperException) else str(error)
+        for line in text.splitlines():
+            print(f"nsrelu-bench: {line}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,344 @@
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import nsrelu_bench
+from nsrelu_bench import cli
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.records import read_status
+
+CLI = [sys.executable, "-m", "nsrelu_bench"]
+TINY = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
+
+
+def nsrelu(
+    *arguments: str, cwd: Path, code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    answer = subprocess.run(
+        [*CLI, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == code, answer.stderr
+    assert "Traceback" not in answer.stderr
+    return answer
+
+
+def run_folders(cwd: Path, study: str = "runs") -> list[Path]:
+    return sorted(path.parent for path in (cwd / "results" / study).glob("*/config.yaml"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which relu and nsrelu(0.1) were trained with two seeds each."""
+    folder = tmp_path_factory.mktemp("trained")
+    for act in ("relu", "nsrelu"):
+        nsrelu("train", "--act", act, *TINY, "--seeds", "2", cwd=folder)
+    return folder
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['nsrelu-bench', '--help']\n"
+        "from nsrelu_bench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'scipy', 'pydantic'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_setting_of_a_run_has_an_option_that_states_its_default() -> None:
+    text = nsrelu("train", "--help", cwd=Path()).stdout
+    squeezed = re.sub(r"\s+", " ", text)
+    for name, value in RunConfig().settings.items():
+        flag = "--" + name.replace("_", "-")
+        entry = re.split(rf"{flag}(?: / --no\S+)? ", squeezed)[1].partition(" --")[0]
+        default = re.search(r"\[default: \((.*?)\)\]", entry)
+        said = default.group(1) if default else ""
+        expected = "all" if value is None else "no" if value is False else value
+        if isinstance(expected, float):
+            assert f"{expected:g}" in said, (flag, said)
+        else:
+            assert str(expected).partition("(")[0] in said, (flag, said)
+
+
+def test_the_default_run_learns_to_read_digits(tmp_path: Path) -> None:
+    answer = nsrelu("train", "--act", "nsrelu", "--leak", "0.1", cwd=tmp_path)
+    (folder,) = run_folders(tmp_path)
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert metrics["test_accuracy"].iloc[-1] > 0.9
+    assert len(metrics) == 11
+    assert answer.stdout.splitlines()[-1] == str(folder.relative_to(tmp_path))
+    assert "nsrelu(0.1) on mnist5k, mlp" in answer.stdout
+    assert "epoch 10/10" in answer.stderr
+
+
+def test_train_prints_json_for_programs(trained: Path) -> None:
+    answer = nsrelu("train", "--act", "relu", *TINY, "--json", "--quiet", cwd=trained)
+    (row,) = json.loads(answer.stdout)
+    assert (row["act"], row["state"], row["seed"]) == ("relu", "completed", 0)
+    assert answer.stderr == ""
+
+
+def test_a_run_that_is_done_is_not_made_again_unless_asked(trained: Path) -> None:
+    again = nsrelu("train", "--act", "relu", *TINY, cwd=trained)
+    assert "completed (done before)" in again.stdout
+    fresh = nsrelu("train", "--act", "relu", *TINY, "--fresh", cwd=trained)
+    assert "done before" not in fresh.stdout
+
+
+def test_seeds_make_a_run_each(trained: Path, tmp_path: Path) -> None:
+    assert len(run_folders(trained)) == 4
+    nsrelu("train", *TINY, "--seeds", "2", "--seed", "5", cwd=tmp_path)
+    assert {re.search(r"-s(\d+)-", path.name)[1] for path in run_folders(tmp_path)} == {"5", "6"}  # type: ignore[index]
+
+
+def test_a_runs_config_repeats_it_and_flags_override_it(trained: Path, tmp_path: Path) -> None:
+    folder = run_folders(trained)[0]
+    config = str(folder / "config.yaml")
+    nsrelu("train", "--config", config, cwd=tmp_path)
+    (again,) = run_folders(tmp_path)
+    assert again.name == folder.name
+    assert (again / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+    nsrelu("train", "--config", config, "--leak", "0.3", "--epochs", "1", cwd=tmp_path)
+    assert any("nsrelu-0.3" in path.name for path in run_folders(tmp_path))
+
+
+def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(
+    trained: Path, tmp_path: Path
+) -> None:
+    config = str(run_folders(trained)[0] / "config.yaml")
+    nsrelu("train", "--config", config, cwd=tmp_path, NSRELU_LR="0.3")
+    nsrelu("train", "--config", config, "--lr", "0.4", cwd=tmp_path, NSRELU_LR="0.3")
+    rates = {yaml_value(path / "config.yaml", "lr") for path in run_folders(tmp_path)}
+    assert rates == {"0.3", "0.4"}
+
+
+def yaml_value(path: Path, key: str) -> str:
+    return next(
+        line.partition(": ")[2]
+        for line in path.read_text().splitlines()
+        if line.startswith(f"{key}: ")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--act gelo", "--act: unknown activation 'gelo'; choose from: relu, leaky_relu, nsrelu"),
+        ("--leak -1", "--leak: must be from 0 to 1, got -1"),
+        ("--leak nan", "--leak: must be from 0 to 1, got nan"),
+        ("--epochs 0", "--epochs: must be greater than or equal to 1, got 0"),
+        ("--batch-size 0", "--batch-size: must be greater than or equal to 1, got 0"),
+        ("--impl fast", "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'fast'"),
+        ("--seeds 0", "--seeds: must be from 1 to 100000, got 0"),
+        ("--workers 10000", "--workers: must be from 1 to 1024, got 10000"),
+        ("--config none.yaml", "none.yaml: No such file or directory"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    arguments: str, line: str, tmp_path: Path
+) -> None:
+    answer = nsrelu("train", *arguments.split(), cwd=tmp_path, code=2)
+    assert answer.stderr == f"nsrelu-bench: {line}\n"
+    assert answer.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("train --epochs many", "--epochs: must be a whole number, got 'many'"),
+        ("train --epochs 1_0", "--epochs: must be a whole number, got '1_0'"),
+        ("train --lr \u0661", "--lr: must be a number, got '\u0661'"),
+        ("trian", "No such command 'trian'. Did you mean 'train'?"),
+        ("train --epoch 3", "No such option: --epoch (Possible options: --depth, --epochs)"),
+        ("sweep", "Missing argument 'config'."),
+        ("list x", "unknown kind 'x'; choose from: activations, models, datasets"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    arguments: str, line: str, tmp_path: Path
+) -> None:
+    answer = nsrelu(*arguments.split(), cwd=tmp_path, code=2)
+    assert answer.stderr == f"nsrelu-bench: {line}\n"
+
+
+def test_a_results_folder_that_can_not_be_written_is_one_line_and_exit_code_1(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    answer = nsrelu("train", *TINY, "--results", "file", cwd=tmp_path, code=1)
+    assert answer.stderr == "nsrelu-bench: file/runs: can't be written (Not a directory)\n"
+
+
+def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    answer = nsrelu("train", *TINY, "--train-size", "9999", cwd=tmp_path, code=1)
+    assert answer.stderr.count("\n") == 1
+    assert "train_size: digits has 1257 training examples, got 9999" in answer.stderr
+
+
+def test_the_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    arguments = [*CLI, "train", *TINY, "--train-size", "9999", "--traceback"]
+    answer = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+    assert "in load_dataset" in answer.stderr
+
+
+STUDY = """
+name: small
+dataset: digits
+width: 8
+depth: 2
+epochs: 2
+grid:
+  act: [relu, nsrelu(0.1)]
+seeds: 2
+"""
+
+
+def test_a_study_is_swept_resumed_compared_and_plotted(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    first = nsrelu("sweep", "small.yaml", cwd=tmp_path)
+    assert "4 runs in results/small: 4 completed" in first.stdout
+    assert first.stderr.count("completed") == 4
+    again = nsrelu("sweep", "small.yaml", "--seeds", "3", cwd=tmp_path)
+    assert "6 runs in results/small: 6 completed (4 done before)" in again.stdout
+    assert len(pd.read_csv(tmp_path / "results" / "small" / "summary.csv")) == 6
+    table = nsrelu("compare", cwd=tmp_path).stdout
+    assert "nsrelu(0.1)" in table
+    figures = nsrelu("plot", "results/small", cwd=tmp_path).stdout.split()
+    assert {"png", "svg"} == {path.rpartition(".")[2] for path in figures}
+    assert all((tmp_path / path).stat().st_size > 1000 for path in figures)
+
+
+def test_some_failed_runs_of_a_study_are_exit_code_3(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(STUDY.replace("seeds: 2", "seeds: 1\ntrain_size: 2000"))
+    answer = nsrelu("sweep", "bad.yaml", cwd=tmp_path, code=3)
+    assert "2 runs in results/small: 2 failed" in answer.stdout
+    assert answer.stderr.count("failed: train_size: digits has 1257") == 2
+
+
+def test_mistakes_in_a_study_are_a_line_each(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(STUDY.replace("relu,", "gelo,") + "epocs: 3\n")
+    answer = nsrelu("sweep", "bad.yaml", cwd=tmp_path, code=2)
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("nsrelu-bench: bad.yaml: ") for line in lines)
+
+
+def test_compare_shows_accuracy_zeros_dead_units_and_gradients_by_activation(
+    trained: Path,
+) -> None:
+    answer = nsrelu("compare", cwd=trained).stdout
+    for word in ("accuracy", "zeros", "dead", "grad norm", "relu", "nsrelu(0.1)"):
+        assert word in answer
+    rows = json.loads(nsrelu("compare", "--json", cwd=trained).stdout)
+    assert rows
+
+
+def test_where_there_are_no_results_it_says_how_to_make_some(tmp_path: Path) -> None:
+    for command in ("compare", "plot"):
+        answer = nsrelu(command, cwd=tmp_path, code=1)
+        assert answer.stderr == (
+            "nsrelu-bench: no runs in 'results'; nsrelu-bench train makes one\n"
+        )
+
+
+def test_list_names_all_that_can_be_named() -> None:
+    answer = nsrelu("list", cwd=Path()).stdout
+    for word in ("activations:", "nsrelu", "models:", "cnn", "datasets:", "mnist5k"):
+        assert word in answer
+    assert "models:" not in nsrelu("list", "datasets", cwd=Path()).stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("seeds", ["1", "2"])
+def test_an_interrupt_ends_at_once_and_keeps_what_was_done(
+    number: signal.Signals, code: int, seeds: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*CLI, "train", *TINY, "--epochs", "100000", "--seeds", seeds],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while sum(map(under_way, run_folders(tmp_path))) < int(seeds):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, told = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert told.endswith("interrupted; the same command goes on from here\n")
+    assert "Traceback" not in told
+    for folder in run_folders(tmp_path):
+        status = read_status(folder)
+        assert status is not None
+        assert status.state == "interrupted"
+
+
+def under_way(folder: Path) -> bool:
+    path = folder / "metrics.csv"
+    return path.exists() and path.read_text().count("\n") > 2
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*CLI, "train", *TINY],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    process.communicate()
+    os.close(ours)
+    assert process.returncode == 0
+    assert "━".encode() in shown
+
+
+def test_check_agrees(tmp_path: Path) -> None:
+    answer = nsrelu("check", "--no-compile", cwd=tmp_path)
+    for impl in ("native", "detach", "function", "mismatch"):
+        assert impl in answer.stdout
+
+
+def test_check_exits_1_on_a_disagreement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nsrelu_bench import activations
+
+    monkeypatch.setitem(activations.IMPLS, "native", lambda x, _: x.relu())
+    monkeypatch.setattr(sys, "argv", ["nsrelu-bench", "check", "--no-compile"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "disagree" in capsys.readouterr().out
+
+
+def test_the_public_names_are_there() -> None:
+    for name in nsrelu_bench.__all__:
+        assert getattr(nsrelu_bench, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        nsrelu_bench.nothing  # noqa: B018
