@@ -2,28 +2,30 @@
 
 The pure functions come first (`t_half_width`, `sign_flip_p`, `holm`, `cohen_dz`), then `compare`,
 which applies them to the runs of a study, then `verdicts` and `notes`, which say the result in
-words, then `format_table`.
+words.
 """
 
-import io
-import json
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from scipy import stats
 
 from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
+from nsrelu_bench.groups import (
+    STATES,
+    name_groups,
+    rank,
+    same_act,
+    select,
+    settings_of,
+    varies,
+    varying_settings,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -37,27 +39,10 @@ MAX_FLIPS = 9_999
 TABLE_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction", "grad_norm")
 VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
 
-#: The states that are told apart; running and interrupted are both unfinished.
-STATES = ("completed", "diverged", "failed", "unfinished")
-
 #: Columns of a run that are neither configuration nor metric.
 RUN_COLUMNS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
     *("section", "shared", "line", "setting", "group"),
-)
-
-#: Settings of the activation, all but `impl` told by its label `act`; and settings that don't
-#: decide a run's numbers.
-ACT_COLUMNS = ("act", "leak", "backward", "impl")
-NEUTRAL_COLUMNS = ("data_dir",)
-
-#: The order of activations everywhere; others follow by name, each by its leak.
-FAMILIES = ("relu", "leaky_relu", "nsrelu")
-
-#: The settings that a heading tells where all runs share them.
-HEADING = (
-    *("dataset", "model", "train_size", "depth", "width", "epochs", "batch_size"),
-    *("optimizer", "lr", "schedule"),
 )
 
 #: Names of metrics for people: in figures, and short in tables.
@@ -195,82 +180,7 @@ def summarise(frame: pd.DataFrame, keys: Sequence[str], confidence: float = 0.95
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
-# Runs and groups.
-
-
-def parse_act(label: str) -> tuple[str, float | None]:
-    """Split an activation's label: ``nsrelu(0.1)`` is ("nsrelu", 0.1), ``relu`` ("relu", None)."""
-    match = re.fullmatch(r"([^()/]+)\(([^()/,]+)\)", label)
-    number = _as_number(match[2]) if match else None
-    return (match[1], number) if match and number is not None else (label, None)
-
-
-def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
-    """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
-
-    Values compare as numbers where they are numbers; ``act=nsrelu`` takes every leak. A condition
-    on the activation keeps the runs of the activation `keep`, so that a baseline stays.
-
-    Raises:
-        UsageError: A condition can't be read, names no column, or nothing is left.
-    """
-    chosen = runs
-    for condition in where:
-        column, equals, values = condition.partition("=")
-        column = column.strip()
-        if not equals:
-            raise UsageError(f"where must be column=value, got {condition!r}")
-        if column not in runs:
-            raise unknown(column, map(str, runs.columns), "column")
-        texts = [text.strip() for text in values.split(",")]
-        meets = pd.Series(False, index=chosen.index)
-        for text in texts:
-            meets |= _matches(chosen[column], text)
-        left = chosen[meets | ((chosen["act"] == keep) & (column in ACT_COLUMNS))]
-        if not meets.any():
-            there = ", ".join(sorted({format_setting(value) for value in chosen[column]})[:20])
-            raise UsageError(f"no run has {condition}; {column} is one of: {there}")
-        chosen = left
-    return chosen
-
-
-def name_groups(
-    runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Name the group of each run: runs that differ in nothing but the seed.
-
-    Returns the runs, each once, in an order that doesn't depend on theirs, with five more
-    columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
-    have in common; `line`, the activation, and its implementation where it has several;
-    `setting`, those other settings that vary within the section ("lr=0.2"); and `group`, line
-    and setting.
-
-    Raises:
-        BenchError: Two runs of a group have the same seed.
-    """
-    frame = unique_runs(runs)
-    others = _settings(frame, config_columns)
-    parts = []
-    for _, part in frame.groupby(list(by), dropna=False) if by else [((), frame)]:
-        varying = [c for c in varying_settings(part, config_columns) if c not in by]
-        shared = [c for c in HEADING if c in others and c not in by]
-        named = part.assign(
-            section=_describe(part.iloc[0], by),
-            shared=_describe(part.iloc[0], [c for c in shared if c not in varying]),
-            line=_lines(part),
-            setting=join_settings(part, varying),
-        )
-        named["group"] = (named["line"] + " " + named["setting"]).str.strip()
-        parts.append(_in_order(named, varying))
-    result = pd.concat(parts, ignore_index=True)
-    doubles = result[result.duplicated(["section", "group", "seed"], keep=False)]
-    if not doubles.empty:
-        first, second = doubles.sort_values(["section", "group", "seed"])["run_id"].head(2)
-        raise BenchError(
-            f"runs {first} and {second} have the same settings and seed, but are not the same run;"
-            " compare one study at a time, or remove one of them"
-        )
-    return result
+# Comparing.
 
 
 def compare(
@@ -307,7 +217,7 @@ def compare(
     """
     if runs.empty:
         raise BenchError("no runs to compare")
-    settings = _settings(runs, config_columns)
+    settings = settings_of(runs, config_columns)
     by = [c for c in ("dataset", "model") if c in settings] if by is None else by
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
@@ -410,20 +320,9 @@ def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
         heads = rows[rows["metric"] == column]
     values = -heads["mean"] if column in metrics else heads[column]
     places = pd.factorize(heads["section"])[0]
-    ranks = [(place, _rank(value)) for place, value in zip(places, values, strict=True)]
+    ranks = [(place, rank(value)) for place, value in zip(places, values, strict=True)]
     order = sorted(range(len(heads)), key=ranks.__getitem__)
     return heads[key].iloc[order].merge(rows, on=key)
-
-
-def varying_settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the settings, beside the activation and the seed, that the runs don't share."""
-    return [c for c in _settings(runs, config_columns) if _varies(runs[c])]
-
-
-def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the configuration beside the activation and the seed."""
-    apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, "seed"}
-    return [c for c in config_columns if c in runs and c not in apart]
 
 
 def _choose_metrics(
@@ -441,97 +340,12 @@ def _choose_metrics(
 def _find_baseline(runs: pd.DataFrame, baseline: str) -> str:
     """Return the baseline's full label; that of the default need not be there."""
     labels = sorted(set(runs["act"]))
-    fits = [label for label in labels if _same_act(label, baseline)]
+    fits = [label for label in labels if same_act(label, baseline)]
     if len(fits) > 1:
         raise UsageError(f"baseline {baseline!r} is one of several: {', '.join(fits)}")
     if not fits and baseline != "relu":
         raise unknown(baseline, labels, "baseline")
     return fits[0] if fits else baseline
-
-
-def unique_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return each run once: one that stands in two studies has the same numbers in both."""
-    rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
-    order = rank.fillna(len(STATES)).sort_values(kind="stable").index
-    return runs.loc[order].drop_duplicates("run_id")
-
-
-def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """Sort by settings, then by activation, implementation and seed."""
-    columns = [map(_rank, runs[c]) for c in settings]
-    names = (map(act_order, runs["act"]), runs["line"], runs["seed"], runs["run_id"])
-    ranks = list(zip(*columns, *names, strict=True))
-    return runs.iloc[sorted(range(len(runs)), key=ranks.__getitem__)]
-
-
-def _varies(values: "pd.Series[Any]") -> bool:
-    return len(values.unique()) > 1
-
-
-def _rank(value: Any) -> tuple[int, float, str]:
-    """Order numbers before texts before nothing."""
-    if pd.isna(value):
-        return 2, 0.0, ""
-    return (0, float(value), "") if isinstance(value, Real) else (1, 0.0, str(value))
-
-
-def act_order(label: str) -> tuple[int, str, float]:
-    """Order activations: relu, leaky_relu, nsrelu, others, each by its leak."""
-    family, leak = parse_act(label)
-    place = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-    return place, family, leak or 0.0
-
-
-def format_setting(value: Any) -> str:
-    """Write a setting as a config would: 0.1, 64, true; nothing as nothing."""
-    if pd.isna(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
-    return f"{value:.12g}" if isinstance(value, Real) else str(value)
-
-
-def _lines(runs: pd.DataFrame) -> "pd.Series[str]":
-    """Name each run's activation, and its implementation where the activation has several."""
-    if "impl" not in runs:
-        return runs["act"]
-    several = runs.groupby("act")["impl"].transform("nunique") > 1
-    return runs["act"].where(~several, runs["act"] + " impl=" + runs["impl"].astype(str))
-
-
-def join_settings(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Write each run's settings as "lr=0.2 width=64", leaving out those that it has not."""
-    texts = [[f"{c}={format_setting(v)}" * (not pd.isna(v)) for v in runs[c]] for c in columns]
-    return [" ".join(filter(None, row)) for row in zip(*texts, strict=True)] or [""] * len(runs)
-
-
-def _describe(run: "pd.Series[Any]", columns: Sequence[str]) -> str:
-    """Write settings as a heading: "mnist5k, mlp, width 128", leaving out those not used."""
-    texts = ((c, format_setting(run[c])) for c in columns)
-    bare = ("dataset", "model", "optimizer")
-    return ", ".join(text if c in bare else f"{c} {text}" for c, text in texts if text)
-
-
-def _matches(values: "pd.Series[Any]", text: str) -> "pd.Series[bool]":
-    if values.name == "act":
-        return values.map(lambda label: _same_act(label, text))
-    number = _as_number(text)
-    if number is not None:
-        return pd.to_numeric(values, errors="coerce") == number
-    return values.map(format_setting).str.lower() == text.lower()
-
-
-def _same_act(label: str, wanted: str) -> bool:
-    """Tell whether a label is the wanted one, or one of the wanted family."""
-    family, leak = parse_act(wanted)
-    return label == wanted or parse_act(label) == (family, leak) or label.startswith(f"{wanted}(")
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 # In words.
@@ -542,7 +356,7 @@ def verdicts(comparison: Comparison) -> list[str]:
     wanted = [m for m in VERDICT_METRICS if m in comparison.metrics] or list(comparison.metrics)
     rows = comparison.rows
     rows = rows[rows["metric"].isin(wanted) & (rows["act"] != comparison.baseline)]
-    several = _varies(comparison.rows["section"])
+    several = varies(comparison.rows["section"])
     lines = []
     for (section, group), part in rows.groupby(["section", "group"], sort=False):
         first = part.iloc[0]
@@ -564,10 +378,10 @@ def _clause(row: "pd.Series[Any]") -> str:
     metric, diff = row["metric"], row["diff"]
     half = row["diff_high"] - diff
     if metric.endswith("accuracy"):
-        places = _places([half * 100])
-        text = f"{_fixed(diff * 100, places, '+')} pp"
+        places = places_for([half * 100])
+        text = f"{fixed(diff * 100, places, '+')} pp"
         if row["pairs"] > 1:
-            ends = (_fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
+            ends = (fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
             text += f" [{', '.join(ends)}]"
     else:
         before, after = row["baseline_mean"], row["baseline_mean"] + diff
@@ -576,7 +390,7 @@ def _clause(row: "pd.Series[Any]") -> str:
     if row["pairs"] < 2:
         return f"{name} {text}: one pair, no test"
     word = judge(diff, row["p"], row["p_holm"], row["pairs"])
-    return f"{name} {text}, p = {_p(row['p'])}: {word}"
+    return f"{name} {text}, p = {format_p(row['p'])}: {word}"
 
 
 def judge(diff: float, p: float, p_holm: float, pairs: int) -> str:
@@ -587,7 +401,7 @@ def judge(diff: float, p: float, p_holm: float, pairs: int) -> str:
     if p >= ALPHA:
         return "no difference shown" if least_p(pairs) < ALPHA else "too few seeds to tell"
     word = "higher" if diff > 0 else "lower"
-    return word if p_holm < ALPHA else f"{word} (Holm p {_p(p_holm)})"
+    return word if p_holm < ALPHA else f"{word} (Holm p {format_p(p_holm)})"
 
 
 def least_p(pairs: int) -> float:
@@ -643,205 +457,21 @@ def is_percent(metric: str) -> bool:
     return metric.endswith(("accuracy", "fraction"))
 
 
-# As text.
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table as texts: the first column names the rows."""
-
-    heading: str
-    header: list[str]
-    rows: list[list[str]]
-
-    @property
-    def widths(self) -> list[int]:
-        """The width of each column in characters; cells may have several lines."""
-        columns = zip(self.header, *self.rows, strict=True)
-        return [max(map(len, "\n".join(column).split("\n"))) for column in columns]
-
-
-def format_table(comparison: Comparison, fmt: str = "table", width: int | None = None) -> str:
-    """Return the comparison as text: ``table``, ``csv``, ``json``, ``md`` or ``latex``.
-
-    `width` is that of the terminal, into which a table is fitted; None is for a pipe, and cuts
-    nothing. csv is `Comparison.rows` alone; latex needs the package booktabs.
-
-    Raises:
-        UsageError: There is no such format.
-    """
-    return lookup(FORMATS, fmt, "format")(comparison, width)
-
-
-def _sheets(comparison: Comparison) -> list[Sheet]:
-    rows, metrics = comparison.rows, comparison.metrics
-    main = "test_accuracy" if "test_accuracy" in metrics else metrics[0]
-    states = [s for s in STATES[2:] if rows[s].any()]
-    header = ["activation", "runs", "diverged", *states, *map(_column_name, metrics)]
-    unit = (" pp" if is_percent(main) else "") if len(metrics) > 1 else ""
-    paired = rows["pairs"].any()
-    header += [f"vs {comparison.baseline}{unit}", "p"] if paired else []
-    sheets = []
-    for section, part in rows.groupby("section", sort=False):
-        columns = {m: _intervals(g, str(m), "mean") for m, g in part.groupby("metric", sort=False)}
-        chosen = part[part["metric"] == main]
-        lines = []
-        differences = _intervals(chosen, main, "diff")
-        for i, (_, row) in enumerate(chosen.iterrows()):
-            line = [row["group"], *(str(row[s]) for s in ("runs", "diverged", *states))]
-            line += [columns[metric][i] for metric in metrics]
-            star = "*" if row["p_holm"] < ALPHA else ""
-            line += [differences[i], _p(row["p"]) + star] if paired else []
-            lines.append(line)
-        heading = ", ".join(filter(None, [str(section), comparison.shared[str(section)]]))
-        sheets.append(Sheet(heading, header, lines))
-    return sheets
-
-
-def _column_name(metric: str) -> str:
-    return SHORT_LABELS.get(metric, label(metric)) + " %" * is_percent(metric)
-
-
-def _intervals(rows: pd.DataFrame, metric: str, column: str) -> list[str]:
-    """Write a column as "93.1 ± 0.3", with as many places as its half-widths ask for."""
-    scale, sign = (100 if is_percent(metric) else 1), ("+" if column == "diff" else "")
-    high = rows["high" if column == "mean" else "diff_high"]
-    halves = (high - rows[column]) * scale
-    common = _places(halves)
-    texts = []
-    for value, half in zip(rows[column] * scale, halves, strict=True):
-        places = common if is_percent(metric) else _two_digits(value, half)
-        if math.isnan(value):
-            texts.append("-")
-        elif places is None:
-            texts.append(f"{value:{sign}.3g}" + (f" ± {half:.2g}" if half >= 0 else ""))
-        else:
-            error = f" ± {_fixed(half, places)}" if half >= 0 else ""
-            texts.append(_fixed(value, places, sign) + error)
-    return texts
-
-
-def _two_digits(value: float, half: float) -> int | None:
-    """Return how many places show two digits of a half-width; None if that is no way to write."""
-    if not half > 0 or not 1e-3 <= abs(value) < 1e5:
-        return None
-    return max(1 - math.floor(math.log10(half)), 0)
-
-
-def _places(halves: Iterable[float]) -> int:
+def places_for(halves: Iterable[float]) -> int:
     """Return how many decimal places show the middle one of the half-widths, at least one."""
     positive = sorted(half for half in halves if half > 0)
     return min(max(math.ceil(-math.log10(positive[len(positive) // 2])), 1), 4) if positive else 1
 
 
-def _fixed(value: float, places: int, sign: str = "") -> str:
+def fixed(value: float, places: int, sign: str = "") -> str:
+    """Write a number with so many decimal places, and no minus before zero."""
     return f"{round(value, places) + 0.0:{sign}.{places}f}"
 
 
 def _plain(metric: str, value: float) -> str:
-    return f"{_fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
+    return f"{fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
 
 
-def _p(p: float) -> str:
+def format_p(p: float) -> str:
+    """Write a p value with two digits."""
     return "-" if math.isnan(p) else f"{p:.2g}"
-
-
-def _text(comparison: Comparison, width: int | None) -> str:
-    """Tables, foot and verdicts; fitted to a terminal of that width."""
-    sheets = _sheets(comparison)
-    below = "\n".join([*notes(comparison), "", *verdicts(comparison)]).strip()
-    if width is None:
-        return "\n\n".join([*map(_aligned, sheets), below]) + "\n"
-    console = Console(file=io.StringIO(), width=width, force_terminal=True)
-    with console.capture() as capture:
-        for sheet in sheets:
-            console.print(Text(sheet.heading), _fitted(sheet, width), "", sep="\n")
-        console.print(Text(below))
-    return capture.get()
-
-
-def _fitted(sheet: Sheet, width: int) -> Table:
-    """Make a table that a terminal shows, the closer set the less room there is."""
-    close = Sheet(
-        sheet.heading,
-        [name.replace("diverged", "div.").replace(" ", "\n") for name in sheet.header],
-        [[cell.replace(" ± ", "±") for cell in row] for row in sheet.rows],
-    )
-    # Where nothing fits, cells break, and break at the blanks that the wide form has.
-    last = Sheet(sheet.heading, close.header, sheet.rows)
-    for form, gap in ((sheet, 2), (sheet, 1), (close, 1), (last, 1)):
-        if sum(form.widths) + gap * (len(form.header) - 1) <= width:
-            break
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
-    table.padding = (0, gap - 1, 0, 0)
-    for i, name in enumerate(form.header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for row in form.rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _aligned(sheet: Sheet) -> str:
-    """Align the columns with blanks, the first to the left, the others to the right."""
-    first, *others = sheet.widths
-    texts = [sheet.heading] if sheet.heading else []
-    for name, *cells in (sheet.header, *sheet.rows):
-        aligned = (cell.rjust(w) for cell, w in zip(cells, others, strict=True))
-        texts.append("  ".join([name.ljust(first), *aligned]))
-    return "\n".join(texts)
-
-
-def _csv(comparison: Comparison, _: int | None) -> str:
-    return comparison.rows.to_csv(index=False, lineterminator="\n")
-
-
-def _json(comparison: Comparison, _: int | None) -> str:
-    rows = comparison.rows.to_json(orient="records", double_precision=15)
-    content = {
-        "baseline": comparison.baseline,
-        "metrics": comparison.metrics,
-        "confidence": comparison.confidence,
-        "tuned": comparison.tuned,
-        "rows": json.loads(rows),
-        "notes": notes(comparison),
-        "verdicts": verdicts(comparison),
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _markdown(comparison: Comparison, _: int | None) -> str:
-    blocks = []
-    for sheet in _sheets(comparison):
-        rule = ["---", *["---:"] * (len(sheet.header) - 1)]
-        lines = [" | ".join(row) for row in (sheet.header, rule, *sheet.rows)]
-        blocks += [f"**{sheet.heading}**" * bool(sheet.heading)]
-        blocks += ["\n".join(f"| {line} |" for line in lines)]
-    for lines in (notes(comparison), verdicts(comparison)):
-        blocks += ["\n".join(f"- {line}".replace("*", r"\*") for line in lines)]
-    return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _latex(comparison: Comparison, _: int | None) -> str:
-    lines = []
-    for sheet in _sheets(comparison):
-        head, *rows = [
-            " & ".join(map(_escape_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows)
-        ]
-        columns = "l" + "r" * (len(sheet.header) - 1)
-        lines += [f"% {sheet.heading}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head]
-        lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
-    lines += [f"% {line}" for line in (*notes(comparison), *verdicts(comparison))]
-    return "\n".join(lines) + "\n"
-
-
-def _escape_latex(text: str) -> str:
-    return re.sub(r"([%_&#$])", r"\\\1", text).replace("±", r"$\pm$")
-
-
-FORMATS: dict[str, Callable[[Comparison, int | None], str]] = {
-    "table": _text,
-    "csv": _csv,
-    "json": _json,
-    "md": _markdown,
-    "latex": _latex,
-}

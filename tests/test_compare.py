@@ -1,7 +1,5 @@
 """Statistics against hand-computed values and scipy, and words that follow from the numbers."""
 
-import io
-import json
 import re
 
 import numpy as np
@@ -9,51 +7,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, row, study
 from scipy import stats
 
 from nsrelu_bench import compare as c
 from nsrelu_bench.errors import BenchError, UsageError
-
-CONFIG = ["act", "leak", "impl", "dataset", "model", "epochs", "lr", "seed"]
-RELU = [0.90, 0.91, 0.92, 0.93, 0.94, 0.95]
-BETTER = [0.92, 0.92, 0.93, 0.95, 0.95, 0.97]  # differences 2 1 1 2 1 2 pp
-
-
-def make_runs(act: str, accuracies: list[float], **settings: object) -> pd.DataFrame:
-    """Made-up runs of one group, one a seed."""
-    leak = c.parse_act(act)[1]
-    rows = []
-    for seed, accuracy in enumerate(accuracies):
-        row = {"study": "s", "run_id": f"{act}-{settings}-{seed}", "state": "completed"}
-        row |= {"act": act, "leak": np.nan if leak is None else leak, "impl": "native"}
-        row |= {"dataset": "digits", "model": "mlp", "epochs": 5, "lr": 0.1, "seed": seed}
-        row |= {"test_accuracy": accuracy, "val_accuracy": accuracy, "zero_fraction": 0.5}
-        row |= {"dead_fraction": 0.1, "grad_norm": 1 + accuracy}
-        rows.append(row | settings)
-    return pd.DataFrame(rows)
-
-
-def lose(runs: pd.DataFrame, seeds: list[int], state: str = "diverged") -> pd.DataFrame:
-    """Give the runs of some seeds another state and no final metrics."""
-    lost = runs["seed"].isin(seeds)
-    metrics = ["test_accuracy", "val_accuracy", "zero_fraction", "dead_fraction", "grad_norm"]
-    result = runs.copy()
-    result.loc[lost, "state"] = state
-    result.loc[lost, metrics] = np.nan
-    return result
-
-
-def study(*parts: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat(parts, ignore_index=True)
-
-
-def row(comparison: c.Comparison, group: str, metric: str = "test_accuracy") -> pd.Series:
-    rows = comparison.rows
-    return rows[(rows["group"] == group) & (rows["metric"] == metric)].iloc[0]
-
-
-TWO = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", BETTER))
-
+from nsrelu_bench.groups import STATES
+from nsrelu_bench.tables import FORMATS, format_table
 
 # Statistics.
 
@@ -142,12 +102,12 @@ def test_means_and_paired_differences_by_hand() -> None:
 def test_the_order_of_runs_does_not_matter() -> None:
     runs = study(TWO, make_runs("leaky_relu(0.1)", RELU[::-1]))
     shuffled = runs.sample(frac=1, random_state=3)
-    assert c.format_table(c.compare(shuffled, CONFIG)) == c.format_table(c.compare(runs, CONFIG))
+    assert format_table(c.compare(shuffled, CONFIG)) == format_table(c.compare(runs, CONFIG))
 
 
 def test_a_run_that_stands_in_two_studies_counts_once() -> None:
     doubled = study(TWO, TWO.assign(study="other"), lose(TWO, [0], "interrupted"))
-    assert c.format_table(c.compare(doubled, CONFIG)) == c.format_table(c.compare(TWO, CONFIG))
+    assert format_table(c.compare(doubled, CONFIG)) == format_table(c.compare(TWO, CONFIG))
 
 
 def test_two_runs_with_the_same_settings_and_seed_are_refused() -> None:
@@ -201,9 +161,9 @@ def test_lost_runs_are_counted_and_not_averaged() -> None:
     runs = lose(runs, [5], "failed")
     runs.loc[runs["seed"] == 4, "state"] = "running"  # with metrics of an earlier epoch
     found = row(c.compare(runs, CONFIG), "nsrelu(1)")
-    assert list(found[["runs", *c.STATES]]) == [6, 2, 2, 1, 1]
+    assert list(found[["runs", *STATES]]) == [6, 2, 2, 1, 1]
     assert (found["n"], found["mean"]) == (2, pytest.approx(0.94))
-    text = c.format_table(c.compare(runs, CONFIG))
+    text = format_table(c.compare(runs, CONFIG))
     assert "over 10 of 18 runs; left out: 2 diverged, 3 failed, 3 unfinished" in text
 
 
@@ -214,12 +174,12 @@ def test_a_group_that_all_diverged_stays_in_the_table() -> None:
     assert (found["n"], found["diverged"]) == (0, 6)
     assert np.isnan(found[["mean", "p"]].astype(float)).all()
     assert "nsrelu(1) vs relu: no completed run; 6 of 6 runs diverged" in c.verdicts(comparison)
-    for fmt in c.FORMATS:
-        assert "nsrelu(1)" in c.format_table(comparison, fmt)
+    for fmt in FORMATS:
+        assert "nsrelu(1)" in format_table(comparison, fmt)
 
 
 def test_all_runs_diverged() -> None:
-    text = c.format_table(c.compare(lose(TWO, list(range(6))), CONFIG))
+    text = format_table(c.compare(lose(TWO, list(range(6))), CONFIG))
     assert "over 0 of 12 runs; left out: 12 diverged" in text
 
 
@@ -233,7 +193,7 @@ def test_one_seed_has_means_and_nothing_more() -> None:
 
 def test_a_baseline_that_is_not_there_is_said() -> None:
     only = make_runs("nsrelu(0.1)", BETTER)
-    text = c.format_table(c.compare(only, CONFIG))
+    text = format_table(c.compare(only, CONFIG))
     assert "vs relu: paired by settings and seed; none to pair" in text
     with pytest.raises(UsageError, match="unknown baseline 'gelo'"):
         c.compare(only, CONFIG, baseline="gelo")
@@ -402,71 +362,3 @@ def test_the_foot_says_what_few_seeds_can_not_show() -> None:
     six = "\n".join(c.notes(c.compare(TWO, CONFIG)))
     assert "can't go below" not in six
     assert "4 tests need 8 pairs for a * to be possible." in six
-
-
-# Text.
-
-
-def test_the_table_in_full() -> None:
-    text = c.format_table(c.compare(TWO, CONFIG, metrics=["test_accuracy", "grad_norm"]))
-    assert text.splitlines()[:4] == [
-        "digits, mlp, epochs 5, lr 0.1",
-        "activation   runs  diverged  accuracy %      grad norm  vs relu pp      p",
-        "relu            6         0  92.5 ± 2.0  1.925 ± 0.020           -      -",
-        "nsrelu(0.1)     6         0  94.0 ± 2.1  1.940 ± 0.021  +1.5 ± 0.6  0.031",
-    ]
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
-def test_a_terminal_is_not_overrun_and_names_are_not_cut(width: int) -> None:
-    runs = study(TWO, make_runs("leaky_relu(0.1)", RELU))
-    text = re.sub(r"\x1b\[\d+m", "", c.format_table(c.compare(runs, CONFIG), width=width))
-    assert max(map(len, text.splitlines())) <= width
-    assert "leaky_relu(0.1)" in text
-
-
-def test_a_pipe_gets_whole_lines_without_escapes() -> None:
-    text = c.format_table(c.compare(TWO, CONFIG))
-    assert "\x1b" not in text
-    assert "…" not in text
-
-
-def test_csv_is_the_rows() -> None:
-    comparison = c.compare(TWO, CONFIG)
-    back = pd.read_csv(io.StringIO(c.format_table(comparison, "csv")))
-    pd.testing.assert_frame_equal(back, comparison.rows, check_dtype=False, rtol=0, atol=0)
-
-
-def test_json_has_null_for_nothing() -> None:
-    content = json.loads(
-        c.format_table(c.compare(TWO, CONFIG), "json"),
-        parse_constant=lambda name: pytest.fail(name),
-    )
-    assert content["rows"][0]["p"] is None
-    assert content["verdicts"][0].startswith("nsrelu(0.1) vs relu: accuracy +1.5 pp")
-
-
-def test_markdown_and_latex_are_well_formed() -> None:
-    comparison = c.compare(TWO, CONFIG)
-    table = [x for x in c.format_table(comparison, "md").splitlines() if x.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1
-    latex = c.format_table(comparison, "latex")
-    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert len(body) == 3
-    assert len({line.count("&") for line in body}) == 1
-    assert not re.search(r"(?<!\\)[%_]", "".join(body))
-
-
-def test_an_unknown_format_lists_those_there_are() -> None:
-    with pytest.raises(UsageError, match="unknown format 'xls'; choose from: table, csv, json"):
-        c.format_table(c.compare(TWO, CONFIG), "xls")
-
-
-def test_numbers_have_the_places_that_their_error_shows() -> None:
-    assert c._places([0.25, 0.3]) == 1
-    assert c._places([0.04]) == 2
-    assert c._places([0.0, np.nan]) == 1
-    assert c._fixed(-0.04, 1) == "0.0"
-    assert c._two_digits(0.327, 0.012) == 3
-    assert c._two_digits(1e-7, 1e-8) is None
-    assert c._two_digits(2.0, np.nan) is None

@@ -1,0 +1,200 @@
+"""Which runs belong together: those that differ in nothing but the seed, and what to call them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nsrelu_bench.errors import BenchError, UsageError, unknown
+
+#: The states that are told apart; running and interrupted are both unfinished.
+STATES = ("completed", "diverged", "failed", "unfinished")
+
+#: Settings of the activation, all but `impl` told by its label `act`; and settings that don't
+#: decide a run's numbers.
+ACT_COLUMNS = ("act", "leak", "backward", "impl")
+NEUTRAL_COLUMNS = ("data_dir",)
+
+#: The order of activations everywhere; others follow by name, each by its leak.
+FAMILIES = ("relu", "leaky_relu", "nsrelu")
+
+#: The settings that a heading tells where all runs share them.
+HEADING = (
+    *("dataset", "model", "train_size", "depth", "width", "epochs", "batch_size"),
+    *("optimizer", "lr", "schedule"),
+)
+
+
+def parse_act(label: str) -> tuple[str, float | None]:
+    """Split an activation's label: ``nsrelu(0.1)`` is ("nsrelu", 0.1), ``relu`` ("relu", None)."""
+    match = re.fullmatch(r"([^()/]+)\(([^()/,]+)\)", label)
+    number = _as_number(match[2]) if match else None
+    return (match[1], number) if match and number is not None else (label, None)
+
+
+def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
+    """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
+
+    Values compare as numbers where they are numbers; ``act=nsrelu`` takes every leak. A condition
+    on the activation keeps the runs of the activation `keep`, so that a baseline stays.
+
+    Raises:
+        UsageError: A condition can't be read, names no column, or nothing is left.
+    """
+    chosen = runs
+    for condition in where:
+        column, equals, values = condition.partition("=")
+        column = column.strip()
+        if not equals:
+            raise UsageError(f"where must be column=value, got {condition!r}")
+        if column not in runs:
+            raise unknown(column, map(str, runs.columns), "column")
+        texts = [text.strip() for text in values.split(",")]
+        meets = pd.Series(False, index=chosen.index)
+        for text in texts:
+            meets |= _matches(chosen[column], text)
+        left = chosen[meets | ((chosen["act"] == keep) & (column in ACT_COLUMNS))]
+        if not meets.any():
+            there = ", ".join(sorted({format_setting(value) for value in chosen[column]})[:20])
+            raise UsageError(f"no run has {condition}; {column} is one of: {there}")
+        chosen = left
+    return chosen
+
+
+def name_groups(
+    runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Name the group of each run: runs that differ in nothing but the seed.
+
+    Returns the runs, each once, in an order that doesn't depend on theirs, with five more
+    columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
+    have in common; `line`, the activation, and its implementation where it has several;
+    `setting`, those other settings that vary within the section ("lr=0.2"); and `group`, line
+    and setting.
+
+    Raises:
+        BenchError: Two runs of a group have the same seed.
+    """
+    frame = unique_runs(runs)
+    others = settings_of(frame, config_columns)
+    parts = []
+    for _, part in frame.groupby(list(by), dropna=False) if by else [((), frame)]:
+        varying = [c for c in varying_settings(part, config_columns) if c not in by]
+        shared = [c for c in HEADING if c in others and c not in by]
+        named = part.assign(
+            section=_describe(part.iloc[0], by),
+            shared=_describe(part.iloc[0], [c for c in shared if c not in varying]),
+            line=_lines(part),
+            setting=join_settings(part, varying),
+        )
+        named["group"] = (named["line"] + " " + named["setting"]).str.strip()
+        parts.append(_in_order(named, varying))
+    result = pd.concat(parts, ignore_index=True)
+    doubles = result[result.duplicated(["section", "group", "seed"], keep=False)]
+    if not doubles.empty:
+        first, second = doubles.sort_values(["section", "group", "seed"])["run_id"].head(2)
+        raise BenchError(
+            f"runs {first} and {second} have the same settings and seed, but are not the same run;"
+            " compare one study at a time, or remove one of them"
+        )
+    return result
+
+
+def varying_settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
+    """Return the settings, beside the activation and the seed, that the runs don't share."""
+    return [c for c in settings_of(runs, config_columns) if varies(runs[c])]
+
+
+def settings_of(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
+    """Return the configuration beside the activation and the seed."""
+    apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, "seed"}
+    return [c for c in config_columns if c in runs and c not in apart]
+
+
+def unique_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return each run once: one that stands in two studies has the same numbers in both."""
+    rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
+    order = rank.fillna(len(STATES)).sort_values(kind="stable").index
+    return runs.loc[order].drop_duplicates("run_id")
+
+
+def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Sort by settings, then by activation, implementation and seed."""
+    columns = [map(rank, runs[c]) for c in settings]
+    names = (map(act_order, runs["act"]), runs["line"], runs["seed"], runs["run_id"])
+    ranks = list(zip(*columns, *names, strict=True))
+    return runs.iloc[sorted(range(len(runs)), key=ranks.__getitem__)]
+
+
+def varies(values: "pd.Series[Any]") -> bool:
+    """Tell whether there is more than one value."""
+    return len(values.unique()) > 1
+
+
+def rank(value: Any) -> tuple[int, float, str]:
+    """Order numbers before texts before nothing."""
+    if pd.isna(value):
+        return 2, 0.0, ""
+    return (0, float(value), "") if isinstance(value, Real) else (1, 0.0, str(value))
+
+
+def act_order(label: str) -> tuple[int, str, float]:
+    """Order activations: relu, leaky_relu, nsrelu, others, each by its leak."""
+    family, leak = parse_act(label)
+    place = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    return place, family, leak or 0.0
+
+
+def format_setting(value: Any) -> str:
+    """Write a setting as a config would: 0.1, 64, true; nothing as nothing."""
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    return f"{value:.12g}" if isinstance(value, Real) else str(value)
+
+
+def _lines(runs: pd.DataFrame) -> "pd.Series[str]":
+    """Name each run's activation, and its implementation where the activation has several."""
+    if "impl" not in runs:
+        return runs["act"]
+    several = runs.groupby("act")["impl"].transform("nunique") > 1
+    return runs["act"].where(~several, runs["act"] + " impl=" + runs["impl"].astype(str))
+
+
+def join_settings(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Write each run's settings as "lr=0.2 width=64", leaving out those that it has not."""
+    texts = [[f"{c}={format_setting(v)}" * (not pd.isna(v)) for v in runs[c]] for c in columns]
+    return [" ".join(filter(None, row)) for row in zip(*texts, strict=True)] or [""] * len(runs)
+
+
+def _describe(run: "pd.Series[Any]", columns: Sequence[str]) -> str:
+    """Write settings as a heading: "mnist5k, mlp, width 128", leaving out those not used."""
+    texts = ((c, format_setting(run[c])) for c in columns)
+    bare = ("dataset", "model", "optimizer")
+    return ", ".join(text if c in bare else f"{c} {text}" for c, text in texts if text)
+
+
+def _matches(values: "pd.Series[Any]", text: str) -> "pd.Series[bool]":
+    if values.name == "act":
+        return values.map(lambda label: same_act(label, text))
+    number = _as_number(text)
+    if number is not None:
+        return pd.to_numeric(values, errors="coerce") == number
+    return values.map(format_setting).str.lower() == text.lower()
+
+
+def same_act(label: str, wanted: str) -> bool:
+    """Tell whether a label is the wanted one, or one of the wanted family."""
+    family, leak = parse_act(wanted)
+    return label == wanted or parse_act(label) == (family, leak) or label.startswith(f"{wanted}(")
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
