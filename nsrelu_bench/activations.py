@@ -9,10 +9,14 @@ NSReLU is ReLU forward and leaky ReLU backward::
 `IMPLS` holds four formulations of it, which give the same numbers. NaN stays NaN, and has no
 defined gradient. No formulation may skip its backward because ``x.requires_grad`` is False: under
 ``torch.func`` and in forward mode a tensor says so and is differentiated all the same.
+
+`surrogate` makes any other pair of functions, in the same four formulations (`PAIR_IMPLS`). The
+functions that have a name stand in `FUNCTIONS`; docs/activations.md has a card of each.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +25,17 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from nsrelu_bench.errors import UsageError, lookup
-from nsrelu_bench.labels import Label, Term, check_parameter, format_number, parse_label
+from nsrelu_bench.labels import FUNCTIONS as PARAMETERS
+from nsrelu_bench.labels import (
+    LEARNABLE,
+    Label,
+    Term,
+    check_parameter,
+    format_number,
+    parse_label,
+)
+
+Elementwise = Callable[[Tensor], Tensor]
 
 
 def nsrelu(x: Tensor, leak: float = 0.1, impl: str = "native") -> Tensor:
@@ -56,11 +70,48 @@ def nsrelu_(x: Tensor, leak: float = 0.1) -> Tensor:
     return F.leaky_relu_(x, leak)
 
 
-class Surrogate(nn.Module):
-    """An activation with the values of `forward` and the gradient of `backward`.
+def surrogate(
+    x: Tensor,
+    forward: str | Elementwise = "relu",
+    backward: str | Elementwise | None = None,
+    impl: str = "native",
+    training: bool = True,
+) -> Tensor:
+    """Return `forward` of `x` with the gradient of `backward`; of any shape, and the same.
+
+    Either is a name with its parameters, such as "bsilu(1.67)", or a function that works element
+    by element; `from_derivative` makes one of a derivative. Without a `backward`, `forward` may
+    name a pair: "relu/gelu". `training` says whether "rrelu" draws its slopes or takes the mean.
 
     Raises:
-        UsageError: A function is unknown, or a parameter out of range.
+        UsageError: A name or a parameter is wrong, or there is no such `impl`.
+        TypeError: `x` is not of a floating-point type.
+    """
+    return _apply(x, *_resolve(forward, backward), impl, training)
+
+
+def from_derivative(derivative: Elementwise) -> Elementwise:
+    """Make a backward of a derivative: a function to be used for its gradient, not its values."""
+    return partial(_with_slope, derivative=derivative)
+
+
+def multiplication_trick(x: Tensor, forward: Elementwise, derivative: Elementwise) -> Tensor:
+    """Return `forward` of `x` with the gradient of `derivative`, without a Function; to learn from.
+
+    NaN where x * derivative(x) is infinite; second derivatives are 0. `x` itself gets the gradient
+    ``g * derivative(x)``, as from every implementation of the pair.
+
+    Source: arXiv 2406.00177, m = x * stop(d(x)), y = m - stop(m) + stop(f(x)).
+    """
+    m = x * derivative(x.detach())
+    return m - m.detach() + forward(x.detach())
+
+
+class Surrogate(nn.Module):
+    """An activation with the values of `forward` and the gradient of `backward` (`surrogate`).
+
+    Raises:
+        UsageError: A name or a parameter is wrong, or there is no such `impl`.
     """
 
     # While set, the module computes the same values with the forward's own gradient. It is an
@@ -68,22 +119,34 @@ class Surrogate(nn.Module):
     # no pickle carries it.
     true_gradient = False
 
-    def __init__(self, forward: str, backward: str) -> None:
+    def __init__(
+        self,
+        forward: str | Elementwise = "relu",
+        backward: str | Elementwise | None = None,
+        impl: str = "native",
+    ) -> None:
         super().__init__()
-        self.label = parse_label(forward, backward=backward)
+        lookup(IMPLS, impl, "implementation")
+        self.pair = _resolve(forward, backward)
+        self.impl = impl
+
+    @property
+    def tied(self) -> bool:
+        """Whether the backward is the forward's own."""
+        return self.pair[0] == self.pair[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, of the same shape."""
-        _check_dtype(x)
+        forward, backward = self.pair
         if self.true_gradient:
-            return _evaluate(self.label.forward, x)
-        return _mismatch(
-            _evaluate(self.label.forward, x.detach()), _evaluate(self.label.backward, x)
-        )
+            backward = forward
+        return _apply(x, forward, backward, self.impl, self.training)
 
     def extra_repr(self) -> str:
-        """Name the pair."""
-        return f"forward={self.label.forward}, backward={self.label.backward}"
+        """Name the pair, and how it is computed if not as usual."""
+        forward, backward = (getattr(part, "__name__", part) for part in self.pair)
+        impl = "" if self.impl == "native" else f", impl={self.impl!r}"
+        return f"forward={forward}, backward={backward}{impl}"
 
 
 class NSReLU(Surrogate):
@@ -98,12 +161,10 @@ class NSReLU(Surrogate):
 
     def __init__(self, leak: float = 0.1, impl: str = "native", inplace: bool = False) -> None:
         leak = check_parameter("leak", leak)
-        super().__init__("relu", f"leaky_relu({format_number(leak)})")
-        lookup(IMPLS, impl, "implementation")
+        super().__init__("relu", f"leaky_relu({format_number(leak)})", impl)
         if inplace and impl != "native":
             raise UsageError(f"inplace needs implementation 'native', got {impl!r}")
         self.leak = leak
-        self.impl = impl
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,10 +181,10 @@ class NSReLU(Surrogate):
 
 
 def build(label: Label | str, impl: str = "native", inplace: bool = False) -> nn.Module:
-    """Make a new module of an activation: PyTorch's own where the two passes are tied.
+    """Make a new module of an activation: PyTorch's own where there is one and the passes are tied.
 
-    `impl` says how nsrelu is computed. `inplace` allows the input to be overwritten, and only
-    those do it that can.
+    `impl` says how an untied pair is computed. `inplace` allows the input to be overwritten, and
+    only those do it whose values and gradients stay the same, bit for bit.
 
     Raises:
         UsageError: The label or the `impl` is unknown.
@@ -131,12 +192,14 @@ def build(label: Label | str, impl: str = "native", inplace: bool = False) -> nn
     label = parse_label(label) if isinstance(label, str) else label
     lookup(IMPLS, impl, "implementation")
     if label.tied:
-        _, module = FUNCTIONS[label.forward.name]
-        return module(*label.forward.parameters, inplace=inplace)
+        name = label.forward.name
+        _, module = FUNCTIONS[name]
+        settings = {"inplace": True} if inplace and name in IN_PLACE else {}
+        return module(*label.forward.parameters, **settings)
     if (label.forward.name, label.backward.name) == ("relu", "leaky_relu"):
         leak = label.backward.values["leak"]
         return NSReLU(leak, impl, inplace=inplace and impl == "native")
-    return Surrogate(str(label.forward), str(label.backward))
+    return Surrogate(str(label.forward), str(label.backward), impl)
 
 
 @contextmanager
@@ -145,7 +208,7 @@ def true_gradients(model: nn.Module) -> Iterator[int]:
 
     Values stay the same. Gives the number of modules switched; 0 says that all are tied.
     """
-    untied = [m for m in model.modules() if isinstance(m, Surrogate) and not m.label.tied]
+    untied = [m for m in model.modules() if isinstance(m, Surrogate) and not m.tied]
     switched = [m for m in untied if not m.true_gradient]  # not those of an outer context
     try:
         for module in switched:
@@ -231,12 +294,48 @@ def _slope(ctx: Any, grad: Tensor) -> Tensor:
     return result
 
 
+class SurrogateFunction(Function):
+    """Any values with any gradient, as a Function that keeps its input.
+
+    It takes the input, a function of it, and ``slope(x, grad)``, which is linear in grad.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, forward: Elementwise, slope: Callable[..., Tensor]) -> Tensor:  # noqa: ARG004
+        """Return the values."""
+        return forward(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        """Keep the input."""
+        x, _, ctx.slope = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient times the slope."""
+        return ctx.slope(*ctx.saved_tensors, grad), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        """Return the tangent times the slope: for a function of one element they are the same."""
+        slope: Tensor = ctx.slope(*ctx.saved_tensors, tangent)
+        return slope
+
+
 # torch.compile traces no Function that has a jvp; these are the same without.
 class _TracedMismatch(FWBWMismatch):
     jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
 
 
 class _TracedNSReLU(NSReLUFunction):
+    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+
+
+class _TracedSurrogate(SurrogateFunction):
     jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
 
 
@@ -272,6 +371,77 @@ def _mismatch(x_forward: Tensor, x_backward: Tensor) -> Tensor:
 
 def _nsrelu_mismatch(x: Tensor, leak: float) -> Tensor:
     return _mismatch(F.relu(x.detach()), F.leaky_relu(x, leak))
+
+
+def _pair_native(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
+    """Let autograd record the backward function, then overwrite the values.
+
+    Allowed where the gradient is computed from the input, not from the result; where it is not,
+    autograd says that the result was modified.
+    """
+    y = backward(x)
+    y.detach().copy_(forward(x.detach()))
+    return y
+
+
+def _pair_detach(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
+    """Add the difference of the values as a constant; rounds once more, NaN at infinities."""
+    b = backward(x)
+    return b + (forward(x.detach()) - b.detach())
+
+
+def _pair_function(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
+    return _slope_function(x, forward, partial(_pull_back, backward))
+
+
+def _pair_mismatch(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
+    return _mismatch(forward(x.detach()), backward(x))
+
+
+def _pull_back(backward: Elementwise, x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient at `x` for the gradient at `backward` of `x`."""
+    pull_back = torch.func.vjp(backward, x)[1]
+    gradient: Tensor = pull_back(grad)[0]
+    return gradient
+
+
+def _with_slope(x: Tensor, derivative: Elementwise) -> Tensor:
+    return _slope_function(x, torch.clone, lambda x, grad: grad * derivative(x))
+
+
+def _slope_function(x: Tensor, forward: Elementwise, slope: Callable[..., Tensor]) -> Tensor:
+    function = _TracedSurrogate if torch.compiler.is_compiling() else SurrogateFunction
+    y: Tensor = function.apply(x, forward, slope)
+    return y
+
+
+def bsilu(x: Tensor, alpha: float = 1.67) -> Tensor:
+    """B-SiLU: (x + alpha) sigmoid(x) - alpha / 2.
+
+    Source: SUGAR, arXiv 2505.22074, eq. 7.
+    """
+    return (x + alpha) * x.sigmoid() - alpha / 2
+
+
+def nelu(x: Tensor, alpha: float = 0.05) -> Tensor:
+    """NeLU: x where x > 0, -alpha / (1 + x^2) elsewhere; the slope there is negative, at 0 it is 0.
+
+    Source: SUGAR, arXiv 2505.22074, which uses its derivative, 2 alpha x / (1 + x^2)^2.
+    """
+    return torch.where(x > 0, x, -alpha / (1 + x * x))
+
+
+def helu(x: Tensor, alpha: float = 0.05) -> Tensor:
+    """Return max(x + alpha, 0), whose slope is 1 where x > -alpha; 0 at -alpha.
+
+    Source: HeLU, arXiv 2411.10573, whose backward it is; the forward there is ReLU.
+    """
+    return _relu_of_input(x + alpha)
+
+
+def _relu_of_input(x: Tensor) -> Tensor:
+    """ReLU whose gradient is computed from the input, where F.relu's is from the result."""
+    return F.threshold(x, 0.0, 0.0)
 
 
 def leaky_relu_clamp(x: Tensor, negative_slope: float = 0.1) -> Tensor:
@@ -327,18 +497,81 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
 
 
-def _evaluate(term: Term, x: Tensor) -> Tensor:
-    function, _ = FUNCTIONS[term.name]
-    return function(x, *term.parameters)
+# One of the two functions of a pair.
+_Part = Term | Elementwise
+
+
+def _resolve(forward: str | Elementwise, backward: str | Elementwise | None) -> tuple[_Part, _Part]:
+    """Read the names among the two functions of a pair."""
+    if isinstance(forward, str) and (backward is None or isinstance(backward, str)):
+        label = parse_label(forward, backward=backward)
+        pair: tuple[_Part, _Part] = label.forward, label.backward
+    else:
+        one = parse_label(forward).forward if isinstance(forward, str) else forward
+        other = parse_label(backward).forward if isinstance(backward, str) else backward
+        pair = one, one if other is None else other
+    for part in pair:
+        if isinstance(part, Term) and part.name in LEARNABLE:
+            raise UsageError(f"{part.name} has a weight of its own: build('{part}') makes a module")
+    return pair
+
+
+def _apply(x: Tensor, forward: _Part, backward: _Part, impl: str, training: bool) -> Tensor:
+    _check_dtype(x)
+    lookup(IMPLS, impl, "implementation")
+    if forward == backward:
+        return _bind(forward, training)(x)
+    if forward == Term("relu") and isinstance(backward, Term) and backward.name == "leaky_relu":
+        return IMPLS[impl](x, *backward.parameters)
+    if backward == Term("relu"):
+        backward = _relu_of_input
+    elif impl == "native" and not isinstance(backward, Term):
+        impl = "mismatch"  # a function that nobody knows may return its input, or keep its result
+    return PAIR_IMPLS[impl](x, _bind(forward, training), _bind(backward, training))
+
+
+def _bind(part: _Part, training: bool) -> Elementwise:
+    """Return a function of the input alone."""
+    if not isinstance(part, Term):
+        return part
+    function, _ = FUNCTIONS[part.name]
+    parameters = (*part.parameters, training) if part.name == "rrelu" else part.parameters
+    return lambda x: function(x, *parameters)
+
+
+def _own(name: str) -> Callable[..., nn.Module]:
+    """Return what makes the module of a function that PyTorch has none of."""
+
+    def make(*parameters: float) -> nn.Module:
+        return Surrogate(str(Term(name, parameters or tuple(PARAMETERS[name].values()))))
+
+    return make
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Every function of `labels.FUNCTIONS`: f(x, *parameters), and PyTorch's module of it.
+# Every function of `labels.FUNCTIONS`: f(x, *parameters), and a module of it. Their gradients are
+# computed from the input, but for relu's, so that the values can be overwritten.
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., nn.Module]]] = {
     "relu": (F.relu, nn.ReLU),
     "leaky_relu": (F.leaky_relu, nn.LeakyReLU),
+    "identity": (torch.clone, _own("identity")),
+    "elu": (F.elu, nn.ELU),
+    "selu": (F.selu, nn.SELU),
+    "gelu": (F.gelu, nn.GELU),
+    "silu": (F.silu, nn.SiLU),
+    "mish": (F.mish, nn.Mish),
+    "softplus": (F.softplus, nn.Softplus),
+    "prelu": (F.leaky_relu, lambda leak=0.25: nn.PReLU(init=leak)),
+    "rrelu": (F.rrelu, nn.RReLU),
+    "bsilu": (bsilu, _own("bsilu")),
+    "nelu": (nelu, _own("nelu")),
+    "helu": (helu, _own("helu")),
 }
+
+# Those that may overwrite their input without a bit of difference. elu and selu could, but their
+# gradient in place is rounded otherwise; the others keep a copy of the input when in place.
+IN_PLACE = ("relu", "leaky_relu")
 
 # The formulations of NSReLU: f(x, leak).
 IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -346,4 +579,12 @@ IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "detach": _detach,
     "function": _function,
     "mismatch": _nsrelu_mismatch,
+}
+
+# The same of any other pair: f(x, forward, backward).
+PAIR_IMPLS: dict[str, Callable[[Tensor, Elementwise, Elementwise], Tensor]] = {
+    "native": _pair_native,
+    "detach": _pair_detach,
+    "function": _pair_function,
+    "mismatch": _pair_mismatch,
 }

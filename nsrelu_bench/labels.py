@@ -2,11 +2,12 @@
 
 An activation is a pair (forward function, backward function). One label names it on the command
 line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``, ``nsrelu(0.1)``,
-``leaky_relu(0.1)/relu``. Nothing here needs torch.
+``relu/bsilu(1.67)``. Nothing here needs torch.
 """
 
 import numbers
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nsrelu_bench.errors import UsageError, lookup, unknown
@@ -37,8 +38,10 @@ class Term:
         names = lookup(FUNCTIONS, self.name, "function")
         if len(self.parameters) != len(names):
             raise _wrong_count(self.name, list(names), len(self.parameters))
-        checked = map(check_parameter, names, self.parameters)
-        object.__setattr__(self, "parameters", tuple(checked))
+        checked = tuple(map(check_parameter, names, self.parameters))
+        object.__setattr__(self, "parameters", checked)
+        if self.name == "rrelu" and checked[0] > checked[1]:
+            raise UsageError(f"lower must be at most upper, got {self}")
 
     @property
     def values(self) -> dict[str, float]:
@@ -53,11 +56,24 @@ class Term:
 class Label:
     """An activation: what the forward pass computes, and whose gradient the backward pass uses.
 
-    ``str(label)`` is its canonical text, and `parse_label` of that text is the same label.
+    ``str(label)`` is its canonical text, and `parse_label` of that text is the same label. The
+    straight-through estimator, relu/identity, is nsrelu(1).
+
+    Raises:
+        UsageError: One of two different functions has weights of its own.
     """
 
     forward: Term
     backward: Term
+
+    def __post_init__(self) -> None:
+        if (self.forward.name, self.backward.name) == ("relu", "identity"):
+            object.__setattr__(self, "backward", Term("leaky_relu", (1.0,)))
+        for term in (self.forward, self.backward):
+            if term.name in LEARNABLE and not self.tied:
+                raise UsageError(
+                    f"{term.name} has a weight of its own, and makes no pair with another function"
+                )
 
     @property
     def tied(self) -> bool:
@@ -71,7 +87,7 @@ class Label:
 
     @property
     def uses_impl(self) -> bool:
-        """Whether there is a choice of implementations: only where the two passes differ."""
+        """Whether there is a choice of implementations: for every pair whose passes differ."""
         return not self.tied
 
     def __str__(self) -> str:
@@ -83,17 +99,26 @@ class Label:
         return f"{self.forward}/{self.backward}"
 
 
-def parse_label(text: str, *, leak: float | None = None, backward: str | None = None) -> Label:
+def parse_label(
+    text: str,
+    *,
+    leak: float | None = None,
+    alpha: float | None = None,
+    backward: str | None = None,
+) -> Label:
     """Read ``name``, ``name(number)`` or ``forward/backward``, and merge separate settings into it.
 
-    `leak` fills in whatever leak the text leaves open, and is ignored by an activation that has
-    none. `backward` makes a pair of a plain function.
+    `leak` and `alpha` fill in whatever of their name the text leaves open, and are ignored by an
+    activation that has none. `backward` makes a pair of a plain function.
 
     Raises:
         UsageError: The text can't be read, names something unknown, or contradicts a setting.
     """
-    if leak is not None:
-        leak = check_parameter("leak", leak)
+    settings = {
+        name: check_parameter(name, value)
+        for name, value in {"leak": leak, "alpha": alpha}.items()
+        if value is not None
+    }
     drafts = _read_activation(text)
     if backward is not None:
         wanted = _read_function(backward, "backward")
@@ -101,13 +126,27 @@ def parse_label(text: str, *, leak: float | None = None, backward: str | None = 
             raise UsageError(f"backward {backward!r} contradicts activation {text!r}")
         stated = drafts[1][1] if len(drafts) == 2 else {}
         drafts = [drafts[0], (wanted[0], wanted[1] | stated)]
-    leaky = [stated for name, stated in drafts if "leak" in FUNCTIONS[name]]
-    if leaky and leak is not None:
-        used = [stated.setdefault("leak", leak) for stated in leaky]
-        if leak not in used:
-            raise UsageError(f"leak {format_number(leak)} contradicts activation {text!r}")
+    for name, value in settings.items():
+        takers = [stated for function, stated in drafts if name in FUNCTIONS[function]]
+        used = [stated.setdefault(name, value) for stated in takers]
+        if used and value not in used:
+            raise UsageError(f"{name} {format_number(value)} contradicts activation {text!r}")
     terms = [Term(name, tuple((FUNCTIONS[name] | stated).values())) for name, stated in drafts]
     return Label(terms[0], terms[-1])
+
+
+def forget(text: str, settings: Collection[str]) -> str:
+    """Drop from an activation's text what it says of `settings`; what can't be read stays."""
+    try:
+        drafts = _read_activation(text)
+    except UsageError:
+        return text
+    if "backward" in settings:
+        drafts = drafts[:1]
+    kept = [
+        (name, [v for key, v in stated.items() if key not in settings]) for name, stated in drafts
+    ]
+    return "/".join(_format_call(name, tuple(values)) for name, values in kept)
 
 
 def check_parameter(name: str, value: float) -> float:
@@ -201,18 +240,38 @@ def _format_call(name: str, values: tuple[float, ...]) -> str:
     return f"{name}({', '.join(map(format_number, values))})" if values else name
 
 
-# Every function: its parameters with their defaults.
+# Every function: its parameters with their defaults. docs/activations.md has a card of each.
 FUNCTIONS: dict[str, dict[str, float]] = {
     "relu": {},
     "leaky_relu": {"leak": 0.1},
+    "identity": {},
+    "elu": {"alpha": 1.0},
+    "selu": {},
+    "gelu": {},
+    "silu": {},
+    "mish": {},
+    "softplus": {"beta": 1.0},
+    "prelu": {"leak": 0.25},
+    "rrelu": {"lower": 1 / 8, "upper": 1 / 3},
+    "bsilu": {"alpha": 1.67},
+    "nelu": {"alpha": 0.05},
+    "helu": {"alpha": 0.05},
 }
 
 # Pairs (forward, backward) that have a name of their own.
 ALIASES: dict[str, tuple[str, str]] = {
     "nsrelu": ("relu", "leaky_relu"),
+    "ste": ("relu", "identity"),
 }
+
+# Functions with a weight that is trained; their parameter is where it starts.
+LEARNABLE = ("prelu",)
 
 # The range of each parameter, ends included.
 LIMITS: dict[str, tuple[float, float]] = {
     "leak": (0.0, 1.0),
+    "alpha": (0.0, 100.0),
+    "beta": (0.01, 100.0),
+    "lower": (0.0, 1.0),
+    "upper": (0.0, 1.0),
 }

@@ -7,19 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.errors import UsageError, unknown
 from nsrelu_bench.labels import (
     ALIASES,
     FUNCTIONS,
+    LEARNABLE,
     LIMITS,
     Label,
     Term,
     check_parameter,
+    forget,
     parse_label,
 )
 
 leaks = st.floats(0, 1)
-functions = st.sampled_from(list(FUNCTIONS))
+functions = st.sampled_from([name for name in FUNCTIONS if name not in LEARNABLE])
+FUNCTION_NAMES = ", ".join(FUNCTIONS)
+EVERY_NAME = [*FUNCTIONS, *ALIASES]
+NAMES = ", ".join(EVERY_NAME)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,17 @@ functions = st.sampled_from(list(FUNCTIONS))
         ("leaky_relu(0.2)/leaky_relu(0.3)", "leaky_relu(0.2)/leaky_relu(0.3)"),
         ("leaky_relu(0.2)/leaky_relu(0.20)", "leaky_relu(0.2)"),
         ("relu/relu", "relu"),
+        ("relu/bsilu", "relu/bsilu(1.67)"),
+        ("relu/nelu(0.20)", "relu/nelu(0.2)"),
+        ("elu", "elu(1)"),
+        ("elu(2)/gelu", "elu(2)/gelu"),
+        ("rrelu(0.1, 0.30)", "rrelu(0.1, 0.3)"),
+        ("rrelu(0.1)", "rrelu(0.1, 0.3333333333333333)"),
+        ("ste", "nsrelu(1)"),
+        ("relu/identity", "nsrelu(1)"),
+        ("relu/leaky_relu(1)", "nsrelu(1)"),
+        ("identity/identity", "identity"),
+        ("gelu/identity", "gelu/identity"),
     ],
 )
 def test_every_spelling_has_one_canonical_text(text, canonical):
@@ -53,7 +69,7 @@ def test_every_spelling_has_one_canonical_text(text, canonical):
 @pytest.mark.parametrize("name", [*FUNCTIONS, *ALIASES])
 def test_every_registered_name_stands_alone(name):
     label = parse_label(name)
-    assert str(label).split("(")[0] == name
+    assert str(label).split("(")[0] == name.replace("ste", "nsrelu")
     assert label.tied == (name in FUNCTIONS)
     assert label.uses_impl == (name in ALIASES)
 
@@ -71,12 +87,15 @@ def test_every_default_lies_within_the_limits(name):
         assert low <= default <= high
 
 
+def term(name, value):
+    """A term with parameters from low to high, each `value` of the way up."""
+    limits = [LIMITS[parameter] for parameter in FUNCTIONS[name]]
+    return Term(name, tuple(low + value * (high - low) for low, high in limits))
+
+
 @given(functions, functions, leaks, leaks)
 def test_a_label_is_read_back_from_its_text_and_its_leak(forward, backward, one, other):
-    label = Label(
-        Term(forward, (one,) * len(FUNCTIONS[forward])),
-        Term(backward, (other,) * len(FUNCTIONS[backward])),
-    )
+    label = Label(term(forward, one), term(backward, other))
     assert parse_label(str(label)) == label
     assert parse_label(str(label), leak=label.leak) == label
 
@@ -118,6 +137,13 @@ def test_leak_is_the_negative_slope_of_the_backward(text, leak):
         ),
         ("nsrelu", {"backward": "leaky_relu(0.2)"}, "nsrelu(0.2)"),
         ("nsrelu(0.2)", {"backward": "leaky_relu"}, "nsrelu(0.2)"),
+        ("relu", {"backward": "bsilu", "alpha": 2}, "relu/bsilu(2)"),
+        ("relu/elu", {"alpha": 2, "leak": 0.3}, "relu/elu(2)"),
+        ("nsrelu", {"alpha": 2}, "nsrelu(0.1)"),
+        ("elu(2)", {"backward": "bsilu", "alpha": 3}, "elu(2)/bsilu(3)"),
+        ("prelu", {"leak": 0.3}, "prelu(0.3)"),
+        ("ste", {"leak": 0.1}, "nsrelu(1)"),
+        ("relu", {"backward": "identity"}, "nsrelu(1)"),
     ],
 )
 def test_separate_settings_make_the_same_label(text, settings, canonical):
@@ -127,23 +153,22 @@ def test_separate_settings_make_the_same_label(text, settings, canonical):
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("gelo", {}, "unknown activation 'gelo'; choose from: relu, leaky_relu, nsrelu"),
-        ("0.1", {}, "unknown activation '0.1'; choose from: relu, leaky_relu, nsrelu"),
+        ("gelo", {}, str(unknown("gelo", EVERY_NAME, "activation"))),
+        ("0.1", {}, f"unknown activation '0.1'; choose from: {NAMES}"),
         (
             "nsrelo",
             {},
-            "unknown activation 'nsrelo'; did you mean 'nsrelu'? "
-            "choose from: relu, leaky_relu, nsrelu",
+            f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {NAMES}",
         ),
-        ("relu/gelo", {}, "unknown backward 'gelo'; choose from: relu, leaky_relu"),
+        ("relu/gelo", {}, str(unknown("gelo", FUNCTIONS, "backward"))),
         (
             "nsrelu/relu",
             {},
-            "unknown forward 'nsrelu'; did you mean 'relu'? choose from: relu, leaky_relu",
+            str(unknown("nsrelu", FUNCTIONS, "forward")),
         ),
-        ("relu", {"backward": "gelo"}, "unknown backward 'gelo'; choose from: relu, leaky_relu"),
-        ("", {}, "activation must not be empty; choose from: relu, leaky_relu, nsrelu"),
-        ("  ", {}, "activation must not be empty; choose from: relu, leaky_relu, nsrelu"),
+        ("relu", {"backward": "gelo"}, str(unknown("gelo", FUNCTIONS, "backward"))),
+        ("", {}, f"activation must not be empty; choose from: {NAMES}"),
+        ("  ", {}, f"activation must not be empty; choose from: {NAMES}"),
         (
             "relu" * 51,
             {},
@@ -192,8 +217,19 @@ def test_separate_settings_make_the_same_label(text, settings, canonical):
         (
             "relu/relu",
             {"backward": "nope"},
-            "unknown backward 'nope'; choose from: relu, leaky_relu",
+            f"unknown backward 'nope'; choose from: {FUNCTION_NAMES}",
         ),
+        ("elu(-1)", {}, "alpha must be from 0 to 100, got -1"),
+        ("softplus(0)", {}, "beta must be from 0.01 to 100, got 0"),
+        ("relu", {"alpha": -1}, "alpha must be from 0 to 100, got -1"),
+        ("rrelu(0.3, 0.1)", {}, "lower must be at most upper, got rrelu(0.3, 0.1)"),
+        ("relu/elu(1)", {"alpha": 2}, "alpha 2 contradicts activation 'relu/elu(1)'"),
+        (
+            "relu/prelu",
+            {},
+            "prelu has a weight of its own, and makes no pair with another function",
+        ),
+        ("ste(0.1)", {}, "wrong number of parameters for ste: it takes none, got 1"),
     ],
 )
 def test_what_makes_no_sense_gets_one_exact_line(text, settings, message):
@@ -218,13 +254,31 @@ def test_any_text_is_a_label_or_a_one_line_error(text):
     [
         ("leaky_relu", (), "wrong number of parameters for leaky_relu: it takes 1 (leak), got 0"),
         ("leaky_relu", (2.0,), "leak must be from 0 to 1, got 2"),
-        ("nsrelu", (), "unknown function 'nsrelu'; did you mean 'relu'? "),
+        ("nsrelu", (), str(unknown("nsrelu", FUNCTIONS, "function"))),
     ],
 )
 def test_no_term_can_be_made_that_does_not_exist(name, parameters, message):
     with pytest.raises(UsageError) as caught:
         Term(name, parameters)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "left"),
+    [
+        ("nsrelu(0.3)", ["leak"], "nsrelu(0.1)"),
+        ("nsrelu(0.3)", ["alpha"], "nsrelu(0.3)"),
+        ("nsrelu(0.3)", ["backward"], "relu"),
+        ("elu(2)/leaky_relu(0.3)", ["leak"], "elu(2)/leaky_relu(0.1)"),
+        ("elu(2)/leaky_relu(0.3)", ["alpha", "backward"], "elu(1)"),
+    ],
+)
+def test_forget_drops_what_a_stronger_source_says(text, settings, left):
+    assert str(parse_label(forget(text, settings))) == left
+
+
+def test_forget_leaves_a_mistake_to_be_told():
+    assert forget("gelo(0.1", ["leak"]) == "gelo(0.1"
 
 
 def test_minus_zero_is_zero():
