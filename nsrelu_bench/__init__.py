@@ -8,21 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nsrelu_bench.activations import NSReLU as NSReLU
+    from nsrelu_bench.activations import Surrogate as Surrogate
+    from nsrelu_bench.activations import from_derivative as from_derivative
     from nsrelu_bench.activations import nsrelu as nsrelu
+    from nsrelu_bench.activations import surrogate as surrogate
     from nsrelu_bench.config import RunConfig as RunConfig
     from nsrelu_bench.probe import ActivationProbe as ActivationProbe
     from nsrelu_bench.probe import measure as measure
     from nsrelu_bench.records import load as load
+    from nsrelu_bench.swap import swap_activations as swap_activations
     from nsrelu_bench.train import run as run
 
 _HOMES = {
     "ActivationProbe": "probe",
     "NSReLU": "activations",
     "RunConfig": "config",
+    "Surrogate": "activations",
+    "from_derivative": "activations",
     "load": "records",
     "measure": "probe",
     "nsrelu": "activations",
     "run": "train",
+    "surrogate": "activations",
+    "swap_activations": "swap",
 }
 
 __all__ = list(_HOMES)

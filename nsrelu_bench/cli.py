@@ -4,6 +4,7 @@ Everything heavy (torch, pandas, matplotlib) is imported inside the command that
 ``--help`` answers at once.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -71,9 +72,12 @@ Act = Annotated[str | None, _option("--act", "activation, e.g. relu or 'nsrelu(0
 Leak = Annotated[
     float | None, _option("--leak", "its negative slope, from 0 to 1", "0.1", parser=number)
 ]
+Alpha = Annotated[
+    float | None, _option("--alpha", "the parameter of elu, bsilu, nelu and helu", parser=number)
+]
 Backward = Annotated[str | None, _option("--backward", "function whose gradient is used instead")]
 Impl = Annotated[
-    str | None, _option("--impl", "native, detach, function or mismatch; for nsrelu", "native")
+    str | None, _option("--impl", "native, detach, function or mismatch; for pairs", "native")
 ]
 Data = Annotated[str | None, _option("--dataset", "mnist5k, digits, mnist or cifar10", "mnist5k")]
 DataDir = Annotated[str | None, _option("--data-dir", "where downloaded data sets lie", "data")]
@@ -82,6 +86,13 @@ TrainSize = Annotated[
 ]
 ProbeSize = Annotated[
     int | None, _option("--probe-size", "training examples to measure on", "2000", parser=count)
+]
+Measures = Annotated[
+    str | None, _option("--measures", "all, none, names with commas, or -name to leave out", "all")
+]
+ProbeEvery = Annotated[
+    int | None,
+    _option("--probe-every", "measure every so many steps too, 0: never", "0", parser=count),
 ]
 Model = Annotated[str | None, _option("--model", "mlp or cnn", "mlp")]
 Width = Annotated[
@@ -134,12 +145,15 @@ Paths = Annotated[
 def train(
     act: Act = None,
     leak: Leak = None,
+    alpha: Alpha = None,
     backward: Backward = None,
     impl: Impl = None,
     dataset: Data = None,
     data_dir: DataDir = None,
     train_size: TrainSize = None,
     probe_size: ProbeSize = None,
+    measures: Measures = None,
+    probe_every: ProbeEvery = None,
     model: Model = None,
     width: Width = None,
     depth: Depth = None,
@@ -251,15 +265,18 @@ def compare(
         str, typer.Option("--format", help="table, csv, json, md or latex", show_default="table")
     ] = "table",
     as_json: AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="file", show_default="standard output")
+    ] = None,
 ) -> None:
     """Compare activations: means over seeds, paired differences to the baseline, verdicts."""
     from nsrelu_bench import compare as statistics
-    from nsrelu_bench.records import load
+    from nsrelu_bench.records import CONFIG_COLUMNS, load_runs, write_text
+    from nsrelu_bench.tables import format_table
 
-    results = load(*paths or [Path("results")])
     comparison = statistics.compare(
-        results.runs,
-        results.config_columns,
+        load_runs(*paths or [Path("results")]),
+        CONFIG_COLUMNS,
         baseline=baseline,
         metrics=metric,
         by=by,
@@ -267,8 +284,14 @@ def compare(
         tune=tune or (),
         sort=sort,
     )
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(statistics.format_table(comparison, "json" if as_json else fmt, width))
+    terminal = out is None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    text = format_table(comparison, "json" if as_json else fmt, width)
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)
+        print(out)
 
 
 @app.command()
@@ -289,7 +312,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw figures: curves over epochs, accuracy against sparsity, lives of units and others."""
-    from nsrelu_bench.plot import draw_all
+    from nsrelu_bench.figures import draw_all
     from nsrelu_bench.records import load
 
     for path in paths or [Path("results")]:
@@ -300,8 +323,9 @@ def plot(
             formats=fmt.split(","),
             style=style,
             metric=metric,
+            tell=lambda line: print(line, file=sys.stderr),
         )
-        print("\n".join(map(str, drawn)))
+        print(*drawn, sep="\n", end="\n" * bool(drawn))
 
 
 @app.command()
@@ -317,6 +341,34 @@ def check(
     print(format_checks(checks))
     if any(check.outcome == "disagrees" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command(name="born-dead")
+def born_dead(
+    width: Annotated[str, typer.Option("--width", help="units a layer, with commas")] = "2,3,5,10",
+    depth: Annotated[
+        str, typer.Option("--depth", help="layers with the output layer, with commas")
+    ] = "10",
+    trials: Annotated[int | None, _option("--trials", "networks", "20000", parser=count)] = None,
+    seed: Annotated[int | None, _option("--seed", "decides the weights", "0", parser=count)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how likely a ReLU network is dead before the first step, by width and depth."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from nsrelu_bench.born_dead import born_dead as estimate
+
+    given = {"trials": trials, "seed": seed}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    rows = []
+    for units, layers in itertools.product(width.split(","), depth.split(",")):
+        found = estimate(count(units), count(layers), **chosen)
+        low, high = found.interval
+        rows.append(asdict(found) | {"probability": found.probability, "low": low, "high": high})
+    table = pd.DataFrame(rows)
+    print(table.to_json(orient="records") if as_json else table.to_string(index=False))
 
 
 @app.command(name="list")

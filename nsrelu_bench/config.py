@@ -11,7 +11,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from nsrelu_bench.errors import UsageError, lookup, unknown
-from nsrelu_bench.labels import Label, parse_label
+from nsrelu_bench.labels import Label, forget, parse_label
 
 #: Raised by one when a change of the code changes the numbers that a configuration gives, so that
 #: "the same run id means the same numbers" holds across versions too.
@@ -56,6 +56,10 @@ class RunConfig(BaseModel):
     data_dir: str = "data"
     train_size: Count | None = None
     probe_size: Count = 2000
+    measures: Annotated[str, Field(max_length=1000)] = (
+        "all"  # or "none", names with commas, or -name to leave out
+    )
+    probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps; 0: every epoch alone
     model: Choice = "mlp"
     width: Count = Field(default_factory=lambda known: MODELS[known["model"]]["width"])
     depth: Count = Field(default_factory=lambda known: MODELS[known["model"]]["depth"])
@@ -98,6 +102,11 @@ class RunConfig(BaseModel):
         lookup(DATASETS, name, "dataset")
         return name
 
+    @field_validator("measures")
+    @classmethod
+    def _canonical_measures(cls, text: str) -> str:
+        return _measures_text(_read_measures(text))
+
     @model_validator(mode="after")
     def _clear_unused(self) -> Self:
         """Clear what the other settings leave unused, so that it makes no second identity."""
@@ -115,6 +124,11 @@ class RunConfig(BaseModel):
         return parse_label(self.act)
 
     @property
+    def measured(self) -> list[str]:
+        """The names of the measures to take, as in `MEASURES`."""
+        return _read_measures(self.measures)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting by name, in order, as config.yaml holds them."""
         return self.model_dump()
@@ -127,6 +141,33 @@ class RunConfig(BaseModel):
         name = "-".join([self.dataset, self.model, self.act])
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
         return f"{slug}-s{self.seed}-{digest[:8]}"
+
+
+def _read_measures(text: str) -> list[str]:
+    """Read which measures to take: all, none, names, or names with a minus to leave out."""
+    names = [part.strip() for part in text.split(",")]
+    left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
+    if names == ["none"]:
+        return []
+    if names == ["all"] or len(left_out) == len(names) - (names[0] == "all"):
+        taken = set(MEASURES) - set(left_out)
+    elif left_out or {"all", "none", ""} & set(names):
+        raise UsageError(f"must be all, none, names, or names with a minus, got {text!r}")
+    else:
+        taken = set(names)
+    for name in (*left_out, *sorted(taken)):
+        lookup(MEASURES, name, "measure")
+    return [name for name in MEASURES if name in taken]
+
+
+def _measures_text(taken: Sequence[str]) -> str:
+    """Write which measures to take in the shortest of the ways that `_read_measures` reads."""
+    if not taken:
+        return "none"
+    left_out = [f"-{name}" for name in MEASURES if name not in taken]
+    if not left_out:
+        return "all"
+    return ",".join(left_out if len(left_out) < len(taken) else taken)
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,7 @@ def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[s
     merged = {**settings, **stronger}
     if "act" not in stronger and set(LABEL_PARTS) & set(stronger) and "act" in settings:
         # A separate leak or backward replaces what the weaker source's label says of it.
-        merged["act"] = re.sub(r"\(.*?\)", "", str(settings["act"]))
+        merged["act"] = forget(str(settings["act"]), set(LABEL_PARTS) & set(stronger))
     return merged
 
 
@@ -267,7 +308,8 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
         part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
         key = str(detail["loc"][0]) if detail["loc"] else part
         if detail["type"] == "extra_forbidden":
-            message = str(unknown(key, [*RunConfig.model_fields, *LABEL_PARTS], "setting"))
+            known = [*RunConfig.model_fields, *LABEL_PARTS]
+            message = str(unknown(key, known, "setting", brief=True))
         elif detail["type"] != "value_error":
             message = f"{message}, got {reprlib.repr(detail['input'])}"
         lines.append(f"{place(key)}: {message.removeprefix(f'{key} ')}")
@@ -319,7 +361,7 @@ def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 #: Settings that are given beside `act` and become part of its label.
-LABEL_PARTS = ("leak", "backward")
+LABEL_PARTS = ("leak", "alpha", "backward")
 
 #: What can be named, with the defaults that go with it; the code is in models.py and data.py.
 MODELS: dict[str, dict[str, int]] = {
@@ -332,4 +374,27 @@ DATASETS: dict[str, str] = {
     "digits": "1,797 real digits, 8x8, embedded",
     "mnist": "70,000 digits, 28x28, through torchvision",
     "cifar10": "60,000 photographs, 32x32 in colour, through torchvision",
+}
+
+#: What is measured at the activation sites, in the order of the columns; docs/metrics.md defines
+#: each, and the code is in metrics.py.
+MEASURES: dict[str, str] = {
+    "zero_fraction": "fraction of the outputs that are exactly 0",
+    "negative_fraction": "fraction of the inputs that are <= 0",
+    "dead_units": "units with output 0 for every example",
+    "dead_fraction": "dead units over units",
+    "submerged_units": "units with input <= 0 for every example",
+    "dormant_units": "units with at most 0.025 of the layer's mean output",
+    "died_units": "units alive at the last measurement and dead now",
+    "revived_units": "units dead at the last measurement and alive now",
+    "grad_norm": "norm of the gradient of the parameters (needs a backward pass)",
+    "zero_grad_units": "units whose inputs get no gradient at all (needs a backward pass)",
+    "surrogate_cosine": "cosine of the gradient followed and the true one (needs another pass)",
+    "ever_dead_units": "units dead at this or an earlier measurement",
+    "recovered_units": "units dead at one measurement and alive at a later one",
+    "pre_grad_norm": "norm of the gradient at the inputs (needs a backward pass)",
+    "sign_disagreement": "parameters whose two gradients have opposite signs (the same pass)",
+    "lifetime_sparsity": "how few of the examples a unit responds to",
+    "population_sparsity": "how few of the units respond to an example",
+    "effective_rank": "effective number of dimensions of the outputs (costly in wide layers)",
 }

@@ -19,12 +19,12 @@ class UsageError(BenchError, ValueError):
     exit_code = 2
 
 
-def unknown(name: str, known: Iterable[str], kind: str) -> UsageError:
-    """Say that `name` is no known `kind`, and list what there is; of a long list the nearest."""
+def unknown(name: str, known: Iterable[str], kind: str, *, brief: bool = False) -> UsageError:
+    """Say that `name` is no known `kind`, and list what there is; briefly, only the nearest."""
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=1)
     hints = [f"did you mean {near[0]!r}?"] if near else []
-    if not near or len(choices) <= 12:
+    if not (near and brief):
         hints.append(f"choose from: {', '.join(choices)}")
     return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
 

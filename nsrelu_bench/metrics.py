@@ -23,6 +23,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from nsrelu_bench import config
+
 DORMANT_TAU = 0.025
 
 # Elements worked on at a time: their temporaries stay in the cache and off the page table, which
@@ -409,22 +411,5 @@ def revived_units(before: Lives, now: Lives) -> int:
 MEASURES = {
     "loss": "mean cross-entropy on the probe set",
     "accuracy": "fraction of the probe set that is classified right",
-    "zero_fraction": "fraction of the outputs that are exactly 0",
-    "negative_fraction": "fraction of the inputs that are <= 0",
-    "dead_units": "units with output 0 for every example",
-    "dead_fraction": "dead units over units",
-    "submerged_units": "units with input <= 0 for every example",
-    "dormant_units": "units with at most 0.025 of the layer's mean output",
-    "died_units": "units alive at the last measurement and dead now",
-    "revived_units": "units dead at the last measurement and alive now",
-    "ever_dead_units": "units dead at this or an earlier measurement",
-    "recovered_units": "units dead at one measurement and alive at a later one",
-    "lifetime_sparsity": "how few of the examples a unit responds to",
-    "population_sparsity": "how few of the units respond to an example",
-    "effective_rank": "effective number of dimensions of the outputs (costly in wide layers)",
-    "grad_norm": "norm of the gradient of the parameters (needs a backward pass)",
-    "pre_grad_norm": "norm of the gradient at the inputs (needs a backward pass)",
-    "zero_grad_units": "units whose inputs get no gradient at all (needs a backward pass)",
-    "surrogate_cosine": "cosine of the gradient followed and the true one (needs another pass)",
-    "sign_disagreement": "parameters whose two gradients have opposite signs (the same pass)",
+    **config.MEASURES,
 }

@@ -16,14 +16,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from nsrelu_bench.config import RunConfig, read_yaml, write_yaml
+from nsrelu_bench.config import MEASURES, RunConfig, read_yaml, write_yaml
 from nsrelu_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -31,41 +32,28 @@ if TYPE_CHECKING:
 
     from nsrelu_bench.train import Epoch
 
-_MEASURES = (
-    "zero_fraction",
-    "negative_fraction",
-    "dead_units",
-    "dead_fraction",
-    "submerged_units",
-    "dormant_units",
-    "died_units",
-    "revived_units",
-    "grad_norm",
-    "zero_grad_units",
-    "surrogate_cosine",
-)
-_FURTHER = (
-    "ever_dead_units",
-    "recovered_units",
-    "pre_grad_norm",
-    "sign_disagreement",
-    "lifetime_sparsity",
-    "population_sparsity",
-    "effective_rank",
-)
 _SPLITS = tuple(
     f"{split}_{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")
 )
 
-#: The CSV files of a run and their columns; docs/metrics.md defines them.
+# The rate stands where the design's first columns end; measures added later come after it.
+_FIRST = tuple(MEASURES)[: 1 + list(MEASURES).index("surrogate_cosine")]
+_FURTHER = tuple(MEASURES)[len(_FIRST) :]
+
+#: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv is there only
+#: where measures are taken between epochs.
 COLUMNS = {
-    "metrics.csv": ("epoch", "step", *_SPLITS, *_MEASURES, "lr", *_FURTHER),
-    "layers.csv": ("epoch", "layer", "units", *_MEASURES, *_FURTHER),
+    "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER),
+    "layers.csv": ("epoch", "layer", "units", *MEASURES),
     "timing.csv": ("epoch", "time_s", "train_s", "measure_s", "evaluate_s"),
+    "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *MEASURES),
 }
 
 STATES = ("running", "completed", "diverged", "failed", "interrupted")
 DONE = ("completed", "diverged")
+
+#: What the status of every done run vouches for.
+VOUCHED = ("config.yaml", "metrics.csv", "layers.csv", "timing.csv")
 
 
 @dataclass(frozen=True)
@@ -116,18 +104,23 @@ class RunWriter:
             write_yaml(self.config.settings, buffer)
             _replace(self.folder / "config.yaml", buffer.getvalue())
             _replace(self.folder / "env.json", _to_json(environment(self.config)))
-            for name, columns in COLUMNS.items():
+            for name in _csv_names(self.config):
                 self._files[name] = (self.folder / name).open("w", newline="", encoding="utf-8")
-                self._append(name, columns)
+                self._append(name, COLUMNS[name])
 
     def append(self, epoch: "Epoch") -> None:
         """Write the rows of one epoch."""
-        rows = {"metrics.csv": [epoch.metrics], "layers.csv": epoch.layers}
+        rows = {
+            "metrics.csv": [epoch.metrics],
+            "layers.csv": epoch.layers,
+            "timing.csv": [epoch.timing],
+            "steps.csv": epoch.steps,
+        }
         with writing(self.folder):
-            for name, content in (rows | {"timing.csv": [epoch.timing]}).items():
-                for row in content:
+            for name, file in self._files.items():
+                for row in rows[name]:
                     self._append(name, [_cell(row.get(column)) for column in COLUMNS[name]])
-                self._files[name].flush()
+                file.flush()
         number = epoch.metrics["epoch"]
         self.status = Status("running", epoch=number)
         if epoch.diverged_step is not None:
@@ -162,9 +155,13 @@ class RunWriter:
     def _write_status(self) -> None:
         content: dict[str, Any] = asdict(self.status)
         if self.status.done:
-            names = ("config.yaml", *COLUMNS)
+            names = ("config.yaml", *self._files)
             content["sha256"] = {name: _sha256(self.folder / name) for name in names}
         _replace(self.folder / "status.json", _to_json(content))
+
+
+def _csv_names(config: RunConfig) -> list[str]:
+    return [name for name in COLUMNS if name != "steps.csv" or config.probe_every]
 
 
 def failed(status: Status, error: Exception) -> Status:
@@ -201,7 +198,7 @@ def read_status(folder: Path) -> Status | None:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return Status("failed", error=f"status.json can't be read ({error})")
     if status.done:
-        for name in ("config.yaml", *COLUMNS):
+        for name in dict.fromkeys((*VOUCHED, *vouched)):
             try:
                 intact = _sha256(folder / name) == vouched.get(name)
             except OSError:
@@ -237,31 +234,48 @@ def load(*paths: str | Path) -> Results:
     """
     import pandas as pd
 
-    runs, metrics, layers = [], [], []
+    runs: list[dict[str, Any]] = []
+    metrics: list[pd.DataFrame] = []
+    layers: list[pd.DataFrame] = []
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
     for folder in folders.values():
-        identity = {"study": folder.parent.name, "run_id": folder.name}
-        status = read_status(folder) or Status("failed")
-        summary = identity | asdict(status) | _configuration(folder)
-        if status.done:
-            frame = pd.read_csv(folder / "metrics.csv")
-            summary |= frame.drop(columns="lr").iloc[-1].to_dict()
-            metrics.append(frame.assign(**identity))
-            layers.append(pd.read_csv(folder / "layers.csv").assign(**identity))
-        runs.append(summary)
-    columns = [*identity, *(field.name for field in fields(Status)), *CONFIG_COLUMNS]
-    table = pd.DataFrame(runs)
-    table = table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
-    return Results(table, _stack(metrics), _stack(layers), list(CONFIG_COLUMNS))
+        run = _read_run(folder)
+        runs.append(run)
+        if run["state"] in DONE:
+            identity = {"study": run["study"], "run_id": run["run_id"]}
+            for frames, name in ((metrics, "metrics.csv"), (layers, "layers.csv")):
+                frame = pd.read_csv(folder / name)
+                frames.append(frame.assign(**identity))
+    return Results(_table(runs), _stack(metrics), _stack(layers), list(CONFIG_COLUMNS))
+
+
+def load_runs(*paths: str | Path) -> "pd.DataFrame":
+    """Read what `load` gives as `runs`, but open only the runs that summary.csv doesn't tell.
+
+    A run whose files are older than its study's summary is told by its row there. Others are read,
+    and the summary is brought up to date where it may be written. A study that has no run folders,
+    such as one that lies in git, is what its summary says.
+
+    Raises:
+        BenchError: There is no run, or all there is of a study is a summary that can't be read.
+    """
+    rows: dict[Path, dict[str, Any]] = {}
+    for path in map(Path, paths):
+        if (path / "config.yaml").exists():
+            rows[path.resolve()] = _read_run(path)
+            continue
+        studies = _find_studies(path)
+        if not studies:
+            raise _no_runs(path)
+        for study, folders in studies.items():
+            found = _study_rows(study, folders, suppress(OSError))
+            rows |= {study.resolve() / row["run_id"]: row for row in found}
+    return _table(list(rows.values()))
 
 
 def write_summary(study: Path) -> "pd.DataFrame":
-    """Derive a study's summary.csv from its run folders; returns its rows."""
-    path = study / "summary.csv"
-    runs = load(study).runs
-    with writing(path):
-        _replace(path, runs.to_csv(index=False, lineterminator="\n"))
-    return runs
+    """Bring a study's summary.csv up to date with its run folders; returns its rows."""
+    return _table(_study_rows(study, find_runs(study), writing(study / "summary.csv")))
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -274,7 +288,114 @@ def find_runs(path: Path) -> list[Path]:
         found = sorted(file.parent for file in path.glob(f"{depth}config.yaml"))
         if found:
             return found
-    raise BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
+    raise _no_runs(path)
+
+
+def _no_runs(path: Path) -> BenchError:
+    return BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
+
+
+def _find_studies(path: Path) -> dict[Path, list[Path]]:
+    """Find the studies at or in a folder, and the run folders of each; some have a summary only."""
+    summaries = sorted([*path.glob("summary.csv"), *path.glob("*/summary.csv")])
+    studies: dict[Path, list[Path]] = {file.parent: [] for file in summaries}
+    with suppress(BenchError):
+        for folder in find_runs(path):
+            studies.setdefault(folder.parent, []).append(folder)
+    return studies
+
+
+def _study_rows(
+    study: Path, folders: list[Path], guard: AbstractContextManager[None]
+) -> list[dict[str, Any]]:
+    """Return a row a run, from summary.csv where that is newer, and bring summary.csv up to date.
+
+    `guard` says what comes of an OSError when the summary can't be written.
+    """
+    path = study / "summary.csv"
+    if not folders:
+        return list(_read_summary(path).values())
+    known: dict[str, dict[str, Any]] = {}
+    with suppress(BenchError):
+        known = _read_summary(path)
+        written = path.stat().st_mtime_ns
+    told = [folder.name for folder in folders if folder.name in known]
+    fresh = {name: known[name] for name in told if _last_change(study / name) < written}
+    if len(fresh) == len(known) == len(folders):
+        return list(fresh.values())
+    began = _clock(study)
+    rows = [fresh.get(folder.name) or _read_run(folder) for folder in folders]
+    with guard:
+        _replace(path, _table(rows).to_csv(index=False, lineterminator="\n"))
+        if began is not None:
+            # A run that changed since it was read is newer than this.
+            os.utime(path, ns=(began, began))
+    return rows
+
+
+def _read_summary(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the rows of a summary.csv by run id.
+
+    Raises:
+        BenchError: It can't be read, is cut off, or lacks columns.
+    """
+    import pandas as pd
+
+    names = dict.fromkeys(("study", "run_id", "state", "error", "act", "backward"), str)
+    try:
+        text = path.read_text(encoding="utf-8")
+        frame = pd.read_csv(
+            io.StringIO(text),
+            dtype=names,
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise BenchError(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
+    lacking = [c for c in ("run_id", "state", *CONFIG_COLUMNS) if c not in frame]
+    if lacking or not text.endswith("\n"):
+        raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))
+    rows = frame.assign(study=path.absolute().parent.name).to_dict("records")
+    return {str(row["run_id"]): {str(key): row[key] for key in row} for row in rows}
+
+
+def _last_change(folder: Path) -> float:
+    """When the files of a run last changed, in ns; if one is missing, later than anything."""
+    try:
+        return max((folder / name).stat().st_mtime_ns for name in ("status.json", "metrics.csv"))
+    except OSError:
+        return math.inf
+
+
+def _clock(folder: Path) -> int | None:
+    """The time in ns by the clock that stamps files in this folder; None if it's not writable."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Read how a run ended, its configuration and, if it is done, its final metrics."""
+    place = folder.absolute()
+    status = read_status(folder) or Status("failed")
+    row: dict[str, Any] = {"study": place.parent.name, "run_id": place.name}
+    row |= asdict(status) | _configuration(folder)
+    if status.done:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            *_, final = csv.DictReader(file)
+        row |= {name: float(cell or "nan") for name, cell in final.items() if name != "lr"}
+    return row
+
+
+def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    """Make a frame of runs, its columns in order."""
+    import pandas as pd
+
+    columns = ["study", "run_id", *(field.name for field in fields(Status)), *CONFIG_COLUMNS]
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
 
 
 def environment(config: RunConfig) -> dict[str, Any]:
@@ -344,6 +465,17 @@ def _to_json(content: Any) -> str:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and the folder that it is to lie in.
+
+    Raises:
+        BenchError: It can't be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
 
 
 def _replace(path: Path, text: str) -> None:

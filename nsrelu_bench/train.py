@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ class Epoch:
     """What was measured after an epoch; epoch 0 stands before the first step.
 
     `metrics` has the columns of metrics.csv, `layers` a row a site with those of layers.csv,
-    `timing` the seconds of timing.csv. No value: None.
+    `timing` the seconds of timing.csv, `steps` the rows of steps.csv. No value: None.
     """
 
     metrics: Row
     layers: list[Row]
     timing: Row
     diverged_step: int | None = None
+    steps: list[Row] = field(default_factory=list)
 
 
 def run(config: RunConfig) -> Iterator[Epoch]:
@@ -59,20 +61,27 @@ def run(config: RunConfig) -> Iterator[Epoch]:
     probe = data.probe(config.probe_size)
     inputs = data.inputs(probe.images)
 
-    measured = None
+    take = partial(
+        measure, model, inputs, probe.labels, measures=("loss", "accuracy", *config.measured)
+    )
+    measured = seen = None
     step, steps = 0, math.ceil(len(data.train) / config.batch_size) * config.epochs
     for epoch in range(config.epochs + 1):
         with _isolated(config.threads, noise):
             clock = [time.perf_counter()]
-            losses = []
+            losses: list[Tensor] = []
+            between: list[Row] = []
             for images, labels in _batches(data.train, config.batch_size, order) if epoch else ():
                 rate = _set_lr(optimizer, config, step / steps)
                 losses.append(_train_step(model, optimizer, data.inputs(images), labels))
                 step += 1
+                if config.probe_every and step % config.probe_every == 0:
+                    seen = take(previous=seen)
+                    between.append({"epoch": epoch, "step": step, **_of_train(seen.totals)})
             diverged_step = _first_non_finite(model, losses, step)
             clock.append(time.perf_counter())
 
-            measured = measure(model, inputs, probe.labels, previous=measured)
+            measured = take(previous=measured)
             if diverged_step is None and not measured.finite:
                 diverged_step = step
             clock.append(time.perf_counter())
@@ -80,17 +89,22 @@ def run(config: RunConfig) -> Iterator[Epoch]:
             metrics: Row = {"epoch": epoch, "step": step, "lr": rate if epoch else config.lr}
             layers = [{"epoch": epoch, **layer} for layer in measured.layers]
             if diverged_step is None:
-                of_train = {f"train_{name}": measured.totals[name] for name in ("loss", "accuracy")}
-                metrics |= measured.totals | of_train
+                metrics |= _of_train(measured.totals)
                 for name, split in (("val", data.val), ("test", data.test)):
                     loss, accuracy = _evaluate(model, data, split)
                     metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
             else:  # a diverged network has no numbers, even where some can be computed
                 layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
             clock.append(time.perf_counter())
-        yield Epoch(metrics, layers, _timing(epoch, clock), diverged_step)
+        yield Epoch(metrics, layers, _timing(epoch, clock), diverged_step, between)
         if diverged_step is not None:
             return
+
+
+def _of_train(totals: Row) -> Row:
+    """Name the loss and accuracy on the probe set, a part of the training split, as such."""
+    names = {"loss": "train_loss", "accuracy": "train_accuracy"}
+    return {names.get(name, name): value for name, value in totals.items()}
 
 
 def _train_step(

@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 import nsrelu_bench
-from nsrelu_bench import cli
+from nsrelu_bench import cli, labels
 from nsrelu_bench.config import RunConfig
+from nsrelu_bench.errors import unknown
 from nsrelu_bench.records import read_status
 
+ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
 CLI = [sys.executable, "-m", "nsrelu_bench"]
 TINY = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 
@@ -100,6 +102,16 @@ def test_a_run_that_is_done_is_not_made_again_unless_asked(trained: Path) -> Non
     assert "done before" not in fresh.stdout
 
 
+def test_a_broken_torchvision_does_not_matter_where_none_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no nms here')")
+    broken = {"PYTHONPATH": str(tmp_path)}
+    nsrelu("train", "--epochs", "1", cwd=tmp_path, **broken)
+    told = nsrelu("train", "--dataset", "mnist", cwd=tmp_path, code=1, **broken).stderr
+    assert told.count("\n") == 1
+    assert "torchvision, which does not load here (no nms here)" in told
+
+
 def test_seeds_make_a_run_each(trained: Path, tmp_path: Path) -> None:
     assert len(run_folders(trained)) == 4
     nsrelu("train", *TINY, "--seeds", "2", "--seed", "5", cwd=tmp_path)
@@ -138,7 +150,7 @@ def yaml_value(path: Path, key: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("--act gelo", "--act: unknown activation 'gelo'; choose from: relu, leaky_relu, nsrelu"),
+        ("--act gelo", f"--act: {unknown('gelo', ACTIVATIONS, 'activation')}"),
         ("--leak -1", "--leak: must be from 0 to 1, got -1"),
         ("--leak nan", "--leak: must be from 0 to 1, got nan"),
         ("--epochs 0", "--epochs: must be greater than or equal to 1, got 0"),

@@ -18,7 +18,9 @@ from nsrelu_bench.config import (
     run_config,
     write_yaml,
 )
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.errors import UsageError, unknown
+
+ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
 
 
 def message(**settings: object) -> str:
@@ -68,6 +70,7 @@ def test_every_setting_that_decides_the_numbers_is_part_of_the_run_id(name: str)
         "optimizer": "adam",
         "lr": 0.3,
         "momentum": 0.5,
+        "measures": "none",
         "weight_decay": 0.1,
         "schedule": "cosine",
         "device": "cuda",
@@ -101,7 +104,7 @@ def test_defaults_follow_the_model_and_the_optimizer() -> None:
     [
         (
             {"act": "gelo"},
-            "--act: unknown activation 'gelo'; choose from: relu, leaky_relu, nsrelu",
+            f"--act: {unknown('gelo', ACTIVATIONS, 'activation')}",
         ),
         ({"leak": -1}, "--leak: must be from 0 to 1, got -1"),
         ({"leak": float("nan")}, "--leak: must be from 0 to 1, got nan"),
@@ -123,6 +126,38 @@ def test_a_mistake_is_one_line_that_names_the_setting_the_value_and_what_is_allo
     settings: dict[str, object], line: str
 ) -> None:
     assert message(**settings) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("all", "all"),
+        ("none", "none"),
+        ("dead_units, zero_fraction", "zero_fraction,dead_units"),
+        ("-effective_rank", "-effective_rank"),
+        ("all,-effective_rank", "-effective_rank"),
+        (",".join(list(config.MEASURES)[:-1]), "-effective_rank"),
+        (",".join(config.MEASURES), "all"),
+        (",".join(f"-{name}" for name in config.MEASURES), "none"),
+    ],
+)
+def test_measures_are_chosen_by_name_or_left_out(text: str, canonical: str) -> None:
+    assert RunConfig(measures=text).measures == canonical
+    assert RunConfig(measures=canonical).measured == RunConfig(measures=text).measured
+
+
+@pytest.mark.parametrize("text", ["", "dead_units,-effective_rank", "none,dead_units", "all,none"])
+def test_a_choice_of_measures_that_makes_no_sense_is_told(text: str) -> None:
+    assert message(measures=text) == (
+        f"--measures: must be all, none, names, or names with a minus, got {text!r}"
+    )
+
+
+def test_an_unknown_measure_is_told() -> None:
+    assert message(measures="dead_unit") == (
+        "--measures: unknown measure 'dead_unit'; did you mean 'dead_units'? choose from: "
+        + ", ".join(config.MEASURES)
+    )
 
 
 def test_all_mistakes_are_told_at_once() -> None:

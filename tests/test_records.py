@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +16,7 @@ from nsrelu_bench.records import (
     RunWriter,
     find_runs,
     load,
+    load_runs,
     mark,
     read_status,
     write_summary,
@@ -78,6 +82,17 @@ def test_every_float_reads_back_the_same(tmp_path: Path) -> None:
     assert line[4] == ""
 
 
+def test_measures_between_epochs_have_a_file_of_their_own(tmp_path: Path) -> None:
+    folder = make(tmp_path, probe_every=10)
+    steps = pd.read_csv(folder / "steps.csv")
+    assert tuple(steps.columns) == COLUMNS["steps.csv"]
+    assert steps["step"].tolist() == [10, 20, 30, 40]
+    (folder / "steps.csv").write_text("step\n")
+    status = read_status(folder)
+    assert status is not None
+    assert status.error == "steps.csv is not as it was written"
+
+
 def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
     folder = study / tiny(**DIVERGING).run_id
     status = read_status(folder)
@@ -131,7 +146,8 @@ def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(content[:-5] if damage == "cut" else content[:-2] + b"9\n")
+        flipped = content[:-2] + bytes([content[-2] ^ 1, content[-1]])
+        path.write_bytes(content[:-5] if damage == "cut" else flipped)
     status = read_status(folder)
     assert status is not None
     assert (status.state, status.error) == ("failed", f"{name} is not as it was written")
@@ -220,3 +236,130 @@ def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
         RunWriter(tmp_path / "file" / "run", tiny()),
     ):
         pass
+
+
+# The summary.
+
+
+@pytest.fixture
+def copied(study: Path, tmp_path: Path) -> Path:
+    """The study, with a summary that is newer than each of its runs."""
+    folder = tmp_path / "results" / "study"
+    shutil.copytree(study, folder)
+    (folder / "summary.csv").unlink(missing_ok=True)
+    for file in folder.glob("*/*"):
+        os.utime(file, (1, 1))
+    write_summary(folder)
+    return folder
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the names of the runs whose files are read from now on."""
+    names: list[str] = []
+    read = records._read_run
+    monkeypatch.setattr(records, "_read_run", lambda path: names.append(path.name) or read(path))
+    return names
+
+
+def test_the_summary_says_all_that_the_run_folders_say(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(copied).runs
+    opened = reads(monkeypatch)
+    for path in (copied, copied.parent):
+        assert load_runs(path).to_csv() == expected.to_csv()
+    assert opened == []
+
+
+def test_a_run_that_changed_after_the_summary_is_read_once(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied / tiny().run_id
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    opened = reads(monkeypatch)
+    assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
+    assert opened == [run.name]
+    for file in run.iterdir():
+        os.utime(file, (2, 2))  # long ago, as it soon will be
+    assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
+    assert opened == [run.name]
+
+
+def test_a_run_that_ends_while_the_summary_is_made_is_not_missed(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied / tiny().run_id
+    read = records._read_run
+
+    def slowly(folder: Path) -> dict[str, object]:
+        row = read(folder)
+        (folder / "status.json").write_text('{"state": "interrupted"}')
+        return row
+
+    (copied / "summary.csv").unlink()
+    monkeypatch.setattr(records, "_read_run", slowly)
+    assert "completed" in set(load_runs(copied)["state"])
+    monkeypatch.setattr(records, "_read_run", read)
+    assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
+
+
+def test_runs_come_and_go(copied: Path) -> None:
+    make(copied, seed=7)
+    shutil.rmtree(copied / tiny().run_id)
+    runs = load_runs(copied)
+    assert set(runs["run_id"]) == {folder.name for folder in find_runs(copied)}
+    assert set(pd.read_csv(copied / "summary.csv")["run_id"]) == set(runs["run_id"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: "",
+        lambda text: text[:-9],
+        lambda text: text.replace("width", "wide"),
+        lambda text: text + 'x,"',
+        lambda _: "\udcff",
+    ],
+    ids=["empty", "cut", "columns", "quote", "bytes"],
+)
+def test_a_damaged_summary_is_made_again(copied: Path, damage: Callable[[str], str]) -> None:
+    path = copied / "summary.csv"
+    text = path.read_text()
+    path.write_text(damage(text), errors="surrogateescape")
+    assert load_runs(copied).to_csv() == load(copied).runs.to_csv()
+    assert path.read_text() == text
+
+
+def test_a_study_may_be_a_summary_alone(copied: Path) -> None:
+    expected = load_runs(copied)
+    for run in find_runs(copied):
+        shutil.rmtree(run)
+    shutil.copytree(copied, copied.parent / "copy")
+    pd.testing.assert_frame_equal(load_runs(copied), expected)
+    assert load_runs(copied.parent)["study"].tolist() == ["copy"] * 3 + ["study"] * 3
+    (copied / "summary.csv").write_text("act\n")
+    with pytest.raises(BenchError, match=r"summary.csv: has no run_id"):
+        load_runs(copied)
+
+
+def test_a_folder_that_is_read_only_can_be_compared(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "summary.csv").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(records, "_replace", refuse)
+    monkeypatch.setattr(records.tempfile, "TemporaryFile", refuse)
+    assert len(load_runs(copied)) == 3
+    with pytest.raises(BenchError, match=r"summary.csv: can't be written"):
+        write_summary(copied)
+
+
+def test_a_run_by_itself_leaves_the_summary_alone(copied: Path) -> None:
+    (copied / "summary.csv").unlink()
+    assert load_runs(copied / tiny().run_id)["run_id"].tolist() == [tiny().run_id]
+    assert not (copied / "summary.csv").exists()
+    with pytest.raises(BenchError, match="no runs in"):
+        load_runs(copied.parent / "none")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import TINY, tiny
 
-from nsrelu_bench import models, train
+from nsrelu_bench import labels, models, train
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import COLUMNS
@@ -166,6 +166,66 @@ def test_logits_that_are_not_finite_have_no_accuracy() -> None:
 
     data = train.load_dataset(tiny())
     assert train._evaluate(Broken(), data, data.test) == (None, None)
+
+
+def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[torch.Tensor]:
+    built: list[torch.nn.Module] = []
+
+    def remember(*arguments: Any) -> torch.nn.Module:
+        built.append(models.build_model(*arguments))
+        return built[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_model", remember)
+        list(run(config))
+    return [value.clone() for value in built[0].state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"model": "mlp"}, {"model": "cnn", "batch_norm": True, "dropout": 0.3, "width": 4}],
+    ids=["mlp", "cnn"],
+)
+@pytest.mark.parametrize("act", [*labels.FUNCTIONS, *labels.ALIASES])
+def test_measuring_never_changes_training(
+    act: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"act": act, "epochs": 2, "train_size": 300, "probe_size": 50, **shape}
+    off = final_weights(monkeypatch, tiny(**settings, measures="none"))
+    on = final_weights(monkeypatch, tiny(**settings))
+    every_step = final_weights(monkeypatch, tiny(**settings, probe_every=1))
+    assert all(map(torch.equal, off, on))
+    assert all(map(torch.equal, off, every_step))
+
+
+def test_measures_between_epochs_have_a_row_each_and_lives_of_their_own() -> None:
+    epochs = list(run(tiny(probe_every=5)))
+    steps = [row["step"] for epoch in epochs for row in epoch.steps]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [row["epoch"] for epoch in epochs for row in epoch.steps] == [1] * 4 + [2] * 4
+    # The measurement after the last step of an epoch is the epoch's own.
+    last = epochs[1].steps[-1]
+    for name in ("train_loss", "dead_units", "grad_norm", "effective_rank"):
+        assert last[name] == epochs[1].metrics[name]
+
+
+def test_measures_that_are_left_out_are_empty_and_the_others_are_the_same() -> None:
+    everything = list(run(tiny()))[-1].metrics
+    some = list(run(tiny(measures="-effective_rank,-surrogate_cosine")))[-1].metrics
+    assert some["effective_rank"] is None
+    assert some["surrogate_cosine"] is None
+    left = set(COLUMNS["metrics.csv"]) - {"effective_rank", "surrogate_cosine"}
+    assert all(some[name] == everything[name] for name in left)
+
+
+def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing() -> None:
+    # Seen: a naive count reports this network as sparsity 0.000 and no dead unit.
+    config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
+    *_, last = run(config)
+    assert last.diverged_step is not None
+    assert set(last.metrics) == {"epoch", "step", "lr"}
+    assert len(last.layers) == 20
+    assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

@@ -1,0 +1,124 @@
+"""How long it takes to compare 10,000 runs of 20 epochs, and how much memory.
+
+    python benchmarks/compare_speed.py [--runs 10000] [--seeds 20]
+
+Makes the run folders in a temporary folder (their numbers are made up, their files are as a run
+leaves them), and times `nsrelu-bench compare` with a summary.csv that is up to date, with one that
+1 % of the runs are newer than, and without one. The aim: under 10 s and 1 GB on two cores.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from nsrelu_bench.config import RunConfig, write_yaml
+from nsrelu_bench.records import COLUMNS, VOUCHED
+
+ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
+RATES = tuple(0.01 * 1.5**i for i in range(10))
+EPOCHS = 20
+LAYERS = 3
+
+
+def main() -> None:
+    """Make the runs, compare them three times, print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, default=20)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        study = Path(folder) / "results" / "many"
+        start = time.perf_counter()
+        folders = make_study(study, arguments.runs, arguments.seeds)
+        print(f"made {len(folders)} runs in {time.perf_counter() - start:.0f} s", flush=True)
+        compare(study, "no summary.csv, every run is read")
+        for run in folders[::100]:
+            (run / "status.json").touch()
+        compare(study, "1 % of the runs are newer than it")
+        compare(study, "summary.csv is up to date")
+
+
+def make_study(study: Path, runs: int, seeds: int) -> list[Path]:
+    """Write so many run folders."""
+    groups = itertools.product(range(1, runs), RATES, ACTS)
+    texts = CsvTexts()
+    folders: list[Path] = []
+    for width, lr, act in groups:
+        config = RunConfig(act=act, lr=lr, width=16 * width, epochs=EPOCHS)
+        buffer = io.StringIO()
+        write_yaml(config.settings, buffer)
+        for seed in range(seeds):
+            if len(folders) == runs:
+                return folders
+            run_id = config.model_copy(update={"seed": seed}).run_id
+            yaml = buffer.getvalue().replace("\nseed: 0\n", f"\nseed: {seed}\n")
+            folders.append(study / run_id)
+            write_run(folders[-1], {"config.yaml": yaml} | texts.draw())
+    return folders
+
+
+class CsvTexts:
+    """The CSV files of a run, whose final row alone differs from run to run."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)  # noqa: S311
+        rows = {"metrics.csv": EPOCHS + 1, "layers.csv": (EPOCHS + 1) * LAYERS}
+        self.fixed = {
+            name: self.text(
+                [COLUMNS[name], *(self.row(name) for _ in range(rows.get(name, 21) - 1))]
+            )
+            for name in VOUCHED
+            if name in COLUMNS
+        }
+
+    def draw(self) -> dict[str, str]:
+        """Return the files of another run."""
+        return {name: text + self.text([self.row(name)]) for name, text in self.fixed.items()}
+
+    def row(self, name: str) -> list[object]:
+        """Return made-up values for the columns of a file."""
+        return [EPOCHS, *(self.random.random() for _ in COLUMNS[name][1:])]
+
+    @staticmethod
+    def text(rows: list[object]) -> str:
+        """Return rows as CSV."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        return buffer.getvalue()
+
+
+def write_run(folder: Path, files: dict[str, str]) -> None:
+    """Write a completed run."""
+    folder.mkdir(parents=True)
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    status = {"state": "completed", "epoch": EPOCHS, "sha256": sums}
+    for name, text in (files | {"status.json": json.dumps(status)}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def compare(study: Path, case: str) -> None:
+    """Time one comparison in a process of its own."""
+    out = study.parent / "comparison.txt"
+    command = [sys.executable, "-m", "nsrelu_bench", "compare", str(study), "--out", str(out)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, code, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    if code:
+        sys.exit(f"{' '.join(command)} failed")
+    cpu_s, memory_mib = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    print(f"{case}: {wall_s:.1f} s ({cpu_s:.1f} s of CPU), peak {memory_mib:.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
