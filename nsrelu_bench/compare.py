@@ -36,7 +36,11 @@ ALPHA = 0.05
 MAX_FLIPS = 9_999
 
 #: What is measured by default, and what the verdicts speak of.
-TABLE_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction", "grad_norm")
+#: LeakyReLU has no exact zeros: what is negative and submerged compares it too.
+TABLE_METRICS = (
+    *("test_accuracy", "zero_fraction", "negative_fraction", "dead_fraction"),
+    *("submerged_fraction", "grad_norm"),
+)
 VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
 
 #: Columns of a run that are neither configuration nor metric.
@@ -62,7 +66,9 @@ LABELS = {
 SHORT_LABELS = {
     "test_accuracy": "accuracy",
     "zero_fraction": "zeros",
+    "negative_fraction": "inputs <= 0",
     "dead_fraction": "dead",
+    "submerged_fraction": "submerged",
     "grad_norm": "grad norm",
 }
 

@@ -390,6 +390,7 @@ MEASURES: dict[str, str] = {
     "grad_norm": "norm of the gradient of the parameters (needs a backward pass)",
     "zero_grad_units": "units whose inputs get no gradient at all (needs a backward pass)",
     "surrogate_cosine": "cosine of the gradient followed and the true one (needs another pass)",
+    "submerged_fraction": "submerged units over units",
     "ever_dead_units": "units dead at this or an earlier measurement",
     "recovered_units": "units dead at one measurement and alive at a later one",
     "pre_grad_norm": "norm of the gradient at the inputs (needs a backward pass)",

@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 #: The metrics of a figure; where settings vary, a panel each, only the first.
 CURVES = ("test_accuracy", "train_loss", "zero_fraction", "dead_fraction")
-UNIT_COUNTS = ("dead_units", "dormant_units", "revived_units")
+UNIT_COUNTS = ("dead_units", "submerged_units", "dormant_units", "revived_units")
 LEAK_CURVES = ("test_accuracy", "zero_fraction", "dead_fraction", "diverged_fraction")
 
 #: Settings that make a phase diagram, the first pair that both vary.
@@ -120,7 +120,7 @@ def plan_curves(frames: Frames, metric: str | None = None) -> Plan:
 
 
 def plan_units(frames: Frames, metric: str | None = None) -> Plan:
-    """Dead, dormant and revived units over the epochs."""
+    """Dead, submerged, dormant and revived units over the epochs."""
     named = name_groups(frames.runs, frames.config_columns)
     return _over_epochs(frames, named, (metric,) if metric else UNIT_COUNTS)
 
@@ -153,6 +153,7 @@ def _over_epochs(frames: Frames, named: pd.DataFrame, metrics: Sequence[str]) ->
         panels,
         legend=named,
         marks=lambda: [_diverged_entry()] if lost else [],
+        columns=2 if len(there) % 3 else 3,
         alike=len(there) == 1,
     )
 

@@ -252,6 +252,12 @@ def submerged_units(*sites: PreSums) -> int | None:
     return _count_units(submerged_mask, sites)
 
 
+def submerged_fraction(*sites: PreSums) -> float | None:
+    """Return submerged_units over the number of units, in [0, 1]."""
+    submerged = submerged_units(*sites)
+    return None if submerged is None else submerged / sum(len(s.nonpositive) for s in sites)
+
+
 def dormant_mask(site: PostSums, tau: float = DORMANT_TAU) -> Tensor:
     """Return which units, (U,) bool, have at most tau times the layer's mean of mean abs(post).
 

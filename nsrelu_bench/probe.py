@@ -68,6 +68,7 @@ _COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
     "dead_units": ("post", metrics.dead_units),
     "dead_fraction": ("post", metrics.dead_fraction),
     "submerged_units": ("pre", metrics.submerged_units),
+    "submerged_fraction": ("pre", metrics.submerged_fraction),
     "dormant_units": ("post", metrics.dormant_units),
     "lifetime_sparsity": ("post", metrics.lifetime_sparsity),
     "population_sparsity": ("post", metrics.population_sparsity),

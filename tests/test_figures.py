@@ -111,7 +111,8 @@ def test_files_are_written_whole_and_what_has_no_data_is_told(tmp_path: Path) ->
     names = {"curves", "tradeoff", "gradient_depth", "leak"}
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
-    assert told[0] == "no figure units: no run has dead_units or dormant_units or revived_units"
+    counts = "dead_units or submerged_units or dormant_units or revived_units"
+    assert told[0] == f"no figure units: no run has {counts}"
     assert [re.match(r"no figure (\w+)", line)[1] for line in told] == ["units", "cosine", "phase"]
     for path in paths:
         if path.suffix == ".svg":

@@ -93,6 +93,9 @@ SLOW_POST = {
 SLOW_PRE = {
     metrics.negative_fraction: lambda pre: np.mean(pre <= 0),
     metrics.submerged_units: lambda pre: sum(all(v <= 0 for v in u) for u in units_of(pre)),
+    metrics.submerged_fraction: lambda pre: np.mean(
+        [all(v <= 0 for v in u) for u in units_of(pre)]
+    ),
 }
 SLOW_GRAD = {
     metrics.pre_grad_norm: lambda g: math.sqrt(sum(float(v) ** 2 for v in g.ravel())),
