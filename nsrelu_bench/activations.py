@@ -169,10 +169,12 @@ class NSReLU(Surrogate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, of the same shape."""
+        _check_dtype(x)
         if self.true_gradient:
-            _check_dtype(x)
             return F.relu(x, inplace=self.inplace)
-        return nsrelu_(x, self.leak) if self.inplace else nsrelu(x, self.leak, self.impl)
+        if self.inplace:
+            return nsrelu_(x, self.leak)
+        return IMPLS[self.impl](x, self.leak)
 
     def extra_repr(self) -> str:
         """Name the leak and how it is computed."""

@@ -286,6 +286,14 @@ def _compile(make: Make) -> str:
     return remark
 
 
+def _export(make: Make) -> str:
+    x = _normal((100,))
+    for leak in (0.0, 0.1):
+        program = torch.export.export(make(leak), (x,))
+        _hold_both(program.module(), x, leak)
+    return ""
+
+
 @cache
 def _compile_backend() -> tuple[str, str]:
     """Choose inductor where it works, which takes a C++ compiler, else the tracing alone."""
@@ -375,6 +383,17 @@ class _Clone(nn.Module):
         return x.clone()
 
 
+def _exports_values_alone(make: Make) -> str:
+    x = _normal((100,))
+    y = torch.export.export(make(0.1), (x,)).module()(x.requires_grad_())
+    _hold("value", x, y, _value(x))
+    if y.requires_grad:
+        grad = _normal((100,), seed=1)
+        (gradient,) = torch.autograd.grad(y, x, grad)
+        _hold("gradient", x, gradient, _gradient(x, grad, 0))
+    return ""
+
+
 def _nan_at_infinities(make: Make) -> str:
     for leak in LEAKS:
         x = torch.tensor([-torch.inf, torch.inf], requires_grad=True)
@@ -404,6 +423,7 @@ CASES: dict[str, Case] = {
     "torch.func.grad": _func_grad,
     "torch.func.jvp": _func_jvp,
     "torch.compile": _compile,
+    "torch.export": _export,
     "copy and pickle": _copy_and_pickle,
     "autocast": _autocast,
     "inference mode": _inference_mode,
@@ -416,11 +436,17 @@ _TWO_TENSORS = (
     "autograd keeps the pre-activation and the output, where ReLU keeps the output alone",
     partial(_saved_memory, tensors=2),
 )
+_NO_GRADIENT = (
+    "a Function's gradient is not exported: the program has that of its values, ReLU's, or none",
+    _exports_values_alone,
+)
 DOCUMENTED: dict[tuple[str, str], tuple[str, Case]] = {
     ("detach", "infinities"): (
         "the value is NaN, since f - b is inf - inf or a sum of opposite infinities",
         _nan_at_infinities,
     ),
+    ("function", "torch.export"): _NO_GRADIENT,
+    ("mismatch", "torch.export"): _NO_GRADIENT,
     ("native", "saved memory"): _TWO_TENSORS,
     ("detach", "saved memory"): _TWO_TENSORS,
     ("mismatch", "saved memory"): _TWO_TENSORS,

@@ -157,7 +157,7 @@ def check_parameter(name: str, value: float) -> float:
     """
     low, high = LIMITS[name]
     # A bool is an int to Python; NSReLU(True), written as one writes nn.ReLU(True), means no leak.
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    is_number = isinstance(value, float | numbers.Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         got = str(value).removesuffix(".0") if is_number else repr(value)
         limits = f"from {format_number(low)} to {format_number(high)}"

@@ -25,7 +25,9 @@ def build_model(config: RunConfig, shape: tuple[int, int, int], classes: int) ->
         classes: The number of logits.
     """
     factory = lookup(MODELS, config.model, "model")
-    model = factory(config, shape, classes, partial(activations.build, config.label, config.impl))
+    # In place, all that can: their values and gradients are the same, and they keep one tensor.
+    activation = partial(activations.build, config.label, config.impl, inplace=True)
+    model = factory(config, shape, classes, activation)
     initialise(model, config.init)
     return model
 

@@ -1,16 +1,20 @@
 import copy
+import doctest
 import io
 import math
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny
 from torch import nn
 
-from nsrelu_bench import labels
+from nsrelu_bench import activations, labels
 from nsrelu_bench.activations import (
     DTYPES,
     FUNCTIONS,
@@ -30,7 +34,10 @@ from nsrelu_bench.activations import (
     surrogate,
     true_gradients,
 )
+from nsrelu_bench.config import make_study
 from nsrelu_bench.errors import UsageError
+from nsrelu_bench.models import build_model
+from nsrelu_bench.train import run
 
 
 def in_place(x, leak=0.1):
@@ -259,6 +266,114 @@ def test_in_place_trains_as_the_plain_form():
         return [p.grad for p in model.parameters()]
 
     assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
+# In place in the project's models
+
+RUNS = [
+    {"act": "relu"},
+    {"act": "leaky_relu(0.1)"},
+    {"act": "leaky_relu(0)"},
+    {"act": "nsrelu(0.1)", "batch_norm": True},
+    {"act": "nsrelu(0.01)", "model": "cnn", "dropout": 0.2},
+    {"act": "nsrelu(1)", "model": "cnn", "batch_norm": True},
+]
+
+
+def sites(model):
+    return [module for name, module in model.named_modules() if name.startswith("act")]
+
+
+def epochs(**settings):
+    return [(epoch.metrics, epoch.layers) for epoch in run(tiny(**settings))]
+
+
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+def test_a_run_in_place_has_the_numbers_of_one_out_of_place(settings, monkeypatch):
+    # Of the probe too: it must see the pre-activation, which is overwritten.
+    in_place = epochs(**settings)
+    used = []
+
+    def out_of_place(label, impl="native", inplace=False):
+        used.append(inplace)
+        return build(label, impl)
+
+    monkeypatch.setattr(activations, "build", out_of_place)
+    plain = epochs(**settings)
+    assert all(used)
+    assert used
+    assert in_place == plain
+    assert 0 < plain[-1][0]["negative_fraction"] < 1
+    assert plain[-1][0]["pre_grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("act", [*FUNCTIONS, *labels.ALIASES])
+def test_models_overwrite_where_it_changes_no_number(act, name):
+    model = build_model(tiny(act=act, model=name), (1, 8, 8), 10)
+    expected = act in ("relu", "leaky_relu", "nsrelu", "ste")
+    assert [getattr(site, "inplace", False) for site in sites(model)] == [expected] * 2
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_models_keep_as_much_for_nsrelu_and_leaky_relu_as_for_relu(name):
+    kept = {}
+    for act in ("relu", "leaky_relu", "nsrelu"):
+        model = build_model(tiny(act=act, model=name), (1, 8, 8), 10)
+        kept[act] = kept_storages(model, torch.randn(4, 1, 8, 8))
+    assert kept["relu"] == kept["leaky_relu"] == kept["nsrelu"]
+
+
+@pytest.mark.parametrize(
+    ("form", "node", "result", "slope"),
+    [
+        (lambda x: F.leaky_relu_(x, 0.1), "LeakyReluBackward1", True, 0.1),
+        (lambda x: nsrelu_(x, 0.1), "LeakyReluBackward1", True, 0.1),
+        (lambda x: nsrelu(x, 0.1), "LeakyReluBackward0", False, 0.1),
+        (lambda x: F.relu_(x), "ReluBackward0", True, 0),
+    ],
+    ids=["leaky_relu_", "nsrelu_", "nsrelu", "relu_"],
+)
+def test_autograd_saves_what_the_forms_rely_on(form, node, result, slope):
+    # In place the result, of which only "> 0" is read; out of place the input. A version of
+    # PyTorch that saved another tensor would make the gradients wrong, or the memory larger.
+    x = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    y = form(x + 0)
+    assert y.grad_fn.name() == node
+    saved = y.grad_fn._saved_result if result else y.grad_fn._saved_self
+    assert (saved.data_ptr() == y.data_ptr()) == result
+    assert not hasattr(y.grad_fn, "_saved_self" if result else "_saved_result")
+    # Of the result the sign alone is read: other values above 0 give the same gradient.
+    (before,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    saved.data.mul_(2)
+    (after,) = torch.autograd.grad(y.sum(), x)
+    assert before.tolist() == pytest.approx([slope, slope, 1])
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("act", [*FUNCTIONS, *labels.ALIASES, "relu/rrelu", "relu/bsilu"])
+def test_every_activation_trains_and_again_to_the_same_bits(act):
+    once, again = (epochs(act=act, epochs=1) for _ in range(2))
+    assert once == again
+    before, after = (metrics["train_loss"] for metrics, _ in once)
+    assert after != before
+
+
+def test_spellings_of_one_activation_are_one_run():
+    spellings = ["ste", "nsrelu(1)", "relu/identity", "relu/leaky_relu(1.0)"]
+    assert len({tiny(act=act).run_id for act in spellings}) == 1
+    assert tiny(act="relu", backward="bsilu", alpha=1.67) == tiny(act="relu/bsilu")
+    assert tiny(act="relu/bsilu", impl="detach").run_id != tiny(act="relu/bsilu").run_id
+    assert tiny(act="bsilu", impl="detach").run_id == tiny(act="bsilu").run_id
+
+
+def test_a_study_takes_any_backward_beside_its_forward():
+    (one,) = make_study({"act": "relu", "backward": "bsilu", "alpha": 1.5}, "one").runs
+    assert one.act == "relu/bsilu(1.5)"
+    study = make_study({"act": "relu", "grid": {"backward": ["gelu", "leaky_relu(0.2)"]}}, "two")
+    assert [config.act for config in study.runs] == ["relu/gelu", "nsrelu(0.2)"]
+    assert tiny(backward="gelu").act == "relu/gelu"
+    assert tiny(leak=0.3).act == "nsrelu(0.3)"
 
 
 # References to learn from
@@ -524,6 +639,23 @@ def test_a_pair_differentiates_twice_and_under_every_transform(text, impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_pair_keeps_type_and_memory_format_and_the_gradient_of_the_type(dtype, impl):
+    x = torch.linspace(-3, 3, 120).reshape(2, 3, 4, 5).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for backward in PLAIN:
+        if backward == "rrelu":
+            continue  # PyTorch's own does not keep the memory format
+        module, grad = build(f"gelu/{backward}", impl).eval(), torch.ones_like(x)
+        y, gradient = value_and_gradient(module, x, grad)
+        _, expected = value_and_gradient(build(backward).eval(), x, grad)
+        assert torch.equal(gradient, expected)
+        assert y.dtype == gradient.dtype == dtype
+        for tensor in (y, gradient):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("text", ["relu/bsilu", "gelu/leaky_relu", "nsrelu"])
 def test_a_pair_is_compiled_and_exported_without_a_break(text, impl):
     torch.compiler.reset()
@@ -664,3 +796,23 @@ def test_a_copy_or_pickle_of_a_module_is_the_module(text):
         expected = value_and_gradient(module, x, grad)
         assert all(map(torch.equal, value_and_gradient(twin, x, grad), expected))
     assert bool(module.state_dict()) == (text in labels.LEARNABLE)
+
+
+# The documentation
+
+CARDS = Path(__file__).parent.parent / "docs" / "activations.md"
+
+
+@pytest.mark.parametrize("name", [*labels.FUNCTIONS, *labels.ALIASES])
+def test_every_named_activation_has_a_card_with_its_default(name):
+    cards = dict(re.findall(r"^### (\S+)\n(.+?)(?=^###|\Z)", CARDS.read_text(), re.M | re.S))
+    for parameter, default in labels.FUNCTIONS.get(name, {}).items():
+        shown = {1 / 8: "1/8", 1 / 3: "1/3"}.get(default, f"{default:g}")
+        assert re.search(rf"(?<![0-9.]){shown}(?![0-9])", cards[name]), (parameter, shown)
+    assert len(cards[name]) > 50
+
+
+def test_the_examples_of_the_documentation_run():
+    result = doctest.testfile(str(CARDS), module_relative=False)
+    assert result.failed == 0
+    assert result.attempted > 10

@@ -1,0 +1,63 @@
+"""The time of a training step of the project's models, over that with ReLU.
+
+    python benchmarks/ops_models.py
+
+Activations take turns in one process, 15 rounds of 4 steps; shown are medians and half the
+interquartile range. One thread.
+"""
+
+import statistics
+
+import torch
+import torch.nn.functional as F
+from torch.utils.benchmark import Timer
+
+from nsrelu_bench import activations
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.models import build_model
+
+ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "relu/bsilu(1.67)", "relu/gelu")
+IMPLS = ("detach", "function", "mismatch")
+
+
+def step_timer(config: RunConfig) -> Timer:
+    """Return what times a training step: forward, backward and SGD."""
+    model = build_model(config, (1, 28, 28), 10)
+    images, labels = torch.randn(config.batch_size, 1, 28, 28), torch.arange(config.batch_size) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return Timer("step()", globals={"step": step})
+
+
+def compare(**settings: object) -> None:
+    """Print one model's times."""
+    timers = {act: step_timer(RunConfig(act=act, **settings)) for act in ACTS}
+    for impl in IMPLS:
+        timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(impl=impl, **settings))
+    original = activations.build
+    activations.build = lambda label, impl, inplace: original(label, impl)  # noqa: ARG005
+    for act in ACTS[:3]:
+        timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
+    activations.build = original
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(15):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(4).mean)
+    relu = statistics.median(times["relu"])
+    print(settings, f"relu {relu * 1e3:.2f} ms a step")
+    for name, taken in times.items():
+        low, middle, high = statistics.quantiles(taken, n=4)
+        print(f"  {name:28} {middle / relu:.2f} ±{(high - low) / 2 / middle:.0%}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compare(model="mlp", batch_size=64)
+    compare(model="mlp", batch_size=256, width=512)
+    compare(model="cnn", batch_size=64)
