@@ -359,11 +359,16 @@ def _find_baseline(runs: pd.DataFrame, baseline: str) -> str:
 
 def verdicts(comparison: Comparison) -> list[str]:
     """Say for each group how it differs from the baseline; the words follow from the numbers."""
+    return [f"{name}: {'; '.join(clauses)}" for name, clauses in verdict_clauses(comparison)]
+
+
+def verdict_clauses(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return the verdicts in parts: what is compared with what, and a clause a metric."""
     wanted = [m for m in VERDICT_METRICS if m in comparison.metrics] or list(comparison.metrics)
     rows = comparison.rows
     rows = rows[rows["metric"].isin(wanted) & (rows["act"] != comparison.baseline)]
     several = varies(comparison.rows["section"])
-    lines = []
+    found = []
     for (section, group), part in rows.groupby(["section", "group"], sort=False):
         first = part.iloc[0]
         names = part["baseline_group"].dropna()
@@ -375,8 +380,8 @@ def verdicts(comparison: Comparison) -> list[str]:
             clauses = ["no completed run with the same settings and seed to pair with"]
         if first["diverged"]:
             clauses.append(f"{first['diverged']} of {first['runs']} runs diverged")
-        lines.append(f"{section}: " * several + f"{name}: " + "; ".join(clauses))
-    return lines
+        found.append((f"{section}: " * several + name, clauses))
+    return found
 
 
 def _clause(row: "pd.Series[Any]") -> str:

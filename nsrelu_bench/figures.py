@@ -3,9 +3,11 @@
 `FIGURES` names them, `figure` draws one and `draw_all` writes them to files.
 """
 
+import io
 import logging
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -272,7 +274,7 @@ def figure(plan: Plan, style: str = "paper") -> Figure:
     """
     chosen = lookup(STYLES, style, "style")
     count = len(plan.panels)
-    columns = 2 if count == 4 else min(plan.columns, count)
+    columns = min(2 if count == 4 else plan.columns, chosen.columns, count)
     width = chosen.column if count == 1 else chosen.page
     height = chosen.column * {1: 0.7, 2: 0.62}.get(columns, 0.52)
     with mpl.style.context(["default", RC, chosen.rc]):
@@ -378,6 +380,27 @@ def draw_all(
                 _save(drawn, path, dpi=dpi, metadata=metadata)
                 paths.append(path)
     return paths
+
+
+def to_svg(plan: Plan, prefix: str, style: str = "paper") -> str:
+    """Draw a figure as an SVG element to stand in an HTML page, as wide as there is room.
+
+    Its ids begin with `prefix`, so that several may stand in one page, and it refers to nothing
+    outside itself. The bytes depend on the data alone.
+    """
+    buffer = io.StringIO()
+    with mpl.style.context(["default", RC]):
+        drawn = figure(plan, style)
+        drawn.savefig(buffer, format="svg", metadata=FORMATS["svg"])
+    # Twice its width on paper at most: letters larger than the page's own help nobody.
+    head = f'<svg style="max-width: {2 * 72 * drawn.get_figwidth():.0f}px"'
+    text = buffer.getvalue()
+    text = head + text[text.index("<svg") + len("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text, count=5)
+    text = re.sub(r"\bid=\"", f'id="{prefix}-', text)
+    text = re.sub(r"\b(?:xlink:)?href=\"#", f'href="#{prefix}-', text)
+    return re.sub(r"url\(#", f"url(#{prefix}-", text).strip()
 
 
 def _save(drawn: Figure, path: Path, **options: Any) -> None:

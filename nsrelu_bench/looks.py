@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -89,10 +89,19 @@ def appearance(act: str) -> Look:
 
 @dataclass(frozen=True)
 class Style:
-    """Where a figure goes: widths in inches of a single panel and of several, and rcParams."""
+    """Where a figure goes.
+
+    Attributes:
+        column: The width of a single panel in inches.
+        page: The width of several.
+        columns: How many may stand side by side.
+        dpi: Dots per inch of a PNG.
+        rc: Parameters of matplotlib.
+    """
 
     column: float
     page: float
+    columns: int
     dpi: int
     rc: dict[str, Any]
 
@@ -154,29 +163,41 @@ def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
         top = cast("float", norm.vmax)
         beyond = any((np.asarray(mesh.get_array(), dtype=float) > top).any() for mesh in meshes)
         extend = "max" if beyond else "neither"
-        bar = figure.colorbar(meshes[0], ax=list(axes), label=text, extend=extend)
+        width, height = figure.get_size_inches()
+        options: dict[str, Any] = {"label": text, "extend": extend}
+        if height > 2 * width:
+            options |= {"location": "top", "aspect": 30, "pad": 0.1 * width / height}
+        bar = figure.colorbar(meshes[0], ax=list(axes), **options)
         if isinstance(norm, LogNorm):
-            bar.locator, bar.formatter = LogLocator(subs=(1, 2, 5)), StrMethodFormatter("{x:g}")
+            decades = math.log10(top / cast("float", norm.vmin))
+            bar.locator = LogLocator(subs=(1, 2, 5) if decades <= 4 else (1,))
+            bar.formatter = StrMethodFormatter("{x:g}")
             bar.minorticks_off()
             bar.update_ticks()
 
 
+_PAPER = Style(
+    column=3.3,
+    page=6.9,
+    columns=3,
+    dpi=300,
+    rc={
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1,
+        "lines.markersize": 3.5,
+    },
+)
+
+#: "column" stacks the panels in one column of a paper, or on a telephone.
 STYLES: dict[str, Style] = {
-    "paper": Style(
-        column=3.3,
-        page=6.9,
-        dpi=300,
-        rc={
-            "font.size": 8,
-            "axes.titlesize": 8,
-            "axes.linewidth": 0.6,
-            "lines.linewidth": 1.1,
-            "lines.markersize": 3.5,
-        },
-    ),
+    "paper": _PAPER,
+    "column": replace(_PAPER, page=_PAPER.column, columns=1),
     "talk": Style(
         column=8,
         page=13,
+        columns=3,
         dpi=120,
         rc={
             "font.size": 16,

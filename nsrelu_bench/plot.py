@@ -6,7 +6,7 @@ are drawn or counted, never left out in silence. No pyplot: nothing here touches
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -17,10 +17,18 @@ from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
 from nsrelu_bench.compare import is_percent, label, summarise
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.groups import STATES, format_setting, name_groups, parse_act, varying_settings
+from nsrelu_bench.groups import (
+    STATES,
+    act_order,
+    format_setting,
+    name_groups,
+    parse_act,
+    varying_settings,
+)
 from nsrelu_bench.looks import (
     FRONT,
     HATCH,
@@ -325,6 +333,39 @@ def phase(
     axes.set_xticks(np.arange(means.shape[1]) + 0.5, [format_setting(v) for v in means.columns])
     axes.set_yticks(np.arange(means.shape[0]) + 0.5, [format_setting(v) for v in means.index])
     axes.set(xlabel=SETTINGS.get(x, x), ylabel=SETTINGS.get(y, y))
+    return _finish(axes, ax)
+
+
+def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | None = None) -> Axes:
+    """Draw the distribution of pre-activations, a line an activation.
+
+    `values` gives, by an activation's label, the inputs of its sites, of any shape. The axis holds
+    the middle 99.8 % of all of them; the legend says which share is <= 0 and how many of them are
+    not finite, which are not drawn.
+
+    Raises:
+        NothingToDrawError: There is no finite value, or there are more than 12 activations.
+    """
+    refuse_many(len(values), MAX_LINES, "lines")
+    arrays = {act: np.asarray(given, dtype=float).ravel() for act, given in values.items()}
+    finite = {act: array[np.isfinite(array)] for act, array in arrays.items()}
+    together = np.concatenate([*finite.values(), []])
+    if not together.size:
+        raise NothingToDrawError("there are no finite values")
+    low, high = np.quantile(together, [0.001, 0.999])
+    margin = 0.02 * (high - low) or 1.0
+    edges = np.linspace(low - margin, high + margin, bins + 1)
+    axes = _axes(ax)
+    for act in sorted(finite, key=act_order):
+        array, look, lost = finite[act], appearance(act), len(arrays[act]) - len(finite[act])
+        notes = [f"{(array <= 0).mean():.0%} <= 0"] if array.size else []
+        notes += [f"{lost} not finite"] if lost else []
+        heights = np.histogram(array, edges)[0] / max(array.size, 1) / np.diff(edges)
+        name = f"{act} ({', '.join(notes)})" if notes else act
+        axes.stairs(heights, edges, color=look.color, ls=look.dash, label=name)
+    axes.axvline(0, color="0.7", lw=0.6, zorder=0)
+    axes.set(xlim=(edges[0], edges[-1]), xlabel="input of the activation", ylabel="density")
+    axes.set_ylim(bottom=0)
     return _finish(axes, ax)
 
 

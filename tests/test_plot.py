@@ -167,6 +167,18 @@ def test_a_panel_refuses_runs_that_it_would_mix() -> None:
         plot.phase(GRID.runs, CONFIG, x="lr", y="epochs")
 
 
+def test_a_histogram_is_a_density_and_says_what_it_leaves_out() -> None:
+    values = {"nsrelu(0.1)": [[-1.0, 1], [2, np.nan]], "relu": np.linspace(-2, 2, 1001)}
+    ax = plot.histogram(values)
+    heights, edges, _ = ax.patches[0].get_data()
+    assert labels(ax) == ["relu (50% <= 0)", "nsrelu(0.1) (33% <= 0, 1 not finite)"]
+    assert (heights * np.diff(edges)).sum() == pytest.approx(1, abs=0.01)
+    assert to_hex(ax.patches[1].get_edgecolor()) == appearance("nsrelu(0.1)").color
+    assert plot.histogram({"relu": [3.0, 3.0]}).get_xlim() == (2, 4)
+    with pytest.raises(plot.NothingToDrawError, match="no finite values"):
+        plot.histogram({"relu": [np.inf]})
+
+
 def test_activations_can_be_told_apart_in_grey() -> None:
     acts = [*ACTS, "nsrelu(0.2)", "nsrelu(0.5)", "leaky_relu(0.01)", "relu/bsilu", "gelu"]
     looks = [appearance(act) for act in acts]
