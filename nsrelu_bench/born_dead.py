@@ -7,8 +7,8 @@ from scipy import stats
 
 from nsrelu_bench.errors import UsageError
 
-#: Trials whose weights are in memory at once.
-CHUNK = 2_000
+#: Weights of a layer, over trials, that are in memory at once.
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,21 @@ def born_dead(width: int, depth: int, *, trials: int = 20_000, seed: int = 0) ->
     Source:
         Lu, Shin, Su & Karniadakis 2019, "Dying ReLU and initialization", theorem 3.1.
     """
-    for name, value, least in (("width", width, 1), ("depth", depth, 2), ("trials", trials, 1)):
+    least_values = (
+        ("width", width, 1),
+        ("depth", depth, 2),
+        ("trials", trials, 1),
+        ("seed", seed, 0),
+    )
+    for name, value, least in least_values:
         if value < least:
             raise UsageError(f"{name}: must be at least {least}, got {value}")
     generator = np.random.default_rng([seed, width, depth])
     dead = 0
-    for start in range(0, trials, CHUNK):
-        count = min(CHUNK, trials - start)
+    left = trials
+    while left:
+        count = min(left, max(1, CHUNK // width**2))
+        left -= count
         # (count, width, 2): the hidden layer's values at the inputs +1 and -1.
         hidden = generator.standard_normal((count, width, 1)) * np.array([1.0, -1.0])
         for _ in range(depth - 2):

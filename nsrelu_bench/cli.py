@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +29,6 @@ app = typer.Typer(
     help="Sparsity and gradients in rectifier networks: train, measure, compare.",
     epilog="Options can be set by variables too, --data-dir by NSRELU_DATA_DIR."
     " --traceback, anywhere, shows where an error came from.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,6 +66,11 @@ def count(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
         raise typer.BadParameter(f"must be a whole number, got {text[:80]!r}")
     return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [count(part) for part in text.split(",")]
 
 
 Act = Annotated[str | None, _option("--act", "activation, e.g. relu or 'nsrelu(0.1)'", "nsrelu")]
@@ -134,6 +139,9 @@ Workers = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do runs again that are done")]
 Quiet = Annotated[bool, _option("--quiet", "no progress")]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="write event files too, for TensorBoard")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Paths = Annotated[
     list[Path] | None,
@@ -143,6 +151,7 @@ Paths = Annotated[
 
 @app.command()
 def train(
+    context: typer.Context,
     act: Act = None,
     leak: Leak = None,
     alpha: Alpha = None,
@@ -175,45 +184,78 @@ def train(
     results: ResultsDir = Path("results"),
     workers: Workers = None,
     fresh: Fresh = False,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one activation, with one seed or several, into RESULTS/runs."""
-    flags = {name: value for name, value in locals().items() if value is not None}
-    from nsrelu_bench.config import make_study, override, read_run
+    given = {name: value for name, value in locals().items() if value is not None}
+    from nsrelu_bench.config import SETTINGS, make_study, override, read_run
 
-    for name in ("config", "results", "workers", "fresh", "quiet", "as_json", "seeds"):
-        flags.pop(name, None)
-    settings = override(read_run(config) if config else {}, flags)
+    variables, flags = _by_source(context, {k: v for k, v in given.items() if k in SETTINGS})
+    settings = override(override(read_run(config) if config else {}, variables), flags)
     if seeds is not None:
         first = settings.pop("seed", 0)
         _check("--seeds", seeds)
         settings["seeds"] = list(range(first, first + seeds))
     study = make_study(settings, "runs", _flag)
-    _run_study(study, results, workers, fresh=fresh, quiet=quiet, as_json=as_json)
+    _run_study(
+        study,
+        results,
+        workers,
+        fresh=fresh,
+        tensorboard=tensorboard,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
 def sweep(
     config: Annotated[Path, typer.Argument(help="a study's YAML file", show_default=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a setting of the file, e.g. lr=0.1; repeat it for more"),
+    ] = None,
     seeds: Seeds = None,
+    data_dir: DataDir = None,
     results: ResultsDir = Path("results"),
     workers: Workers = None,
     fresh: Fresh = False,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, a grid of settings times seeds, into RESULTS/<its name>; done runs are kept."""
-    from nsrelu_bench.config import read_study
+    from nsrelu_bench.config import read_setting, read_study
 
+    overrides = dict(read_setting(change) for change in changes or ())
+    if data_dir is not None:
+        overrides["data_dir"] = data_dir
     if seeds is not None:
         _check("--seeds", seeds)
-    study = read_study(config, {} if seeds is None else {"seeds": seeds})
-    _run_study(study, results, workers, fresh=fresh, quiet=quiet, as_json=as_json)
+        overrides["seeds"] = seeds
+    study = read_study(config, overrides)
+    _run_study(
+        study,
+        results,
+        workers,
+        fresh=fresh,
+        tensorboard=tensorboard,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 def _run_study(
-    study: "Study", results: Path, workers: int | None, *, fresh: bool, quiet: bool, as_json: bool
+    study: "Study",
+    results: Path,
+    workers: int | None,
+    *,
+    fresh: bool,
+    tensorboard: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Make the runs of a study, show how they go, and say how they ended."""
     from nsrelu_bench import progress
@@ -224,24 +266,38 @@ def _run_study(
         _check("--workers", workers, most=1024)
     folder = results / study.name
     workers = workers or os.cpu_count() or 1
-    with closing(run_all(study.runs, folder, workers=workers, fresh=fresh)) as events:
+    events = run_all(study.runs, folder, workers=workers, fresh=fresh)
+    if tensorboard:
+        from nsrelu_bench import tensorboard as event_files
+
+        events = event_files.follow(events, folder)
+    with closing(events):
         try:
             ended = progress.follow(events, len(study.runs), quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
             print("nsrelu-bench: interrupted; the same command goes on from here", file=sys.stderr)
             raise
-    table = write_summary(folder).set_index("run_id").loc[[run.run_id for run in study.runs]]
     failures = [event for event in ended if event.status.state == "failed"]
     if TRACEBACK in sys.argv:
         print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
     if failures and len(study.runs) == 1:
         raise BenchError(str(failures[0].status.error))
+    table = write_summary(folder).set_index("run_id")
+    # A run that was killed before it made its folder has no row.
+    table = table.reindex([run.run_id for run in study.runs])
     if as_json:
         print(table.reset_index().to_json(orient="records", indent=2))
     else:
         print("\n".join(progress.closing_lines(ended, table, folder)))
     if failures:
         raise typer.Exit(3)
+
+
+def _by_source(context: typer.Context, given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Tell the settings that variables gave from those that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in given}
+    variables = {k: v for k, v in given.items() if "ENVIRONMENT" in str(sources[k])}
+    return variables, {k: v for k, v in given.items() if k not in variables}
 
 
 @app.command()
@@ -329,6 +385,29 @@ def plot(
 
 
 @app.command()
+def report(
+    paths: Paths = None,
+    baseline: Annotated[str, _option("--baseline", "activation to compare with", "relu")] = "relu",
+    tune: Annotated[
+        list[str] | None, typer.Option("--tune", help="setting to choose by validation accuracy")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file", show_default="report.html beside the runs"),
+    ] = None,
+) -> None:
+    """Write one HTML page that needs nothing else: verdicts, tables, figures, what made them."""
+    from nsrelu_bench.report import write_report
+
+    chosen = paths or [Path("results")]
+    print(
+        write_report(
+            *chosen, out=out or chosen[0] / "report.html", baseline=baseline, tune=tune or ()
+        )
+    )
+
+
+@app.command()
 def check(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="check under torch.compile too")
@@ -345,9 +424,11 @@ def check(
 
 @app.command(name="born-dead")
 def born_dead(
-    width: Annotated[str, typer.Option("--width", help="units a layer, with commas")] = "2,3,5,10",
+    width: Annotated[
+        Any, typer.Option("--width", help="units a layer, with commas", parser=counts)
+    ] = "2,3,5,10",
     depth: Annotated[
-        str, typer.Option("--depth", help="layers with the output layer, with commas")
+        Any, typer.Option("--depth", help="layers with the output, with commas", parser=counts)
     ] = "10",
     trials: Annotated[int | None, _option("--trials", "networks", "20000", parser=count)] = None,
     seed: Annotated[int | None, _option("--seed", "decides the weights", "0", parser=count)] = None,
@@ -360,15 +441,69 @@ def born_dead(
 
     from nsrelu_bench.born_dead import born_dead as estimate
 
+    for flag, values, least in (("--width", width, 1), ("--depth", depth, 2)):
+        for value in values:
+            _check(flag, value, least=least)
+    if trials is not None:
+        _check("--trials", trials, most=10**9)
+    if seed is not None:
+        _check("--seed", seed, least=0, most=2**63 - 1)
     given = {"trials": trials, "seed": seed}
     chosen = {name: value for name, value in given.items() if value is not None}
     rows = []
-    for units, layers in itertools.product(width.split(","), depth.split(",")):
-        found = estimate(count(units), count(layers), **chosen)
+    for units, layers in itertools.product(width, depth):
+        found = estimate(units, layers, **chosen)
         low, high = found.interval
         rows.append(asdict(found) | {"probability": found.probability, "low": low, "high": high})
     table = pd.DataFrame(rows)
     print(table.to_json(orient="records") if as_json else table.to_string(index=False))
+
+
+@app.command()
+def ops(
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="numbers of elements as powers of 2, with commas")
+    ] = "8,12,16,20,24",
+    dtypes: Annotated[
+        str, typer.Option("--dtypes", help="float32, float64, float16, bfloat16, with commas")
+    ] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="compiled too, some minutes more")
+    ] = False,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option("--out", help="folder of ops.csv and ops.png")] = Path(
+        "results/ops"
+    ),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure time and memory of every implementation of NSReLU, forward and backward."""
+    exponents = [count(size) for size in sizes.split(",")]
+    for exponent in exponents:
+        _check("--sizes", exponent, most=28)
+    threads = 1 if threads is None else threads
+    _check("--threads", threads, most=1024)
+
+    import json
+    from dataclasses import asdict
+
+    import torch
+
+    from nsrelu_bench.ops import format_ops, run_ops, save_ops
+
+    torch.set_num_threads(threads)
+    rows = run_ops(
+        [2**exponent for exponent in exponents],
+        dtypes.split(","),
+        compiled=compiled,
+        device=device or "cpu",
+        tell=None if quiet else lambda line: print(line, file=sys.stderr),
+    )
+    paths = save_ops(rows, out)
+    print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else format_ops(rows))
+    if not quiet:
+        print(*paths, sep="\n", file=sys.stderr)
 
 
 @app.command(name="list")
@@ -394,9 +529,9 @@ def _flag(setting: str) -> str:
     return "--" + setting.replace("_", "-")
 
 
-def _check(flag: str, value: int, most: int = 100_000) -> None:
-    if not 1 <= value <= most:
-        raise UsageError(f"{flag}: must be from 1 to {most}, got {value}")
+def _check(flag: str, value: int, *, least: int = 1, most: int = 100_000) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{flag}: must be from {least} to {most}, got {value}")
 
 
 def _message(error: TyperException) -> str:
@@ -412,13 +547,13 @@ TRACEBACK = "--traceback"
 
 def main() -> None:
     """Run the command line; an error is one line on stderr, and the exit code says its kind."""
-    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
+    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK] or ["--help"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, prog_name="nsrelu-bench", standalone_mode=False)
     except (BenchError, TyperException) as error:
         if TRACEBACK in sys.argv:
-            raise
+            traceback.print_exc()
         text = _message(error) if isinstance(error, TyperException) else str(error)
         for line in text.splitlines():
             print(f"nsrelu-bench: {line}", file=sys.stderr)

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -32,8 +40,10 @@ MAX_RUNS = 100_000
 MAX_FILE_BYTES = 1_000_000
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+#: -0.0 becomes 0.0: one value, one run id.
+_Unsigned = AfterValidator(abs)
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _Unsigned]
+Fraction = Annotated[float, Field(ge=0, lt=1), _Unsigned]
 Choice = Annotated[str, Field(max_length=200)]
 
 
@@ -85,7 +95,7 @@ class RunConfig(BaseModel):
             return data
         settings = dict(data)
         parts = {key: settings.pop(key) for key in LABEL_PARTS if key in settings}
-        act = settings.get("act", cls.model_fields["act"].default)
+        act = settings.get("act", forget(cls.model_fields["act"].default, parts))
         if isinstance(act, str):
             settings["act"] = str(parse_label(act, **parts))
         return settings
@@ -204,6 +214,9 @@ def read_run(path: Path) -> dict[str, Any]:
 def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
     """Merge settings of two sources, such as a file and the command line."""
     merged = {**settings, **stronger}
+    if "act" in stronger:
+        # A stronger activation stands for itself; what the weaker source says of its leak is gone.
+        merged = {k: v for k, v in merged.items() if k not in LABEL_PARTS or k in stronger}
     if "act" not in stronger and set(LABEL_PARTS) & set(stronger) and "act" in settings:
         # A separate leak or backward replaces what the weaker source's label says of it.
         merged["act"] = forget(str(settings["act"]), set(LABEL_PARTS) & set(stronger))
@@ -216,8 +229,11 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     Raises:
         UsageError: One line for each mistake in the file, with its place and what is allowed.
     """
+    settings = override(read_yaml(path), overrides or {})
+    if overrides and isinstance(settings.get("grid"), Mapping):
+        settings["grid"] = {k: v for k, v in settings["grid"].items() if k not in overrides}
     return make_study(
-        override(read_yaml(path), overrides or {}),
+        settings,
         default_name=path.stem,
         place=lambda key: f"{path}: {key}",
     )
@@ -308,8 +324,7 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
         part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
         key = str(detail["loc"][0]) if detail["loc"] else part
         if detail["type"] == "extra_forbidden":
-            known = [*RunConfig.model_fields, *LABEL_PARTS]
-            message = str(unknown(key, known, "setting", brief=True))
+            message = str(unknown(key, SETTINGS, "setting", brief=True))
         elif detail["type"] != "value_error":
             message = f"{message}, got {reprlib.repr(detail['input'])}"
         lines.append(f"{place(key)}: {message.removeprefix(f'{key} ')}")
@@ -350,6 +365,21 @@ def parse_yaml(text: str) -> dict[str, Any]:
     return content
 
 
+def read_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value``, the value as in a file.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    key, equals, value = text.partition("=")
+    try:
+        if equals and key.isidentifier():
+            return key, parse_yaml(f"value: {value}")["value"]
+    except (YAMLError, ValueError):
+        pass
+    raise UsageError(f"--set: must be a setting and its value, e.g. lr=0.1, got {text!r}")
+
+
 def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
     """Write settings as YAML, one a line, in their order."""
     yaml = YAML(typ="safe", pure=True)
@@ -362,6 +392,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 #: Settings that are given beside `act` and become part of its label.
 LABEL_PARTS = ("leak", "alpha", "backward")
+
+#: All that a run can be given.
+SETTINGS = (*RunConfig.model_fields, *LABEL_PARTS)
 
 #: What can be named, with the defaults that go with it; the code is in models.py and data.py.
 MODELS: dict[str, dict[str, int]] = {

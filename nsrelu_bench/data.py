@@ -6,7 +6,9 @@ Images are kept as uint8 `(N, C, H, W)` and normalised batch by batch (`Dataset.
 import functools
 import hashlib
 import importlib.util
+import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from nsrelu_bench.config import RunConfig
@@ -142,15 +145,28 @@ def _torchvision(name: str, data_dir: Path, files: str) -> tuple[Any, Any]:
             " install the one that goes with your torch, or use mnist5k, which needs none"
         ) from error
     try:
-        train, test = (
-            getattr(datasets, name)(data_dir, train=part, download=True) for part in (True, False)
-        )
+        with _fetching(data_dir):
+            train, test = (
+                getattr(datasets, name)(data_dir, train=part, download=True)
+                for part in (True, False)
+            )
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BenchError(
-            f"{name} is not in {str(data_dir)!r} and could not be fetched ({_first_line(error)});"
+            f"{name} is not in {str(data_dir)!r} and could not be fetched ({reason});"
             f" put {files} there (--data-dir), or use mnist5k, which needs no download"
         ) from error
     return train, test
+
+
+def _fetching(data_dir: Path) -> AbstractContextManager[object]:
+    """One process at a time; files in a folder that can't be written are all there, or never."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            return FileLock(data_dir / ".nsrelu-bench.lock")
+    except OSError:
+        return nullcontext()
 
 
 def _first_line(error: Exception) -> str:

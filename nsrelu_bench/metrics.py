@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nsrelu_bench import config
+from nsrelu_bench.errors import UsageError
 
 DORMANT_TAU = 0.025
 
@@ -143,7 +144,13 @@ def all_finite(values: Tensor) -> bool:
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """Cut values into some of shape (n, U, positions)."""
+    """Cut values into some of shape (n, U, positions).
+
+    Raises:
+        UsageError: There are no values.
+    """
+    if not values.numel():
+        raise UsageError(f"there is nothing to measure in values of shape {tuple(values.shape)}")
     x = values.detach().reshape(*values.shape[:2], -1)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -197,7 +204,9 @@ def _responses(x: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _count(compare: Callable[..., Tensor], x: Tensor) -> Tensor:
     """Count per unit where `compare(x, 0)`, as floats: summing booleans is ten times slower."""
-    return compare(x, 0, out=torch.empty_like(x)).sum((0, 2)).long()
+    # Above 2^24 float32 has no odd whole numbers.
+    dtype = torch.float64 if x.shape[0] * x.shape[2] > 2**24 else x.dtype
+    return compare(x, 0, out=torch.empty_like(x)).sum((0, 2), dtype=dtype).long()
 
 
 def _treves_rolls(total: Tensor, square: Tensor, n: int) -> Tensor:

@@ -9,7 +9,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat, starmap
@@ -148,6 +148,8 @@ class ActivationProbe:
         self._sites: dict[tuple[str, int], _Site] = {}  # by module name and call, from 1
         self._pass: dict[tuple[str, int], _Site] | None = None  # those of the pass that runs
         self._feed: nn.Module | None = None  # the last layer with weights that ran in it
+        self._branches = 0  # how many such layers ran in it since the last site that one feeds
+        self._fed_values: object = None  # what that layer gave
         self._view: tuple[Tensor, int] | None = None  # an input that is a view, and its version
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._hooks: ExitStack | None = None
@@ -169,7 +171,7 @@ class ActivationProbe:
     ) -> None:
         if self._hooks is not None:
             self._hooks.close()
-        self._hooks = self._pass = self._feed = self._view = None
+        self._hooks = self._pass = self._feed = self._fed_values = self._view = None
 
     @property
     def sites(self) -> dict[str, _Site]:
@@ -218,9 +220,22 @@ class ActivationProbe:
 
     def _begin(self, *_: object) -> None:
         self._pass, self._feed, self._view = {}, None, None
+        self._branches, self._fed_values = 0, None
 
-    def _fed(self, module: nn.Module, *_: object) -> None:
-        self._feed = module
+    def _fed(self, module: nn.Module, _: object, output: object) -> None:
+        self._feed, self._fed_values = module, output
+        self._branches += 1
+
+    def _feeding(self, pre: Tensor) -> tuple[nn.Parameter, ...]:
+        """Return the weights that feed a site; none where it can't be told which do.
+
+        After two layers the last one feeds it only if its output is what the site is given:
+        anything else may come from the other branch, or from both.
+        """
+        if self._feed is None or (self._branches > 1 and pre is not self._fed_values):
+            return ()
+        self._branches = 0
+        return _weights(self._feed)
 
     def _before(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
         """Look at the input before the activation can overwrite it."""
@@ -228,7 +243,7 @@ class ActivationProbe:
             return
         pre = _first_tensor((*args, *kwargs.values()), name)
         layout = partial(_units_second, feed=self._feed, site=name)
-        weights = _weights(self._feed) if self._feed else ()
+        weights = self._feeding(pre)
         key = name, 1 + sum(other == name for other, _ in self._pass)
         self._pass[key] = _Site(weights, metrics.pre_update(layout(pre)))
         if pre.requires_grad and self._wanted & _PRE_GRADIENT:
@@ -320,18 +335,19 @@ def measure(
     wanted = _checked(measures, MEASURES)
     model = _uncompiled(model)
     probe = ActivationProbe(model, measures=wanted & _SEEN_INSIDE.keys() - {"grad_norm"})
+    at_sites = wanted - {"loss", "accuracy"}
     parameters = [p for p in model.parameters() if p.requires_grad and wanted & _GRADIENT]
     parts = torch.split(images, batch_size), torch.split(labels, batch_size)
     batches: list[Batch] = list(zip(*parts, strict=True))
     with _undisturbed(model), _eager():
-        with probe:
+        with probe if at_sites else nullcontext():
             passed = _run(model, batches, parameters)
         true = _true_gradients(model, batches, parameters) if wanted & _SURROGATE else []
 
     finite = passed.finite and not any(site.nonfinite for site in probe.sites.values())
     pairs = zip(passed.gradients, true or repeat(None), strict=False)
     weights = dict(zip(parameters, starmap(metrics.weight_update, pairs), strict=True))
-    lives = _lives(probe.sites, previous) if finite else {}
+    lives = _lives(probe.sites, previous) if finite and at_sites else {}
 
     layers = _rows(probe.sites, weights, wanted, finite)
     totals: Row = {}

@@ -18,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from filelock import FileLock, Timeout
 
 from nsrelu_bench.config import MEASURES, RunConfig, read_yaml, write_yaml
 from nsrelu_bench.errors import BenchError
@@ -79,7 +81,7 @@ class RunWriter:
     Ctrl-C, and lets the exception through.
 
     Raises:
-        BenchError: The folder can't be written.
+        BenchError: The folder can't be written, or another process is writing it.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -87,8 +89,16 @@ class RunWriter:
         self.config = config
         self.status = Status("running")
         self._files: dict[str, TextIO] = {}
+        # The lock goes with the process, however that ends.
+        self._lock = FileLock(folder / ".lock", timeout=0)
 
     def __enter__(self) -> Self:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise BenchError(f"{self.folder}: another process is making this run") from None
         try:
             self._begin()
         except BaseException as error:
@@ -98,7 +108,6 @@ class RunWriter:
 
     def _begin(self) -> None:
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_status()
             buffer = io.StringIO()
             write_yaml(self.config.settings, buffer)
@@ -136,18 +145,31 @@ class RunWriter:
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        if isinstance(error, Exception):
-            self.status = failed(self.status, error)
-        elif error is not None:
-            self.status = replace(self.status, state="interrupted")
-        elif self.status.state == "running":
-            self.status = replace(self.status, state="completed")
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        if self.folder.is_dir():
-            self._write_status()
+        """Close the files, write the status that is true, and give the run free."""
+        try:
+            self._close()
+        except OSError as full:
+            error = error or full
+            raise
+        finally:
+            if isinstance(error, Exception):
+                self.status = failed(self.status, error)
+            elif error is not None:
+                self.status = replace(self.status, state="interrupted")
+            elif self.status.state == "running":
+                self.status = replace(self.status, state="completed")
+            try:
+                self._write_status()
+            finally:
+                self._lock.release()
+
+    def _close(self) -> None:
+        with ExitStack() as closing:
+            for file in self._files.values():
+                closing.callback(file.close)
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
 
     def _append(self, name: str, cells: Iterable[str]) -> None:
         csv.writer(self._files[name], lineterminator="\n").writerow(cells)
@@ -268,7 +290,7 @@ def load_runs(*paths: str | Path) -> "pd.DataFrame":
         if not studies:
             raise _no_runs(path)
         for study, folders in studies.items():
-            found = _study_rows(study, folders, suppress(OSError))
+            found = _study_rows(study, folders, suppress(OSError), keep=True)
             rows |= {study.resolve() / row["run_id"]: row for row in found}
     return _table(list(rows.values()))
 
@@ -306,18 +328,19 @@ def _find_studies(path: Path) -> dict[Path, list[Path]]:
 
 
 def _study_rows(
-    study: Path, folders: list[Path], guard: AbstractContextManager[None]
+    study: Path, folders: list[Path], guard: AbstractContextManager[None], *, keep: bool = False
 ) -> list[dict[str, Any]]:
     """Return a row a run, from summary.csv where that is newer, and bring summary.csv up to date.
 
-    `guard` says what comes of an OSError when the summary can't be written.
+    `guard` says what comes of an OSError when the summary can't be written. With `keep`, a summary
+    that tells of more runs than there are folders of stays as it is.
     """
     path = study / "summary.csv"
     if not folders:
-        return list(_read_summary(path).values())
+        return list(_read_summary(path, ("act", "seed")).values())
     known: dict[str, dict[str, Any]] = {}
     with suppress(BenchError):
-        known = _read_summary(path)
+        known = _read_summary(path, CONFIG_COLUMNS)
         written = path.stat().st_mtime_ns
     told = [folder.name for folder in folders if folder.name in known]
     fresh = {name: known[name] for name in told if _last_change(study / name) < written}
@@ -325,6 +348,8 @@ def _study_rows(
         return list(fresh.values())
     began = _clock(study)
     rows = [fresh.get(folder.name) or _read_run(folder) for folder in folders]
+    if keep and len(told) < len(known):
+        return rows
     with guard:
         _replace(path, _table(rows).to_csv(index=False, lineterminator="\n"))
         if began is not None:
@@ -333,8 +358,8 @@ def _study_rows(
     return rows
 
 
-def _read_summary(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the rows of a summary.csv by run id.
+def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read the rows of a summary.csv by run id; one of an older version may lack columns.
 
     Raises:
         BenchError: It can't be read, is cut off, or lacks columns.
@@ -352,7 +377,7 @@ def _read_summary(path: Path) -> dict[str, dict[str, Any]]:
         )
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise BenchError(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
-    lacking = [c for c in ("run_id", "state", *CONFIG_COLUMNS) if c not in frame]
+    lacking = [c for c in ("run_id", "state", *needed) if c not in frame]
     if lacking or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))
     rows = frame.assign(study=path.absolute().parent.name).to_dict("records")
@@ -360,11 +385,12 @@ def _read_summary(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _last_change(folder: Path) -> float:
-    """When the files of a run last changed, in ns; if one is missing, later than anything."""
+    """When the files of a run last changed or came here, in ns; if one is missing, never."""
     try:
-        return max((folder / name).stat().st_mtime_ns for name in ("status.json", "metrics.csv"))
+        stats = [(folder / name).stat() for name in ("status.json", *VOUCHED)]
     except OSError:
         return math.inf
+    return max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
 
 def _clock(folder: Path) -> int | None:

@@ -54,6 +54,11 @@ def run(config: RunConfig) -> Iterator[Epoch]:
     weights, noise = (_generator(config.seed, name).get_state() for name in ("weights", "noise"))
     order = _generator(config.seed, "batches")
     data = load_dataset(config)
+    if config.batch_norm and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
+        raise BenchError(
+            f"batch_norm: needs two examples a batch, and {len(data.train)} examples by batch_size"
+            f" {config.batch_size} leave one alone; change batch_size or train_size"
+        )
     with _isolated(config.threads, weights):
         model = build_model(config, data.shape, data.classes)
     model, data = _place(model, data, config.device)

@@ -41,3 +41,7 @@ def test_sizes_that_make_no_network_are_told(sizes: tuple[int, int, int], line: 
     with pytest.raises(UsageError) as error:
         born_dead(sizes[0], sizes[1], trials=sizes[2])
     assert str(error.value) == line
+
+
+def test_wide_networks_do_not_need_the_memory_of_all_trials_at_once() -> None:
+    assert born_dead(1500, 3, trials=5).dead == 0

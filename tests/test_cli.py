@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,13 @@ def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(
     assert rates == {"0.3", "0.4"}
 
 
+def test_a_flags_activation_is_stronger_than_a_variables_leak(tmp_path: Path) -> None:
+    nsrelu("train", *TINY, "--act", "nsrelu(0.3)", cwd=tmp_path, NSRELU_LEAK="0.2")
+    nsrelu("train", *TINY, "--leak", "0.4", cwd=tmp_path, NSRELU_ACT="nsrelu(0.3)")
+    acts = {yaml_value(path / "config.yaml", "act") for path in run_folders(tmp_path)}
+    assert acts == {"nsrelu(0.3)", "nsrelu(0.4)"}
+
+
 def yaml_value(path: Path, key: str) -> str:
     return next(
         line.partition(": ")[2]
@@ -159,11 +167,19 @@ def yaml_value(path: Path, key: str) -> str:
         ("--seeds 0", "--seeds: must be from 1 to 100000, got 0"),
         ("--workers 10000", "--workers: must be from 1 to 1024, got 10000"),
         ("--config none.yaml", "none.yaml: No such file or directory"),
+        ("--impl fast --traceback", "--impl: must be 'native', 'detach', 'function' or 'mismatch'"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(
     arguments: str, line: str, tmp_path: Path
 ) -> None:
+    if arguments.endswith("--traceback"):
+        command = [*CLI, "train", *arguments.split()]
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("Traceback")
+        assert answer.stderr.splitlines()[-1].startswith(f"nsrelu-bench: {line}")
+        return
     answer = nsrelu("train", *arguments.split(), cwd=tmp_path, code=2)
     assert answer.stderr == f"nsrelu-bench: {line}\n"
     assert answer.stdout == ""
@@ -245,6 +261,47 @@ def test_some_failed_runs_of_a_study_are_exit_code_3(tmp_path: Path) -> None:
     assert answer.stderr.count("failed: train_size: digits has 1257") == 2
 
 
+def test_a_study_is_changed_by_set(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    nsrelu("sweep", "small.yaml", "--set", "act=relu", "--set", "lr=1e-3", cwd=tmp_path)
+    folders = run_folders(tmp_path, "small")
+    assert len(folders) == 2
+    assert {yaml_value(folder / "config.yaml", "lr") for folder in folders} == {"0.001"}
+
+
+def test_a_run_that_left_nothing_is_told_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    nsrelu("sweep", "small.yaml", "--seeds", "1", cwd=tmp_path)
+    gone = run_folders(tmp_path, "small")[0]
+    shutil.rmtree(gone)
+    gone.touch()  # a file where its folder would be
+    answer = nsrelu("sweep", "small.yaml", "--seeds", "1", cwd=tmp_path, code=3)
+    assert "2 runs in results/small: 1 completed, 1 failed (1 done before)" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--width 2.5", "--width: must be a whole number, got '2.5'"),
+        ("--width 0", "--width: must be from 1 to 100000, got 0"),
+        ("--depth 1", "--depth: must be from 2 to 100000, got 1"),
+        ("--trials 0", "--trials: must be from 1 to 1000000000, got 0"),
+        ("--seed -1", "--seed: must be from 0 to 9223372036854775807, got -1"),
+    ],
+)
+def test_born_dead_tells_what_is_wrong(arguments: str, line: str) -> None:
+    answer = nsrelu("born-dead", *arguments.split(), cwd=Path(), code=2)
+    assert answer.stderr == f"nsrelu-bench: {line}\n"
+
+
+def test_born_dead_prints_a_table_or_json() -> None:
+    arguments = ("born-dead", "--width", "1", "--depth", "2,3", "--trials", "100")
+    assert nsrelu(*arguments, cwd=Path()).stdout.split()[:3] == ["width", "depth", "trials"]
+    first, second = json.loads(nsrelu(*arguments, "--json", cwd=Path()).stdout)
+    assert (first["depth"], first["probability"]) == (2, 0)
+    assert 0.3 < second["probability"] < 0.7
+
+
 def test_mistakes_in_a_study_are_a_line_each(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(STUDY.replace("relu,", "gelo,") + "epocs: 3\n")
     answer = nsrelu("sweep", "bad.yaml", cwd=tmp_path, code=2)
@@ -261,6 +318,33 @@ def test_compare_shows_accuracy_zeros_dead_units_and_gradients_by_activation(
         assert word in answer
     rows = json.loads(nsrelu("compare", "--json", cwd=trained).stdout)
     assert rows
+
+
+def test_a_comparison_can_go_into_a_file(trained: Path) -> None:
+    shown = nsrelu("compare", "--format", "csv", cwd=trained).stdout
+    answer = nsrelu("compare", "--format", "csv", "--out", "new/table.csv", cwd=trained)
+    assert answer.stdout == "new/table.csv\n"
+    assert (trained / "new" / "table.csv").read_text() == shown
+
+
+def test_a_figure_that_has_no_data_is_told_and_not_an_error(trained: Path) -> None:
+    answer = nsrelu("plot", "--kind", "leak", cwd=trained)
+    assert answer.stdout == ""
+    assert answer.stderr == "no figure leak: no activation has several leaks\n"
+
+
+def test_a_report_lies_beside_the_runs_that_it_is_of(trained: Path) -> None:
+    answer = nsrelu("report", "results/runs", cwd=trained)
+    assert answer.stdout == "results/runs/report.html\n"
+    page = (trained / "results" / "runs" / "report.html").read_text()
+    assert "nsrelu-bench report results/runs" in page
+    assert "nsrelu-bench train --act nsrelu --dataset digits" in page
+
+
+def test_event_files_are_written_when_asked_for(tmp_path: Path) -> None:
+    nsrelu("train", *TINY, "--tensorboard", cwd=tmp_path)
+    (folder,) = run_folders(tmp_path)
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
 
 
 def test_where_there_are_no_results_it_says_how_to_make_some(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from nsrelu_bench.config import (
     make_study,
     override,
     read_run,
+    read_setting,
     read_study,
     read_yaml,
     run_config,
@@ -258,6 +259,29 @@ def test_a_written_run_can_be_read_and_overridden(tmp_path: Path) -> None:
     assert run_config(override(settings, {"leak": 0.2})).act == "nsrelu(0.2)"
     assert run_config(override(settings, {"act": "relu"})).act == "relu"
     assert run_config(override(settings, {"optimizer": "adam"})).lr == 0.3
+
+
+def test_a_stronger_activation_is_not_touched_by_the_weaker_sources_leak() -> None:
+    weaker = {"act": "nsrelu", "leak": 0.2}
+    assert run_config(override(weaker, {"act": "nsrelu(0.3)"})).act == "nsrelu(0.3)"
+    assert run_config(override(weaker, {"leak": 0.3})).act == "nsrelu(0.3)"
+    assert run_config(override(weaker, {"act": "relu"})).act == "relu"
+
+
+def test_a_study_can_be_changed_from_outside(tmp_path: Path) -> None:
+    path = write(tmp_path, "lr: 0.1\ngrid: {act: [relu, nsrelu], width: [4, 8]}\nseeds: 2\n")
+    study = read_study(path, dict(map(read_setting, ["lr=1e-3", "width=16", "seeds=1"])))
+    assert [(run.act, run.lr, run.width) for run in study.runs] == [
+        ("relu", 0.001, 16),
+        ("nsrelu(0.1)", 0.001, 16),
+    ]
+    for text in ("lr", "=3", "lr=[1", "a b=3"):
+        with pytest.raises(UsageError, match="--set: must be a setting and its value"):
+            read_setting(text)
+
+
+def test_minus_zero_is_zero() -> None:
+    assert RunConfig(weight_decay=-0.0).run_id == RunConfig().run_id
 
 
 def test_all_that_can_be_named_has_its_code() -> None:

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,3 +145,29 @@ def test_a_damaged_table_names_its_file(tmp_path: Path, monkeypatch: pytest.Monk
         data._read_packaged("carrier", "table.csv.gz")
     with pytest.raises(BenchError, match="package absent_one is not installed"):
         data._read_packaged("absent_one", "table.csv.gz")
+
+
+RACE = """
+import sys, time
+from torchvision.datasets import MNIST
+from nsrelu_bench import data
+from nsrelu_bench.config import RunConfig
+
+def download(self):
+    with open(sys.argv[1] + "/log", "a") as log:
+        log.write("begin\\n"); log.flush(); time.sleep(0.3); log.write("end\\n")
+    raise RuntimeError("Error downloading:\\nno network")
+
+MNIST.download = download
+try:
+    data.load_dataset(RunConfig(dataset="mnist", data_dir=sys.argv[1]))
+except data.BenchError as error:
+    assert "Error downloading: no network" in str(error)
+"""
+
+
+def test_one_process_fetches_at_a_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    racers = [subprocess.Popen(command) for _ in range(2)]
+    assert [racer.wait() for racer in racers] == [0, 0]
+    assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 2

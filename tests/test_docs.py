@@ -1,6 +1,8 @@
 """The README says what is true: its commands are there, its examples run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_the_readmes_example_runs(
     space: dict[str, object] = {}
     exec(PRELUDE + example, space)  # noqa: S102
     assert "zero_fraction" in capsys.readouterr().out
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "notebook.py"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "nsrelu(0.1) vs relu: accuracy" in answer.stdout
+    study = tmp_path / "results" / "notebook"
+    assert (study / "mine.png").stat().st_size > 10_000
+    assert (study / "figures" / "curves.svg").exists()
+    assert (study / "report.html").exists()
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from nsrelu_bench import metrics
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.metrics import Lives, grad_update, post_update, pre_update, weight_update
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -333,3 +334,14 @@ def test_the_worked_examples_are_right():
 @pytest.mark.parametrize("name", metrics.MEASURES)
 def test_every_measure_is_documented(name):
     assert f"### {name}\n" in DOCS.read_text(encoding="utf-8")
+
+
+def test_counts_are_exact_where_float32_has_no_odd_numbers():
+    zeros = torch.zeros(1, 1, 2**24 + 1)
+    assert metrics.dead_units(metrics.post_update(zeros, gram=False)) == 1
+    assert metrics.zero_fraction(metrics.post_update(zeros, gram=False)) == 1.0
+
+
+def test_nothing_can_not_be_measured():
+    with pytest.raises(UsageError, match=r"nothing to measure in values of shape \(0, 3\)"):
+        metrics.pre_update(torch.zeros(0, 3))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nsrelu_bench import metrics
 from nsrelu_bench.activations import FUNCTIONS, IMPLS, NSReLU, Surrogate, build
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.metrics import MEASURES
@@ -171,7 +172,8 @@ def test_one_measure_alone_is_as_in_the_whole(name):
     alone = measure(model, images, labels, measures=[name], previous=before)
     whole = measure(model, images, labels, previous=before)
     assert alone.totals == {n: whole.totals[n] if n == name else None for n in MEASURES}
-    for row, expected in zip(alone.layers, whole.layers, strict=True):
+    assert len(alone.layers) == (0 if name in ("loss", "accuracy") else 2)
+    for row, expected in zip(alone.layers, whole.layers, strict=False):
         assert row == {n: v if n in ("layer", "units", name) else None for n, v in expected.items()}
 
 
@@ -691,3 +693,39 @@ def test_an_activation_alone_is_a_model():
     with ActivationProbe(nn.ReLU()) as probe:
         probe._model(torch.tensor([[1.0, -1.0]]))
     assert probe.frame()[["layer", "zero_fraction"]].values.tolist() == [["ReLU", 0.5]]
+
+
+class Branches(nn.Module):
+    """Two layers that run before either's activation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.act_a, self.act_b, self.act_sum = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.head = nn.Linear(15, 3)
+
+    def forward(self, x):
+        u, v = self.a(x), self.b(x)
+        return self.head(torch.cat([self.act_a(u), self.act_b(v), self.act_sum(u + v)], 1))
+
+
+def test_where_it_can_not_be_told_which_layer_feeds_a_site_its_weights_are_empty():
+    model = Branches()
+    images, labels = torch.randn(20, 4), torch.arange(20) % 3
+    rows = {row["layer"]: row for row in measure(model, images, labels).layers}
+    F.cross_entropy(model(images), labels).backward()
+    assert rows["act_a"]["grad_norm"] is None
+    assert rows["act_b"]["grad_norm"] == pytest.approx(model.b.weight.grad.norm().item())
+    assert rows["act_a"]["pre_grad_norm"] > 0
+
+
+def test_without_a_measure_at_the_sites_none_is_looked_at(monkeypatch):
+    def never(*_):
+        raise AssertionError("a site was measured")
+
+    monkeypatch.setattr(metrics, "pre_update", never)
+    model = Branches()
+    found = measure(model, torch.randn(20, 4), torch.arange(20) % 3, measures=("loss", "accuracy"))
+    assert found.finite
+    assert found.layers == []
+    assert found.totals["loss"] > 0

@@ -1,6 +1,10 @@
+import errno
+import io
 import json
-import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +28,9 @@ from nsrelu_bench.records import (
 from nsrelu_bench.sweep import execute
 from nsrelu_bench.train import Epoch
 
+#: Longer than the clock that stamps files takes from one time to the next.
+TICK_S = 0.05
+
 DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3}
 
 
@@ -46,7 +53,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_has_the_files_of_the_design(study: Path) -> None:
     folder = study / tiny().run_id
     names = ("config.yaml", "env.json", "metrics.csv", "layers.csv", "timing.csv", "status.json")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert sorted(path.name for path in folder.iterdir()) == sorted((".lock", *names))
     assert json.loads((folder / "env.json").read_text())["threads"] == 1
 
 
@@ -247,8 +254,7 @@ def copied(study: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "results" / "study"
     shutil.copytree(study, folder)
     (folder / "summary.csv").unlink(missing_ok=True)
-    for file in folder.glob("*/*"):
-        os.utime(file, (1, 1))
+    time.sleep(TICK_S)
     write_summary(folder)
     return folder
 
@@ -276,11 +282,10 @@ def test_a_run_that_changed_after_the_summary_is_read_once(
 ) -> None:
     run = copied / tiny().run_id
     (run / "status.json").write_text('{"state": "interrupted"}')
+    time.sleep(TICK_S)
     opened = reads(monkeypatch)
     assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
     assert opened == [run.name]
-    for file in run.iterdir():
-        os.utime(file, (2, 2))  # long ago, as it soon will be
     assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
     assert opened == [run.name]
 
@@ -303,12 +308,73 @@ def test_a_run_that_ends_while_the_summary_is_made_is_not_missed(
     assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "interrupted"
 
 
-def test_runs_come_and_go(copied: Path) -> None:
+def test_a_run_that_comes_with_its_old_times_is_read(copied: Path, tmp_path: Path) -> None:
+    run = copied / tiny().run_id
+    shutil.copytree(run, tmp_path / "elsewhere")  # keeps the times
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    time.sleep(TICK_S)
+    write_summary(copied)
+    time.sleep(TICK_S)
+    shutil.rmtree(run)
+    shutil.copytree(tmp_path / "elsewhere", run)
+    assert load_runs(copied).set_index("run_id").loc[run.name, "state"] == "completed"
+
+
+def test_comparing_loses_no_row_of_a_summary(copied: Path) -> None:
     make(copied, seed=7)
     shutil.rmtree(copied / tiny().run_id)
-    runs = load_runs(copied)
-    assert set(runs["run_id"]) == {folder.name for folder in find_runs(copied)}
-    assert set(pd.read_csv(copied / "summary.csv")["run_id"]) == set(runs["run_id"])
+    text = (copied / "summary.csv").read_text()
+    folders = {folder.name for folder in find_runs(copied)}
+    assert set(load_runs(copied)["run_id"]) == folders
+    assert (copied / "summary.csv").read_text() == text
+    write_summary(copied)
+    assert set(pd.read_csv(copied / "summary.csv")["run_id"]) == folders
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nsrelu_bench.config import RunConfig\n"
+        "from nsrelu_bench.records import RunWriter\n"
+        "with RunWriter(Path(sys.argv[1]), RunConfig()): print('began', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    told = "run: another process is making this run"
+    with pytest.raises(BenchError, match=told), RunWriter(tmp_path / "run", tiny()):
+        pass
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "running"
+    other.communicate("go on")
+    with RunWriter(tmp_path / "run", tiny()):
+        pass
+
+
+def test_a_disk_that_is_full_leaves_a_failed_run(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with RunWriter(tmp_path / "run", tiny()) as writer:
+            writer._files["layers.csv"].close()
+            writer._files["layers.csv"] = Full()
+            writer.append(Epoch({"epoch": 0}, [], {}))
+
+    with pytest.raises(BenchError, match=r"run: can't be written \(No space left on device\)"):
+        write()
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "failed"
+    assert "No space left on device" in str(status.error)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,15 @@ def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing()
     assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
 
+def test_batch_norm_of_a_single_example_is_told_before_training() -> None:
+    told = (
+        "batch_norm: needs two examples a batch, and 65 examples by batch_size 64 leave one alone"
+    )
+    with pytest.raises(BenchError, match=told):
+        next(run(tiny(batch_norm=True, train_size=65)))
+    assert next(run(tiny(batch_norm=True, train_size=66))).metrics["epoch"] == 0
+
+
 def test_a_device_that_is_not_there_is_one_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
