@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig as RunConfig
     from nsrelu_bench.probe import ActivationProbe as ActivationProbe
     from nsrelu_bench.probe import measure as measure
-    from nsrelu_bench.records import load as load
+    from nsrelu_bench.results import load as load
     from nsrelu_bench.swap import swap_activations as swap_activations
     from nsrelu_bench.train import run as run
 
@@ -25,7 +25,7 @@ _HOMES = {
     "RunConfig": "config",
     "Surrogate": "activations",
     "from_derivative": "activations",
-    "load": "records",
+    "load": "results",
     "measure": "probe",
     "nsrelu": "activations",
     "run": "train",

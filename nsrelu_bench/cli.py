@@ -259,7 +259,7 @@ def _run_study(
 ) -> None:
     """Make the runs of a study, show how they go, and say how they ended."""
     from nsrelu_bench import progress
-    from nsrelu_bench.records import write_summary
+    from nsrelu_bench.results import write_summary
     from nsrelu_bench.sweep import run_all
 
     if workers is not None:
@@ -327,7 +327,8 @@ def compare(
 ) -> None:
     """Compare activations: means over seeds, paired differences to the baseline, verdicts."""
     from nsrelu_bench import compare as statistics
-    from nsrelu_bench.records import CONFIG_COLUMNS, load_runs, write_text
+    from nsrelu_bench.records import write_text
+    from nsrelu_bench.results import CONFIG_COLUMNS, load_runs
     from nsrelu_bench.tables import format_table
 
     comparison = statistics.compare(
@@ -369,7 +370,7 @@ def plot(
 ) -> None:
     """Draw figures: curves over epochs, accuracy against sparsity, lives of units and others."""
     from nsrelu_bench.figures import draw_all
-    from nsrelu_bench.records import load
+    from nsrelu_bench.results import load
 
     for path in paths or [Path("results")]:
         drawn = draw_all(

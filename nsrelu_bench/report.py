@@ -16,7 +16,8 @@ from nsrelu_bench.compare import compare, notes, verdict_clauses
 from nsrelu_bench.figures import FIGURES, Frames, to_svg
 from nsrelu_bench.groups import ACT_COLUMNS, STATES, format_setting, name_groups
 from nsrelu_bench.plot import NothingToDrawError
-from nsrelu_bench.records import find_runs, load, write_text
+from nsrelu_bench.records import write_text
+from nsrelu_bench.results import find_runs, load
 from nsrelu_bench.tables import sheets_of
 
 #: What a figure shows, in the order of the page.

@@ -1,0 +1,241 @@
+"""What runs left, as frames: read from run folders, or the summary derived of them. No torch.
+
+`load` reads every run; `load_runs` only those that are newer than their study's summary.csv.
+"""
+
+import csv
+import io
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nsrelu_bench.config import RunConfig, read_yaml
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records import DONE, VOUCHED, Status, read_status, replace_file, writing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """What runs left, as frames.
+
+    Attributes:
+        runs: One row a run, as in summary.csv: `study`, `run_id`, how it ended, its
+            configuration, and the metrics after its last epoch (empty for diverged runs).
+        metrics: `study`, `run_id`, and the rows of every done run's metrics.csv.
+        layers: The same of layers.csv.
+        config_columns: Which columns of `runs` are the configuration.
+    """
+
+    runs: "pd.DataFrame"
+    metrics: "pd.DataFrame"
+    layers: "pd.DataFrame"
+    config_columns: list[str]
+
+
+def load(*paths: str | Path) -> Results:
+    """Read all runs in run folders, studies or folders of studies.
+
+    Raises:
+        BenchError: There is no run.
+    """
+    import pandas as pd
+
+    runs: list[dict[str, Any]] = []
+    metrics: list[pd.DataFrame] = []
+    layers: list[pd.DataFrame] = []
+    folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
+    for folder in folders.values():
+        run = _read_run(folder)
+        runs.append(run)
+        if run["state"] in DONE:
+            identity = {"study": run["study"], "run_id": run["run_id"]}
+            for frames, name in ((metrics, "metrics.csv"), (layers, "layers.csv")):
+                frame = pd.read_csv(folder / name)
+                frames.append(frame.assign(**identity))
+    return Results(_table(runs), _stack(metrics), _stack(layers), list(CONFIG_COLUMNS))
+
+
+def load_runs(*paths: str | Path) -> "pd.DataFrame":
+    """Read what `load` gives as `runs`, but open only the runs that summary.csv doesn't tell.
+
+    A run whose files are older than its study's summary is told by its row there. Others are read,
+    and the summary is brought up to date where it may be written. A study that has no run folders,
+    such as one that lies in git, is what its summary says.
+
+    Raises:
+        BenchError: There is no run, or all there is of a study is a summary that can't be read.
+    """
+    rows: dict[Path, dict[str, Any]] = {}
+    for path in map(Path, paths):
+        if (path / "config.yaml").exists():
+            rows[path.resolve()] = _read_run(path)
+            continue
+        studies = _find_studies(path)
+        if not studies:
+            raise _no_runs(path)
+        for study, folders in studies.items():
+            found = _study_rows(study, folders, suppress(OSError), keep=True)
+            rows |= {study.resolve() / row["run_id"]: row for row in found}
+    return _table(list(rows.values()))
+
+
+def write_summary(study: Path) -> "pd.DataFrame":
+    """Bring a study's summary.csv up to date with its run folders; returns its rows."""
+    return _table(_study_rows(study, find_runs(study), writing(study / "summary.csv")))
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Find the run folders at, in, or one level below a folder's children, sorted.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for depth in ("", "*/", "*/*/"):
+        found = sorted(file.parent for file in path.glob(f"{depth}config.yaml"))
+        if found:
+            return found
+    raise _no_runs(path)
+
+
+def _no_runs(path: Path) -> BenchError:
+    return BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
+
+
+def _find_studies(path: Path) -> dict[Path, list[Path]]:
+    """Find the studies at or in a folder, and the run folders of each; some have a summary only."""
+    summaries = sorted([*path.glob("summary.csv"), *path.glob("*/summary.csv")])
+    studies: dict[Path, list[Path]] = {file.parent: [] for file in summaries}
+    with suppress(BenchError):
+        for folder in find_runs(path):
+            studies.setdefault(folder.parent, []).append(folder)
+    return studies
+
+
+def _study_rows(
+    study: Path, folders: list[Path], guard: AbstractContextManager[None], *, keep: bool = False
+) -> list[dict[str, Any]]:
+    """Return a row a run, from summary.csv where that is newer, and bring summary.csv up to date.
+
+    `guard` says what comes of an OSError when the summary can't be written. With `keep`, a summary
+    that tells of more runs than there are folders of stays as it is.
+    """
+    path = study / "summary.csv"
+    if not folders:
+        return list(_read_summary(path, ("act", "seed")).values())
+    known: dict[str, dict[str, Any]] = {}
+    with suppress(BenchError):
+        known = _read_summary(path, CONFIG_COLUMNS)
+        written = path.stat().st_mtime_ns
+    told = [folder.name for folder in folders if folder.name in known]
+    fresh = {name: known[name] for name in told if _last_change(study / name) < written}
+    if len(fresh) == len(known) == len(folders):
+        return list(fresh.values())
+    began = _clock(study)
+    rows = [fresh.get(folder.name) or _read_run(folder) for folder in folders]
+    if keep and len(told) < len(known):
+        return rows
+    with guard:
+        replace_file(path, _table(rows).to_csv(index=False, lineterminator="\n"))
+        if began is not None:
+            # A run that changed since it was read is newer than this.
+            os.utime(path, ns=(began, began))
+    return rows
+
+
+def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read the rows of a summary.csv by run id; one of an older version may lack columns.
+
+    Raises:
+        BenchError: It can't be read, is cut off, or lacks columns.
+    """
+    import pandas as pd
+
+    names = dict.fromkeys(("study", "run_id", "state", "error", "act", "backward"), str)
+    try:
+        text = path.read_text(encoding="utf-8")
+        frame = pd.read_csv(
+            io.StringIO(text),
+            dtype=names,
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise BenchError(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
+    lacking = [c for c in ("run_id", "state", *needed) if c not in frame]
+    if lacking or not text.endswith("\n"):
+        raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))
+    rows = frame.assign(study=path.absolute().parent.name).to_dict("records")
+    return {str(row["run_id"]): {str(key): row[key] for key in row} for row in rows}
+
+
+def _last_change(folder: Path) -> float:
+    """When the files of a run last changed or came here, in ns; if one is missing, never."""
+    try:
+        stats = [(folder / name).stat() for name in ("status.json", *VOUCHED)]
+    except OSError:
+        return math.inf
+    return max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+def _clock(folder: Path) -> int | None:
+    """The time in ns by the clock that stamps files in this folder; None if it's not writable."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Read how a run ended, its configuration and, if it is done, its final metrics."""
+    place = folder.absolute()
+    status = read_status(folder) or Status("failed")
+    row: dict[str, Any] = {"study": place.parent.name, "run_id": place.name}
+    row |= asdict(status) | _configuration(folder)
+    if status.done:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            *_, final = csv.DictReader(file)
+        row |= {name: float(cell or "nan") for name, cell in final.items() if name != "lr"}
+    return row
+
+
+def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    """Make a frame of runs, its columns in order."""
+    import pandas as pd
+
+    columns = ["study", "run_id", *(field.name for field in fields(Status)), *CONFIG_COLUMNS]
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """Read the configuration columns of a run; empty where its config.yaml is damaged."""
+    try:
+        config = RunConfig.model_validate(read_yaml(folder / "config.yaml"))
+    except (BenchError, ValueError):
+        return {}
+    return config.settings | {"leak": config.label.leak}
+
+
+def _configuration_columns() -> Iterator[str]:
+    for name in RunConfig.model_fields:
+        yield name
+        if name == "act":
+            yield "leak"
+
+
+def _stack(frames: list["pd.DataFrame"]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+CONFIG_COLUMNS = tuple(_configuration_columns())
