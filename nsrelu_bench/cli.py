@@ -368,14 +368,15 @@ def plot(
         Path | None, typer.Option("--out", help="folder", show_default="figures/ beside the runs")
     ] = None,
 ) -> None:
-    """Draw figures: curves over epochs, accuracy against sparsity, lives of units and others."""
+    """Draw the figures of each study: curves over epochs, accuracy against sparsity and others."""
     from nsrelu_bench.figures import draw_all
-    from nsrelu_bench.results import load
+    from nsrelu_bench.results import find_drawable, load
 
-    for path in paths or [Path("results")]:
+    studies = [study for path in paths or [Path("results")] for study in find_drawable(path)]
+    for study in studies:
         drawn = draw_all(
-            load(path),
-            out or path / "figures",
+            load(study),
+            study / "figures" if out is None else out / study.name if studies[1:] else out,
             kinds=kind,
             formats=fmt.split(","),
             style=style,

@@ -209,7 +209,8 @@ def compare(
         baseline: An activation's label, or its bare name where it has one leak only.
         metrics: Columns of `runs`. A table shows the difference in `test_accuracy`, or in the
             first of them.
-        by: The settings whose combinations have a table each; the data set and the model.
+        by: The settings whose combinations have a table each; the study, where there are
+            several, the data set and the model.
         where: Conditions as in `select`; the baseline always stays.
         tune: Settings to choose for each activation. The one with the smallest share of diverged
             runs wins (a mean over survivors flatters), among equals the one with the best mean
@@ -223,8 +224,10 @@ def compare(
     """
     if runs.empty:
         raise BenchError("no runs to compare")
+    if "study" in runs and len(runs["study"].unique()) > 1:
+        config_columns = ["study", *config_columns]
     settings = settings_of(runs, config_columns)
-    by = [c for c in ("dataset", "model") if c in settings] if by is None else by
+    by = [c for c in ("study", "dataset", "model") if c in settings] if by is None else by
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
     metrics = _choose_metrics(runs, config_columns, metrics)

@@ -78,7 +78,7 @@ def name_groups(
     Raises:
         BenchError: Two runs of a group have the same seed.
     """
-    frame = unique_runs(runs)
+    frame = unique_runs(runs, ["study", "run_id"] if "study" in config_columns else ["run_id"])
     others = settings_of(frame, config_columns)
     parts = []
     for _, part in frame.groupby(list(by), dropna=False) if by else [((), frame)]:
@@ -114,11 +114,11 @@ def settings_of(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
     return [c for c in config_columns if c in runs and c not in apart]
 
 
-def unique_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return each run once: one that stands in two studies has the same numbers in both."""
+def unique_runs(runs: pd.DataFrame, identity: Sequence[str] = ("run_id",)) -> pd.DataFrame:
+    """Return each run once: the same identity means the same numbers."""
     rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
     order = rank.fillna(len(STATES)).sort_values(kind="stable").index
-    return runs.loc[order].drop_duplicates("run_id")
+    return runs.loc[order].drop_duplicates(list(identity))
 
 
 def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:

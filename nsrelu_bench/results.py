@@ -105,6 +105,16 @@ def find_runs(path: Path) -> list[Path]:
     raise _no_runs(path)
 
 
+def find_drawable(path: Path) -> list[Path]:
+    """Find what can be drawn in a folder: a run by itself, or the studies that have run folders.
+
+    Raises:
+        BenchError: There is no run.
+    """
+    runs = find_runs(path)
+    return runs if runs == [path] else list(dict.fromkeys(run.parent for run in runs))
+
+
 def _no_runs(path: Path) -> BenchError:
     return BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
 

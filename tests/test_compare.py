@@ -105,8 +105,8 @@ def test_the_order_of_runs_does_not_matter() -> None:
     assert format_table(c.compare(shuffled, CONFIG)) == format_table(c.compare(runs, CONFIG))
 
 
-def test_a_run_that_stands_in_two_studies_counts_once() -> None:
-    doubled = study(TWO, TWO.assign(study="other"), lose(TWO, [0], "interrupted"))
+def test_a_run_that_is_given_twice_counts_once() -> None:
+    doubled = study(TWO, TWO, lose(TWO, [0], "interrupted"))
     assert format_table(c.compare(doubled, CONFIG)) == format_table(c.compare(TWO, CONFIG))
 
 
@@ -362,3 +362,16 @@ def test_the_foot_says_what_few_seeds_can_not_show() -> None:
     six = "\n".join(c.notes(c.compare(TWO, CONFIG)))
     assert "can't go below" not in six
     assert "4 tests need 8 pairs for a * to be possible." in six
+
+
+def test_each_study_has_a_table_of_its_own() -> None:
+    one = TWO.assign(study="one")
+    other = TWO.assign(study="other", test_accuracy=TWO["test_accuracy"] - 0.1)
+    both = pd.concat([one, other], ignore_index=True)
+    rows = c.compare(both, CONFIG, metrics=["test_accuracy"]).rows
+    alone = c.compare(other, CONFIG, metrics=["test_accuracy"]).rows
+    assert list(dict.fromkeys(rows["study"])) == ["one", "other"]
+    of_other = rows[rows["study"] == "other"]
+    assert of_other["group"].tolist() == alone["group"].tolist()
+    for column in ("n", "mean", "diff", "p"):
+        assert of_other[column].tolist() == pytest.approx(alone[column].tolist(), nan_ok=True)

@@ -11,6 +11,7 @@ from nsrelu_bench import results
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import RunWriter
 from nsrelu_bench.results import (
+    find_drawable,
     find_runs,
     load,
     load_runs,
@@ -213,3 +214,13 @@ def test_a_run_by_itself_leaves_the_summary_alone(copied: Path) -> None:
     assert not (copied / "summary.csv").exists()
     with pytest.raises(BenchError, match="no runs in"):
         load_runs(copied.parent / "none")
+
+
+def test_what_can_be_drawn_is_a_run_or_the_studies_that_have_runs(copied: Path) -> None:
+    run = copied / tiny().run_id
+    (copied.parent / "told").mkdir()
+    shutil.copy(copied / "summary.csv", copied.parent / "told")
+    assert find_drawable(run) == [run]
+    assert find_drawable(copied) == find_drawable(copied.parent) == [copied]
+    with pytest.raises(BenchError, match="no runs in"):
+        find_drawable(copied.parent / "told")
