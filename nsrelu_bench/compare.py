@@ -56,6 +56,8 @@ LABELS = {
     "val_accuracy": "validation accuracy",
     "zero_fraction": "zeros after activation",
     "negative_fraction": "inputs <= 0",
+    "dead_fraction": "dead units",
+    "submerged_fraction": "submerged units",
     "grad_norm": "gradient norm",
     "pre_grad_norm": "gradient norm before activation",
     "zero_grad_units": "units with zero gradient",
