@@ -50,6 +50,7 @@ from nsrelu_bench.plot import (
     families_of,
     final_of,
     gradient_depth,
+    histogram,
     history_of,
     leak_curve,
     name_of,
@@ -84,6 +85,10 @@ class Frames(Protocol):
     @property
     def layers(self) -> pd.DataFrame:
         """One row a run, epoch and layer."""
+
+    @property
+    def quantiles(self) -> pd.DataFrame:
+        """Quantiles of the pre-activations of a run and layer."""
 
     @property
     def config_columns(self) -> list[str]:
@@ -256,6 +261,28 @@ def plan_phase(frames: Frames, metric: str | None = None) -> Plan:
 
 def _hatch_entry() -> Patch:
     return Patch(**HATCH, label="div.: share of runs that diverged")
+
+
+def plan_histogram(frames: Frames, metric: str | None = None) -> Plan:
+    """The distribution of the pre-activations at each site after the last epoch, over all seeds."""
+    if metric is not None:
+        raise NothingToDrawError("it has no other metric")
+    named = name_groups(frames.runs, frames.config_columns)
+    if frames.quantiles.empty:
+        raise NothingToDrawError("no run has quantiles.csv")
+    values = named[["run_id", "line", "setting"]].merge(frames.quantiles, on="run_id")
+    layers = list(dict.fromkeys(values["layer"]))
+    panels = [
+        (
+            f"{setting} {layer}".strip(),
+            partial(
+                histogram, {str(act): p["value"] for act, p in part.groupby("line", sort=False)}
+            ),
+        )
+        for (setting, layer), part in values.groupby(["setting", "layer"], sort=False)
+    ]
+    refuse_many(len(panels), MAX_PANELS, "panels")
+    return Plan(panels, legend=named, columns=min(3, len(layers)), alike=False)
 
 
 def _facets(named: pd.DataFrame, each: int = 1) -> list[tuple[str, pd.DataFrame]]:
@@ -431,4 +458,5 @@ FIGURES: dict[str, Callable[[Frames, str | None], Plan]] = {
     "cosine": plan_cosine,
     "leak": plan_leak,
     "phase": plan_phase,
+    "histogram": plan_histogram,
 }

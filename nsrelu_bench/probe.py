@@ -367,6 +367,47 @@ def measure(
     )
 
 
+#: Of how many values at a site `pre_quantiles` takes quantiles, and how many of these.
+SAMPLE, QUANTILES = 2**17, 200
+
+
+@torch.no_grad()
+def pre_quantiles(model: nn.Module, images: Tensor, *, batch_size: int = 250) -> list[Row]:
+    """Return what a histogram of `pre` needs: evenly spaced quantiles of it at each site.
+
+    Rows of `layer`, `quantile` in (0, 1) and `value`; none of a site that is not finite. Over all
+    values of the images (N, ...), in eval mode, or, where these are more than 2^17, every n-th.
+    The model is left as it was.
+
+    Raises:
+        BenchError: The model has no activation module.
+    """
+    model = _uncompiled(model)
+    sites = _find_sites(model, ACTIVATIONS)
+    seen: dict[str, list[Tensor]] = {name: [] for name in sites}
+
+    def keep(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
+        values = _first_tensor((*args, *kwargs.values()), name).detach().flatten()
+        stride = max(1, len(images) * values.numel() // (SAMPLE * batch_size))
+        seen[name].append(values[::stride].float().clone())
+
+    with _undisturbed(model), _eager(), ExitStack() as hooks:
+        for name, module in sites.items():
+            hook = module.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
+            hooks.callback(hook.remove)
+        for part in torch.split(images, batch_size):
+            model(part)
+
+    at = (torch.arange(QUANTILES, dtype=torch.float32, device=images.device) + 0.5) / QUANTILES
+    rows = []
+    for name, parts in seen.items():
+        values = torch.cat([*parts, at[:0]])
+        if values.numel() and metrics.all_finite(values):
+            found = zip(at.tolist(), torch.quantile(values, at).tolist(), strict=True)
+            rows += [{"layer": name, "quantile": q, "value": value} for q, value in found]
+    return rows
+
+
 @dataclass(frozen=True)
 class _Pass:
     """What running the probe set gave."""

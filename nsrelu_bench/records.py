@@ -45,6 +45,7 @@ COLUMNS = {
     "layers.csv": ("epoch", "layer", "units", *MEASURES),
     "timing.csv": ("epoch", "time_s", "train_s", "measure_s", "evaluate_s"),
     "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *MEASURES),
+    "quantiles.csv": ("layer", "quantile", "value"),
 }
 
 STATES = ("running", "completed", "diverged", "failed", "interrupted")
@@ -120,6 +121,7 @@ class RunWriter:
             "layers.csv": epoch.layers,
             "timing.csv": [epoch.timing],
             "steps.csv": epoch.steps,
+            "quantiles.csv": epoch.quantiles,
         }
         with writing(self.folder):
             for name, file in self._files.items():

@@ -31,12 +31,14 @@ class Results:
             configuration, and the metrics after its last epoch (empty for diverged runs).
         metrics: `study`, `run_id`, and the rows of every done run's metrics.csv.
         layers: The same of layers.csv.
+        quantiles: The same of quantiles.csv: the pre-activations of each site after the last epoch.
         config_columns: Which columns of `runs` are the configuration.
     """
 
     runs: "pd.DataFrame"
     metrics: "pd.DataFrame"
     layers: "pd.DataFrame"
+    quantiles: "pd.DataFrame"
     config_columns: list[str]
 
 
@@ -51,16 +53,19 @@ def load(*paths: str | Path) -> Results:
     runs: list[dict[str, Any]] = []
     metrics: list[pd.DataFrame] = []
     layers: list[pd.DataFrame] = []
+    quantiles: list[pd.DataFrame] = []
+    files = {"metrics.csv": metrics, "layers.csv": layers, "quantiles.csv": quantiles}
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
     for folder in folders.values():
         run = _read_run(folder)
         runs.append(run)
         if run["state"] in DONE:
             identity = {"study": run["study"], "run_id": run["run_id"]}
-            for frames, name in ((metrics, "metrics.csv"), (layers, "layers.csv")):
-                frame = pd.read_csv(folder / name)
-                frames.append(frame.assign(**identity))
-    return Results(_table(runs), _stack(metrics), _stack(layers), list(CONFIG_COLUMNS))
+            for name, frames in files.items():
+                if (folder / name).exists():  # runs of older versions have no quantiles
+                    frames.append(pd.read_csv(folder / name).assign(**identity))
+    stacked = [_stack(frames) for frames in (metrics, layers, quantiles)]
+    return Results(_table(runs), stacked[0], stacked[1], stacked[2], list(CONFIG_COLUMNS))
 
 
 def load_runs(*paths: str | Path) -> "pd.DataFrame":

@@ -23,7 +23,7 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split, load_dataset
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.models import build_model
-from nsrelu_bench.probe import measure
+from nsrelu_bench.probe import measure, pre_quantiles
 
 Row = dict[str, Any]
 
@@ -35,7 +35,8 @@ class Epoch:
     """What was measured after an epoch; epoch 0 stands before the first step.
 
     `metrics` has the columns of metrics.csv, `layers` a row a site with those of layers.csv,
-    `timing` the seconds of timing.csv, `steps` the rows of steps.csv. No value: None.
+    `timing` the seconds of timing.csv, `steps` the rows of steps.csv, and of the last epoch
+    `quantiles` those of quantiles.csv. No value: None.
     """
 
     metrics: Row
@@ -43,6 +44,7 @@ class Epoch:
     timing: Row
     diverged_step: int | None = None
     steps: list[Row] = field(default_factory=list)
+    quantiles: list[Row] = field(default_factory=list)
 
 
 def run(config: RunConfig) -> Iterator[Epoch]:
@@ -101,7 +103,9 @@ def run(config: RunConfig) -> Iterator[Epoch]:
             else:  # a diverged network has no numbers, even where some can be computed
                 layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
             clock.append(time.perf_counter())
-        yield Epoch(metrics, layers, _timing(epoch, clock), diverged_step, between)
+            last = epoch == config.epochs and diverged_step is None and config.measured
+            quantiles = pre_quantiles(model, inputs) if last else []
+        yield Epoch(metrics, layers, _timing(epoch, clock), diverged_step, between, quantiles)
         if diverged_step is not None:
             return
 

@@ -60,12 +60,13 @@ class MadeUp:
     runs: pd.DataFrame
     metrics: pd.DataFrame
     layers: pd.DataFrame
+    quantiles: pd.DataFrame
     config_columns: list[str]
 
 
 def made_up(acts=ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeUp:
     """Runs that learn; those whose (act, lr, seed) is in `diverged` stop after epoch 1."""
-    runs, metrics, layers = [], [], []
+    runs, metrics, layers, quantiles = [], [], [], []
     for act in acts:
         for lr in lrs:
             for seed in range(seeds):
@@ -84,7 +85,11 @@ def made_up(acts=ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeU
                 if lost:
                     metrics.append({"run_id": run_id, "epoch": 2})
                 runs.append(row | ({} if lost else values))
-    return MadeUp(pd.DataFrame(runs), pd.DataFrame(metrics), pd.DataFrame(layers), CONFIG)
+                for layer in ("fc1", "fc2") if not lost else ():
+                    place = {"run_id": run_id, "layer": layer}
+                    quantiles += [place | {"quantile": q / 8, "value": q - 3.0} for q in range(8)]
+    frames = map(pd.DataFrame, (runs, metrics, layers, quantiles))
+    return MadeUp(*frames, CONFIG)
 
 
 def made_up_metrics(act: str, lr: float, seed: int, epoch: int) -> dict[str, float]:

@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from made_up import CONFIG, FRAMES, GONE, GRID, LOST, MadeUp, made_up
+from made_up import ACTS, CONFIG, FRAMES, GONE, GRID, LOST, MadeUp, made_up
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ def test_files_are_written_whole_and_what_has_no_data_is_told(tmp_path: Path) ->
     told: list[str] = []
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
     paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
-    names = {"curves", "tradeoff", "gradient_depth", "leak"}
+    names = {"curves", "tradeoff", "gradient_depth", "leak", "histogram"}
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
     counts = "dead_units or submerged_units or dormant_units or revived_units"
@@ -160,3 +161,13 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="can't write"):
         figures.draw_all(FRAMES, tmp_path / "file", ["tradeoff"], ["svg"])
+
+
+def test_the_histogram_has_a_panel_a_layer_and_a_line_an_activation() -> None:
+    plan = figures.plan_histogram(made_up(seeds=2))
+    assert [title for title, _ in plan.panels] == ["fc1", "fc2"]
+    axes = plan.panels[0][1]()
+    assert len(axes.patches) == len(ACTS)
+    bare = replace(made_up(), quantiles=pd.DataFrame())
+    with pytest.raises(figures.NothingToDrawError, match=r"no run has quantiles.csv"):
+        figures.plan_histogram(bare)

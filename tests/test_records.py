@@ -24,8 +24,10 @@ from nsrelu_bench.train import Epoch
 
 def test_a_run_folder_has_the_files_of_the_design(study: Path) -> None:
     folder = study / tiny().run_id
-    names = ("config.yaml", "env.json", "metrics.csv", "layers.csv", "timing.csv", "status.json")
-    assert sorted(path.name for path in folder.iterdir()) == sorted((".lock", *names))
+    names = ["config.yaml", "env.json", "metrics.csv", "layers.csv", "timing.csv", "quantiles.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [".lock", "status.json", *names]
+    )
     assert json.loads((folder / "env.json").read_text())["threads"] == 1
 
 

@@ -237,6 +237,14 @@ def test_batch_norm_of_a_single_example_is_told_before_training() -> None:
     assert next(run(tiny(batch_norm=True, train_size=66))).metrics["epoch"] == 0
 
 
+def test_the_last_epoch_tells_how_the_pre_activations_are_spread() -> None:
+    *before, last = run(tiny())
+    assert [row["layer"] for row in last.quantiles] == ["act1"] * 200 + ["act2"] * 200
+    assert not any(epoch.quantiles for epoch in before)
+    assert not list(run(tiny(measures="none")))[-1].quantiles
+    assert not list(run(tiny(**DIVERGING)))[-1].quantiles
+
+
 def test_a_device_that_is_not_there_is_one_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
