@@ -24,10 +24,11 @@ from nsrelu_bench.tables import sheets_of
 CAPTIONS = {
     "tradeoff": "Accuracy against sparsity: means with 95 % t intervals over seeds, a dot a run.",
     "curves": "Over the epochs: means over completed runs with 95 % t bands.",
-    "units": "Units that are dead, dormant or came back, over the epochs.",
+    "units": "Units that are dead, submerged, dormant or came back, over the epochs.",
     "leak": "What the leak does; leak 0 is relu.",
     "cosine": "Cosine between the gradient that trains and the true one; 1 where they agree.",
     "gradient_depth": "Gradient norm by layer and epoch; grey is zero, hatched is no value.",
+    "histogram": "Inputs of the activations at each site after the last epoch, over all seeds.",
     "phase": "Final metric over two settings; hatched cells have diverged runs.",
 }
 
