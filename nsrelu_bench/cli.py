@@ -4,6 +4,8 @@ Everything heavy (torch, pandas, matplotlib) is imported inside the command that
 ``--help`` answers at once.
 """
 
+import importlib.metadata
+import io
 import itertools
 import os
 import re
@@ -282,13 +284,17 @@ def _run_study(
         print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
     if failures and len(study.runs) == 1:
         raise BenchError(str(failures[0].status.error))
-    table = write_summary(folder).set_index("run_id")
+    summary = write_summary(folder).set_index("run_id")
     # A run that was killed before it made its folder has no row.
-    table = table.reindex([run.run_id for run in study.runs])
+    table = summary.reindex([run.run_id for run in study.runs])
     if as_json:
         print(table.reset_index().to_json(orient="records", indent=2))
     else:
         print("\n".join(progress.closing_lines(ended, table, folder)))
+    others = len(summary.index.difference(table.index))
+    if others and len(study.runs) > 1 and not quiet:
+        told = f"{others} other runs lie in {folder}, and are compared and drawn with these"
+        print(f"nsrelu-bench: {told}", file=sys.stderr)
     if failures:
         raise typer.Exit(3)
 
@@ -311,7 +317,8 @@ def compare(
         list[str] | None, typer.Option("--by", help="setting with a table for each value")
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option("--where", help="only such runs, e.g. act=nsrelu")
+        list[str] | None,
+        typer.Option("--where", help="only such runs, and the baseline, e.g. act=nsrelu"),
     ] = None,
     tune: Annotated[
         list[str] | None, typer.Option("--tune", help="setting to choose by validation accuracy")
@@ -362,7 +369,7 @@ def plot(
         str, typer.Option("--format", help="png, svg or pdf, or several", show_default="png,svg")
     ] = "png,svg",
     style: Annotated[
-        str, typer.Option("--style", help="paper or talk", show_default="paper")
+        str, typer.Option("--style", help="paper, column or talk", show_default="paper")
     ] = "paper",
     out: Annotated[
         Path | None, typer.Option("--out", help="folder", show_default="figures/ beside the runs")
@@ -549,15 +556,26 @@ TRACEBACK = "--traceback"
 
 def main() -> None:
     """Run the command line; an error is one line on stderr, and the exit code says its kind."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ± in ASCII is a ?, not an error
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK] or ["--help"]
+    if arguments == ["--version"]:
+        print(f"nsrelu-bench {importlib.metadata.version('nsrelu-bench')}")
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, prog_name="nsrelu-bench", standalone_mode=False)
-    except (BenchError, TyperException) as error:
+        sys.stdout.flush()
+    except (BenchError, TyperException, OSError) as error:
         if TRACEBACK in sys.argv:
             traceback.print_exc()
         text = _message(error) if isinstance(error, TyperException) else str(error)
+        if isinstance(error, BrokenPipeError):
+            text = ""  # `| head` has seen enough
         for line in text.splitlines():
             print(f"nsrelu-bench: {line}", file=sys.stderr)
-        code = error.exit_code
+        code = getattr(error, "exit_code", 1)
+        if isinstance(error, OSError):  # standard output is full or closed: don't flush it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)

@@ -327,7 +327,8 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
             message = str(unknown(key, SETTINGS, "setting", brief=True))
         elif detail["type"] != "value_error":
             message = f"{message}, got {reprlib.repr(detail['input'])}"
-        lines.append(f"{place(key)}: {message.removeprefix(f'{key} ')}")
+        where = place(key)
+        lines.append(f"{where}: {message.removeprefix(f'{key} ') if key in where else message}")
     return lines
 
 

@@ -301,6 +301,8 @@ def figure(plan: Plan, style: str = "paper") -> Figure:
     """
     chosen = lookup(STYLES, style, "style")
     count = len(plan.panels)
+    if not count:
+        raise NothingToDrawError("there is no data for it")
     columns = min(2 if count == 4 else plan.columns, chosen.columns, count)
     width = chosen.column if count == 1 else chosen.page
     height = chosen.column * {1: 0.7, 2: 0.62}.get(columns, 0.52)
@@ -392,6 +394,10 @@ def draw_all(
         BenchError: A file can't be written.
     """
     plans = {kind: lookup(FIGURES, kind, "figure") for kind in kinds or FIGURES}
+    if metric is not None:
+        known = {*frames.runs, *frames.metrics, *frames.layers} - {*frames.config_columns}
+        measured = [name for name in known if name not in NO_METRICS]
+        lookup(dict.fromkeys(sorted(measured)), metric, "metric")
     savers = {fmt: lookup(FORMATS, fmt, "format") for fmt in formats}
     dpi = lookup(STYLES, style, "style").dpi
     paths = []
@@ -449,6 +455,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None},
 }
+
+#: Columns of the frames that are no metrics.
+NO_METRICS = (
+    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
+    *("epoch", "step", "layer", "units"),
+)
 
 FIGURES: dict[str, Callable[[Frames, str | None], Plan]] = {
     "curves": plan_curves,

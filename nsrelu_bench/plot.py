@@ -313,7 +313,9 @@ def phase(
     if x != "leak" and len(runs["act"].unique()) > 1:
         mixed.append("act")
     if mixed:
-        raise NothingToDrawError(f"{', '.join(mixed)} vary beside {x} and {y}; choose one by where")
+        raise NothingToDrawError(
+            f"{', '.join(mixed)} vary beside {x} and {y}; draw a study in which one of them varies"
+        )
     means = cells_of(runs, x, y, metric)
     diverged = cells_of(runs, x, y, "diverged_fraction")
     if diverged.empty:
@@ -492,9 +494,7 @@ def _axis_label(metric: str) -> str:
 def refuse_many(count: int, limit: int, kind: str) -> None:
     """Raise NothingToDrawError where there are more of a kind than can be read."""
     if count > limit:
-        raise NothingToDrawError(
-            f"{count} {kind} are more than the {limit} that can be read; choose some by where"
-        )
+        raise NothingToDrawError(f"{count} {kind} are more than the {limit} that can be read")
 
 
 def _axes(ax: Axes | None) -> Axes:

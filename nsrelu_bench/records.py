@@ -5,6 +5,7 @@ status.json, which says how the run ended and vouches for the others by their SH
 """
 
 import csv
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -288,6 +289,8 @@ def write_text(path: Path, text: str) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:

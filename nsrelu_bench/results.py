@@ -121,6 +121,10 @@ def find_drawable(path: Path) -> list[Path]:
 
 
 def _no_runs(path: Path) -> BenchError:
+    if (path / "summary.csv").exists():
+        return BenchError(
+            f"{str(path)!r} has a summary.csv and no runs; its sweep makes them again"
+        )
     return BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
 
 

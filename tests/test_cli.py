@@ -438,3 +438,49 @@ def test_the_public_names_are_there() -> None:
         assert getattr(nsrelu_bench, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         nsrelu_bench.nothing  # noqa: B018
+
+
+def test_a_full_or_an_ascii_output_is_no_traceback(trained: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*CLI, "compare"]
+        answer = subprocess.run(
+            command, cwd=trained, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert answer.returncode == 1
+    assert answer.stderr == "nsrelu-bench: [Errno 28] No space left on device\n"
+    plain = nsrelu("compare", cwd=trained, PYTHONIOENCODING="ascii").stdout
+    assert " ? " in plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("compare --out .", 1, r"\.: can't be written \(Is a directory\)"),
+        ("plot --metric nope", 2, r"unknown metric 'nope'; choose from: dead_fraction, .*"),
+        ("train --act nsrelu(2)", 2, r"--act: leak must be from 0 to 1, got 2"),
+    ],
+)
+def test_more_mistakes_are_one_line(arguments: str, code: int, line: str, trained: Path) -> None:
+    answer = nsrelu(*arguments.split(), cwd=trained, code=code)
+    assert re.fullmatch(rf"nsrelu-bench: {line}\n", answer.stderr)
+
+
+def test_a_changed_study_says_that_other_runs_lie_there(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    assert "other runs" not in nsrelu("sweep", "small.yaml", cwd=tmp_path).stderr
+    changed = nsrelu("sweep", "small.yaml", "--set", "lr=0.1", cwd=tmp_path).stderr
+    assert "4 other runs lie in results/small, and are compared and drawn with these" in changed
+
+
+def test_a_summary_without_runs_can_be_compared_and_not_drawn(
+    trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results" / "told").mkdir(parents=True)
+    shutil.copy(trained / "results" / "runs" / "summary.csv", tmp_path / "results" / "told")
+    assert "nsrelu(0.1)" in nsrelu("compare", cwd=tmp_path).stdout
+    answer = nsrelu("plot", "results/told", cwd=tmp_path, code=1)
+    assert "has a summary.csv and no runs; its sweep makes them again" in answer.stderr
+
+
+def test_the_version_is_told() -> None:
+    assert re.fullmatch(r"nsrelu-bench \d+\.\d+\.\d+\n", nsrelu("--version", cwd=Path()).stdout)
