@@ -222,5 +222,5 @@ def test_what_can_be_drawn_is_a_run_or_the_studies_that_have_runs(copied: Path) 
     shutil.copy(copied / "summary.csv", copied.parent / "told")
     assert find_drawable(run) == [run]
     assert find_drawable(copied) == find_drawable(copied.parent) == [copied]
-    with pytest.raises(BenchError, match="no runs in"):
+    with pytest.raises(BenchError, match="and no runs; its sweep makes"):
         find_drawable(copied.parent / "told")
