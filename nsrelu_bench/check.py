@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsrelu_bench.activations import DTYPES, IMPLS, NSReLU
+from nsrelu_bench.columns import align, wrap
 
 Outcome = Literal["agrees", "documented", "disagrees"]
 
@@ -54,16 +55,18 @@ def run_checks(*, compiled: bool = True) -> list[Check]:
     return [_check(impl, make, case) for impl, make in makes.items() for case in cases]
 
 
-def format_checks(checks: list[Check]) -> str:
-    """Lay out the outcomes as a table of cases by implementations, then remarks and the count."""
+def format_checks(checks: list[Check], width: int | None = None) -> str:
+    """Lay out the outcomes as a table of cases by implementations, then remarks and the count.
+
+    `width` is that of the terminal, None for a pipe.
+    """
     impls = list(dict.fromkeys(check.impl for check in checks))
     cases = list(dict.fromkeys(check.case for check in checks))
     outcomes = {(check.case, check.impl): check.outcome for check in checks}
     shown = {"agrees": "agrees", "documented": "documented", "disagrees": "DISAGREES", "": "-"}
     rows = [["case", *impls]]
     rows += [[case, *(shown[outcomes.get((case, impl), "")] for impl in impls)] for case in cases]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = align(rows, width)
 
     remarks: dict[tuple[str, str, str], list[str]] = {}
     for check in checks:
@@ -71,7 +74,8 @@ def format_checks(checks: list[Check]) -> str:
             key = (check.case, shown[check.outcome], check.detail)
             remarks.setdefault(key, []).append(check.impl)
     lines += [""] if remarks else []
-    lines += [f"{key[0]}, {', '.join(impls)}: {key[1]}: {key[2]}" for key, impls in remarks.items()]
+    for (case, outcome, detail), found in remarks.items():
+        lines.append(wrap(f"{case}, {', '.join(found)}: {outcome}: {detail}", width))
 
     count = Counter(check.outcome for check in checks)
     lines += [

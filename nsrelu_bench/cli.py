@@ -7,24 +7,30 @@ Everything heavy (torch, pandas, matplotlib) is imported inside the command that
 import importlib.metadata
 import io
 import itertools
+import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import BenchError, UsageError, unknown
 
 if TYPE_CHECKING:
-    from nsrelu_bench.config import Study
+    import pandas as pd
+
+    from nsrelu_bench.config import RunConfig
+    from nsrelu_bench.sweep import Engine, Event, Manner
 
 app = typer.Typer(
     name="nsrelu-bench",
@@ -38,11 +44,20 @@ app = typer.Typer(
 )
 
 
+#: The variables that set options.
+VARIABLES: list[str] = ["NSRELU_CACHE_DIR"]
+
+
+def _variable(flag: str) -> str:
+    return "NSRELU_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
 def _option(
     name: str, text: str, default: str | None = None, parser: Callable[[str], Any] | None = None
 ) -> Any:
     """One option: its flag, its environment variable, its help. Unset it is None."""
-    variable = "NSRELU_" + name.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    variable = _variable(name.split("/")[0])
+    VARIABLES.append(variable)
     return typer.Option(
         name,
         envvar=variable,
@@ -75,6 +90,16 @@ def counts(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
+def part(text: str) -> tuple[int, int]:
+    """Read K/N, the K-th of N parts."""
+    number, _, of = text.partition("/")
+    if not (_COUNT.fullmatch(number) and _COUNT.fullmatch(of) and 1 <= int(number) <= int(of)):
+        raise typer.BadParameter(f"must be K/N with K from 1 to N, got {text[:80]!r}")
+    return int(number), int(of)
+
+
+_COUNT = re.compile(r"[0-9]{1,9}")
+
 Act = Annotated[str | None, _option("--act", "activation, e.g. relu or 'nsrelu(0.1)'", "nsrelu")]
 Leak = Annotated[
     float | None, _option("--leak", "its negative slope, from 0 to 1", "0.1", parser=number)
@@ -86,7 +111,9 @@ Backward = Annotated[str | None, _option("--backward", "function whose gradient 
 Impl = Annotated[
     str | None, _option("--impl", "native, detach, function or mismatch; for pairs", "native")
 ]
-Data = Annotated[str | None, _option("--dataset", "mnist5k, digits, mnist or cifar10", "mnist5k")]
+Data = Annotated[
+    str | None, _option("--dataset", "a name (see list), or folder:PATH of your own", "mnist5k")
+]
 DataDir = Annotated[str | None, _option("--data-dir", "where downloaded data sets lie", "data")]
 TrainSize = Annotated[
     int | None, _option("--train-size", "train on a stratified part", "all", parser=count)
@@ -101,21 +128,30 @@ ProbeEvery = Annotated[
     int | None,
     _option("--probe-every", "measure every so many steps too, 0: never", "0", parser=count),
 ]
-Model = Annotated[str | None, _option("--model", "mlp or cnn", "mlp")]
+Model = Annotated[
+    str | None, _option("--model", "a name (see list), or your own package.module:factory", "mlp")
+]
 Width = Annotated[
     int | None,
-    _option("--width", "units a layer, or channels of the first", "mlp 128, cnn 16", parser=count),
+    _option("--width", "units a layer, or channels of the first", "by model", parser=count),
 ]
-Depth = Annotated[int | None, _option("--depth", "hidden layers", "3", parser=count)]
+Depth = Annotated[int | None, _option("--depth", "hidden layers", "by model", parser=count)]
 BatchNorm = Annotated[
     bool | None, _option("--batch-norm/--no-batch-norm", "batch norm before activations", "no")
 ]
 Dropout = Annotated[
     float | None, _option("--dropout", "dropout after activations", "0", parser=number)
 ]
-Init = Annotated[str | None, _option("--init", "he, xavier or default", "he")]
+Init = Annotated[str | None, _option("--init", "he, xavier, rai or default", "he")]
 Epochs = Annotated[
     int | None, _option("--epochs", "passes over the training data", "10", parser=count)
+]
+Tasks = Annotated[
+    int | None,
+    _option("--tasks", "tasks one after another, each with its pixels permuted", "1", parser=count),
+]
+Augment = Annotated[
+    str | None, _option("--augment", "crop, flip and cutout, with + between them", "none")
 ]
 BatchSize = Annotated[int | None, _option("--batch-size", "examples a step", "64", parser=count)]
 Optimizer = Annotated[str | None, _option("--optimizer", "sgd, adam or adamw", "sgd")]
@@ -132,7 +168,11 @@ Seed = Annotated[
 ]
 Seeds = Annotated[int | None, _option("--seeds", "how many seeds, one run each", parser=count)]
 Threads = Annotated[int | None, _option("--threads", "torch threads a run", "1", parser=count)]
-Device = Annotated[str | None, _option("--device", "cpu, cuda or mps", "cpu")]
+Device = Annotated[str | None, _option("--device", "auto, cpu, cuda or mps", "cpu")]
+Precision = Annotated[
+    str | None, _option("--precision", "fp32 or bf16 (mixed, in training)", "fp32")
+]
+Compile = Annotated[bool | None, _option("--compile/--no-compile", "compile the model", "no")]
 Config = Annotated[Path | None, _option("--config", "take settings from a run's config.yaml")]
 
 ResultsDir = Annotated[Path, _option("--results", "folder of all results", "results")]
@@ -140,10 +180,22 @@ Workers = Annotated[
     int | None, _option("--workers", "processes at once", "one a core", parser=count)
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do runs again that are done")]
+CheckpointAfter = Annotated[
+    float | None,
+    _option("--checkpoint-after", "seconds after which a run is kept", "10", parser=number),
+]
 Quiet = Annotated[bool, _option("--quiet", "no progress")]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="write event files too, for TensorBoard")
 ]
+#: The names of `figures.FIGURES`, which costs too much for --help, and of what is measured beside
+#: `config.MEASURES`.
+KINDS = (
+    *("curves", "tradeoff", "units", "gradient_depth", "cosine"),
+    *("leak", "phase", "histogram"),
+)
+METRICS = ("loss", "accuracy")
+
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Paths = Annotated[
     list[Path] | None,
@@ -172,6 +224,8 @@ def train(
     dropout: Dropout = None,
     init: Init = None,
     epochs: Epochs = None,
+    tasks: Tasks = None,
+    augment: Augment = None,
     batch_size: BatchSize = None,
     optimizer: Optimizer = None,
     lr: Rate = None,
@@ -182,10 +236,13 @@ def train(
     seeds: Seeds = None,
     threads: Threads = None,
     device: Device = None,
+    precision: Precision = None,
+    compile: Compile = None,  # noqa: A002
     config: Config = None,
     results: ResultsDir = Path("results"),
     workers: Workers = None,
     fresh: Fresh = False,
+    checkpoint_after: CheckpointAfter = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -193,6 +250,7 @@ def train(
     """Train one activation, with one seed or several, into RESULTS/runs."""
     given = {name: value for name, value in locals().items() if value is not None}
     from nsrelu_bench.config import SETTINGS, make_study, override, read_run
+    from nsrelu_bench.sweep import run_all
 
     variables, flags = _by_source(context, {k: v for k, v in given.items() if k in SETTINGS})
     settings = override(override(read_run(config) if config else {}, variables), flags)
@@ -201,15 +259,11 @@ def train(
         _check("--seeds", seeds)
         settings["seeds"] = list(range(first, first + seeds))
     study = make_study(settings, "runs", _flag)
-    _run_study(
-        study,
-        results,
-        workers,
-        fresh=fresh,
-        tensorboard=tensorboard,
-        quiet=quiet,
-        as_json=as_json,
+    folder = results / study.name
+    events = run_all(
+        study.runs, folder, workers=_workers(workers), manner=_manner(fresh, (), checkpoint_after)
     )
+    _follow(study.runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -222,14 +276,39 @@ def sweep(
     seeds: Seeds = None,
     data_dir: DataDir = None,
     results: ResultsDir = Path("results"),
-    workers: Workers = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the runs and how they stand, and make none")
+    ] = False,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option("--retry", help="make only runs that ended so, e.g. failed; repeat for more"),
+    ] = None,
     fresh: Fresh = False,
+    shard: Annotated[
+        Any, typer.Option("--shard", help="the K-th of N parts, for array jobs", parser=part)
+    ] = None,
+    workers: Workers = None,
+    engine: Annotated[str, _option("--engine", "local or ray", "local")] = "local",
+    address: Annotated[
+        str | None, _option("--address", "of the Ray cluster", "one on this machine")
+    ] = None,
+    collect: Annotated[
+        bool, typer.Option("--collect", help="the Ray nodes share no folder: send results back")
+    ] = False,
+    gpus: Annotated[
+        float | None,
+        _option("--gpus-per-run", "share of a GPU that a run takes on Ray", "1", parser=number),
+    ] = None,
+    checkpoint_after: CheckpointAfter = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, a grid of settings times seeds, into RESULTS/<its name>; done runs are kept."""
     from nsrelu_bench.config import read_setting, read_study
+    from nsrelu_bench.progress import standing_text
+    from nsrelu_bench.records import keep_study
+    from nsrelu_bench.sweep import run_all, standing
 
     overrides = dict(read_setting(change) for change in changes or ())
     if data_dir is not None:
@@ -238,61 +317,92 @@ def sweep(
         _check("--seeds", seeds)
         overrides["seeds"] = seeds
     study = read_study(config, overrides)
-    _run_study(
-        study,
-        results,
-        workers,
-        fresh=fresh,
-        tensorboard=tensorboard,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    folder = results / study.name
+    manner = _manner(fresh, retry or (), checkpoint_after)
+    runs = study.runs[shard[0] - 1 :: shard[1]] if shard else study.runs
+    on_cluster = _engine(engine, address, gpus, collect=collect)
+    if dry_run:
+        print(standing_text(standing(runs, folder, manner), as_json=as_json), end="")
+        return
+    keep_study(study, folder)
+    events = run_all(runs, folder, workers=_workers(workers), manner=manner, engine=on_cluster)
+    _follow(runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
-def _run_study(
-    study: "Study",
-    results: Path,
-    workers: int | None,
+def _engine(
+    name: str, address: str | None, gpus: float | None, *, collect: bool
+) -> "Engine | None":
+    """What makes the runs instead of processes on this machine, if anything."""
+    from nsrelu_bench.errors import lookup
+
+    ray = lookup({"local": False, "ray": True}, name, "engine")
+    for flag, given in (("--address", address), ("--gpus-per-run", gpus), ("--collect", collect)):
+        if given and not ray:
+            raise UsageError(f"{flag}: goes with --engine ray")
+    if gpus is not None and not 0 < gpus <= 64:
+        raise UsageError(f"--gpus-per-run: must be above 0 and at most 64, got {gpus:g}")
+    if not ray:
+        return None
+    from nsrelu_bench.ray_engine import on_ray
+
+    return partial(on_ray, address=address, collect=collect, gpus=gpus)
+
+
+def _manner(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "Manner":
+    from nsrelu_bench.sweep import Manner
+
+    if checkpoint_after is None:
+        return Manner(fresh, retry)
+    if not 0 <= checkpoint_after <= 1e9:
+        raise UsageError(f"--checkpoint-after: must be from 0 to 1e9, got {checkpoint_after:g}")
+    return Manner(fresh, retry, checkpoint_after)
+
+
+def _workers(given: int | None) -> int:
+    if given is not None:
+        _check("--workers", given, most=1024)
+    return given or os.cpu_count() or 1
+
+
+def _follow(
+    runs: "Sequence[RunConfig]",
+    folder: Path,
+    events: "Generator[Event, None, None]",
     *,
-    fresh: bool,
     tensorboard: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make the runs of a study, show how they go, and say how they ended."""
+    """Show how the runs of a study go, and say how they ended."""
     from nsrelu_bench import progress
     from nsrelu_bench.results import write_summary
-    from nsrelu_bench.sweep import run_all
 
-    if workers is not None:
-        _check("--workers", workers, most=1024)
-    folder = results / study.name
-    workers = workers or os.cpu_count() or 1
-    events = run_all(study.runs, folder, workers=workers, fresh=fresh)
     if tensorboard:
         from nsrelu_bench import tensorboard as event_files
 
         events = event_files.follow(events, folder)
     with closing(events):
         try:
-            ended = progress.follow(events, len(study.runs), quiet=quiet)
+            ended = progress.follow(events, len(runs), quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
-            print("nsrelu-bench: interrupted; the same command goes on from here", file=sys.stderr)
+            command = ["nsrelu-bench", *(a for a in sys.argv[1:] if a != "--fresh")]
+            told = f"interrupted; to go on: {shlex.join(command)}"
+            print(f"nsrelu-bench: {told}", file=sys.stderr)
             raise
-    failures = [event for event in ended if event.status.state == "failed"]
+    failures = [event for event in ended if event.status.state == "failed" and not event.kept]
     if TRACEBACK in sys.argv:
         print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
-    if failures and len(study.runs) == 1:
+    if failures and len(runs) == 1:
         raise BenchError(str(failures[0].status.error))
     summary = write_summary(folder).set_index("run_id")
     # A run that was killed before it made its folder has no row.
-    table = summary.reindex([run.run_id for run in study.runs])
+    table = summary.reindex([run.run_id for run in runs])
     if as_json:
         print(table.reset_index().to_json(orient="records", indent=2))
     else:
         print("\n".join(progress.closing_lines(ended, table, folder)))
     others = len(summary.index.difference(table.index))
-    if others and len(study.runs) > 1 and not quiet:
+    if others and len(runs) > 1 and not quiet:
         told = f"{others} other runs lie in {folder}, and are compared and drawn with these"
         print(f"nsrelu-bench: {told}", file=sys.stderr)
     if failures:
@@ -311,10 +421,11 @@ def compare(
     paths: Paths = None,
     baseline: Annotated[str, _option("--baseline", "activation to compare with", "relu")] = "relu",
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", help="metric to show; repeat it for more")
+        list[str] | None,
+        typer.Option("--metric", help="metrics to show, with commas; list metrics names them"),
     ] = None,
     by: Annotated[
-        list[str] | None, typer.Option("--by", help="setting with a table for each value")
+        list[str] | None, typer.Option("--by", help="settings with a table for each value")
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -338,19 +449,21 @@ def compare(
     from nsrelu_bench.results import CONFIG_COLUMNS, load_runs
     from nsrelu_bench.tables import format_table
 
+    runs = load_runs(*paths or [Path("results")])
+    _tell_failed(runs)
     comparison = statistics.compare(
-        load_runs(*paths or [Path("results")]),
+        runs,
         CONFIG_COLUMNS,
         baseline=baseline,
-        metrics=metric,
-        by=by,
+        metrics=_names(metric),
+        by=_names(by),
         where=where or (),
-        tune=tune or (),
+        tune=_names(tune) or (),
         sort=sort,
     )
-    terminal = out is None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
-    text = format_table(comparison, "json" if as_json else fmt, width)
+    text = format_table(
+        comparison, "json" if as_json else fmt, _terminal_width() if out is None else None
+    )
     if out is None:
         print(text, end="")
     else:
@@ -362,11 +475,16 @@ def compare(
 def plot(
     paths: Paths = None,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", help="figure to draw; repeat it for more")
+        list[str] | None,
+        typer.Option("--kind", help=f"with commas, of {', '.join(KINDS)}", show_default="all"),
     ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="metric of the curves")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="metric in place of a figure's own; list metrics names them"),
+    ] = None,
     fmt: Annotated[
-        str, typer.Option("--format", help="png, svg or pdf, or several", show_default="png,svg")
+        str,
+        typer.Option("--format", help="png, svg and pdf, with commas", show_default="png,svg"),
     ] = "png,svg",
     style: Annotated[
         str, typer.Option("--style", help="paper, column or talk", show_default="paper")
@@ -381,10 +499,12 @@ def plot(
 
     studies = [study for path in paths or [Path("results")] for study in find_drawable(path)]
     for study in studies:
+        frames = load(study)
+        _tell_failed(frames.runs)
         drawn = draw_all(
-            load(study),
+            frames,
             study / "figures" if out is None else out / study.name if studies[1:] else out,
-            kinds=kind,
+            kinds=_names(kind),
             formats=fmt.split(","),
             style=style,
             metric=metric,
@@ -411,9 +531,31 @@ def report(
     chosen = paths or [Path("results")]
     print(
         write_report(
-            *chosen, out=out or chosen[0] / "report.html", baseline=baseline, tune=tune or ()
+            *chosen,
+            out=out or chosen[0] / "report.html",
+            baseline=baseline,
+            tune=_names(tune) or (),
         )
     )
+
+
+def _names(given: list[str] | None) -> list[str] | None:
+    """Take names apart that were given with commas."""
+    return given and [name.strip() for text in given for name in text.split(",")]
+
+
+def _terminal_width() -> int | None:
+    """The width of the terminal that standard output is, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _tell_failed(runs: "pd.DataFrame", most: int = 5) -> None:
+    """Say which runs have no numbers because they failed, or their files are damaged."""
+    failed = runs[runs["state"] == "failed"]
+    for study, run_id, error in failed[["study", "run_id", "error"]].head(most).to_numpy():
+        print(f"nsrelu-bench: {study}/{run_id} failed: {error}", file=sys.stderr)
+    if len(failed) > most:
+        print(f"nsrelu-bench: {len(failed) - most} other runs failed", file=sys.stderr)
 
 
 @app.command()
@@ -426,7 +568,7 @@ def check(
     from nsrelu_bench.check import format_checks, run_checks
 
     checks = run_checks(compiled=compiled)
-    print(format_checks(checks))
+    print(format_checks(checks, _terminal_width()))
     if any(check.outcome == "disagrees" for check in checks):
         raise typer.Exit(1)
 
@@ -500,7 +642,10 @@ def ops(
     import torch
 
     from nsrelu_bench.ops import format_ops, run_ops, save_ops
+    from nsrelu_bench.records import writing
 
+    with writing(out):  # before the minutes of measuring
+        out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     rows = run_ops(
         [2**exponent for exponent in exponents],
@@ -510,7 +655,8 @@ def ops(
         tell=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     paths = save_ops(rows, out)
-    print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else format_ops(rows))
+    found = [asdict(row) for row in rows]
+    print(json.dumps(found, indent=2) if as_json else format_ops(rows, _terminal_width()))
     if not quiet:
         print(*paths, sep="\n", file=sys.stderr)
 
@@ -518,7 +664,10 @@ def ops(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="activations, models or datasets", show_default="all")
+        str | None,
+        typer.Argument(
+            help="activations, models, datasets, metrics or figures", show_default="all"
+        ),
     ] = None,
 ) -> None:
     """List what can be named."""
@@ -529,9 +678,48 @@ def list_(
         "activations": [*labels.FUNCTIONS, *labels.ALIASES],
         "models": [*config.MODELS],
         "datasets": [f"{name}: {text}" for name, text in config.DATASETS.items()],
+        "metrics": [
+            *(f"{split}_{name}" for split in ("train", "val", "test") for name in METRICS),
+            *(f"{name}: {text}" for name, text in config.MEASURES.items()),
+        ],
+        "figures": [*KINDS],
     }
     for name in kinds if kind is None else [kind]:
         print(f"{name}:", *lookup(kinds, name, "kind"), sep="\n  ")
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="a name (see list), or folder:PATH of your own")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a data set if it is not there, check it, and say what is in it."""
+    import json
+
+    from nsrelu_bench.config import run_config
+    from nsrelu_bench.data import describe, format_description
+
+    settings = {"dataset": name} | ({} if data_dir is None else {"data_dir": data_dir})
+    about = describe(run_config(settings, lambda key: "NAME" if key == "dataset" else _flag(key)))
+    print(json.dumps(about, indent=2) if as_json else format_description(about))
+
+
+@app.command()
+def doctor(
+    data_dir: DataDir = None,
+    results: ResultsDir = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, devices, data sets and folders, and what is wrong with the installation."""
+    import json
+
+    from nsrelu_bench.doctor import examine, format_findings, is_well, to_json
+
+    findings = examine(Path(data_dir or "data"), results)
+    print(json.dumps(to_json(findings), indent=2) if as_json else format_findings(findings))
+    if not is_well(findings):
+        raise typer.Exit(1)
 
 
 def _flag(setting: str) -> str:
@@ -547,15 +735,56 @@ def _message(error: TyperException) -> str:
     """Say a wrong value as everywhere: the option, what is allowed, the value."""
     option = getattr(getattr(error, "param", None), "opts", None)
     if isinstance(error, typer.BadParameter) and option and error.message:
-        return f"{option[0]}: {error.message}"
+        message = error.message.replace("Input should be", "must be")
+        if message.endswith(", unable to interpret input"):  # of a variable: flags have no value
+            given = os.environ.get(_variable(option[0]), "")
+            message = f"{message.partition(',')[0]}, got {given[:80]!r}"
+        return f"{option[0]}: {message}"
     return error.format_message()
+
+
+def _blame(line: str, arguments: list[str]) -> str:
+    """Name the variable, not the option, where the value that is wrong came from there."""
+    flag, colon, rest = line.partition(":")
+    given = any(argument.split("=")[0] == flag for argument in arguments)
+    from_variable = flag.startswith("--") and _variable(flag) in os.environ and not given
+    return f"{_variable(flag)}{colon}{rest}" if from_variable else line
+
+
+def _tell_unknown_variables() -> None:
+    """Say which variables look like settings and are none, as misspelt ones do."""
+    for name in sorted(os.environ):
+        if name.startswith("NSRELU_") and name not in VARIABLES:
+            told = unknown(name, dict.fromkeys(VARIABLES), "variable", brief=True)
+            print(f"nsrelu-bench: ignored: {told}", file=sys.stderr)
+
+
+def _open_standard_streams() -> None:
+    """Give streams that are closed a number, so that no file of ours takes it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r")
+            setattr(sys, name, null)
 
 
 TRACEBACK = "--traceback"
 
+#: The signals that end a command in good order; Windows has no SIGHUP.
+ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def _end(number: int, _: object) -> None:
+    """End in good order on a signal, and at once on a second one."""
+    for again in ENDING:
+        signal.signal(again, lambda number, _: os._exit(128 + number))
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
 
 def main() -> None:
     """Run the command line; an error is one line on stderr, and the exit code says its kind."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ± in ASCII is a ?, not an error
@@ -563,7 +792,13 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"nsrelu-bench {importlib.metadata.version('nsrelu-bench')}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+            signal.signal(number, _end)
+    for library in ("matplotlib", "torch.utils.cpp_extension"):
+        # They tell that HOME can't be written, or that there is no CUDA.
+        logging.getLogger(library).setLevel(logging.ERROR)
+    _tell_unknown_variables()
     try:
         code = app(arguments, prog_name="nsrelu-bench", standalone_mode=False)
         sys.stdout.flush()
@@ -574,7 +809,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):
             text = ""  # `| head` has seen enough
         for line in text.splitlines():
-            print(f"nsrelu-bench: {line}", file=sys.stderr)
+            print(f"nsrelu-bench: {_blame(line, arguments)}", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
         if isinstance(error, OSError):  # standard output is full or closed: don't flush it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

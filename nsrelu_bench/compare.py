@@ -224,8 +224,9 @@ def compare(
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    if runs.empty:
+    if runs.empty or runs["act"].isna().all():
         raise BenchError("no runs to compare")
+    runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
     if "study" in runs and len(runs["study"].unique()) > 1:
         config_columns = ["study", *config_columns]
     settings = settings_of(runs, config_columns)

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,6 +27,8 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
 
 from nsrelu_bench.errors import UsageError, lookup, unknown
 from nsrelu_bench.labels import Label, forget, parse_label
@@ -71,12 +73,14 @@ class RunConfig(BaseModel):
     )
     probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps; 0: every epoch alone
     model: Choice = "mlp"
-    width: Count = Field(default_factory=lambda known: MODELS[known["model"]]["width"])
-    depth: Count = Field(default_factory=lambda known: MODELS[known["model"]]["depth"])
+    width: Count = Field(default_factory=lambda known: _size(known["model"], "width"))
+    depth: Count = Field(default_factory=lambda known: _size(known["model"], "depth"))
     batch_norm: bool = False
     dropout: Fraction = 0.0
-    init: Literal["he", "xavier", "default"] = "he"
-    epochs: Count = 10
+    init: Literal["he", "xavier", "default", "rai"] = "he"
+    epochs: Count = 10  # of each task
+    tasks: Annotated[int, Field(ge=1, le=10_000)] = 1  # one after another, the pixels permuted
+    augment: Annotated[str, Field(max_length=100)] = "none"  # or names with + between them
     batch_size: Count = 64
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Amount = Field(default_factory=lambda known: OPTIMIZERS[known["optimizer"]])
@@ -85,7 +89,11 @@ class RunConfig(BaseModel):
     schedule: Literal["constant", "cosine"] = "constant"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: _device(name))
+    ] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -103,14 +111,26 @@ class RunConfig(BaseModel):
     @field_validator("model")
     @classmethod
     def _known_model(cls, name: str) -> str:
-        lookup(MODELS, name, "model")
+        if not PLUGIN.fullmatch(name):
+            lookup(MODELS, name, "model")
         return name
 
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        lookup(DATASETS, name, "dataset")
+        if not name.removeprefix("folder:") or not name.startswith("folder:"):
+            lookup(DATASETS, name, "dataset")
         return name
+
+    @field_validator("augment")
+    @classmethod
+    def _canonical_augment(cls, text: str) -> str:
+        names = [part.strip() for part in text.split("+")]
+        if names == ["none"]:
+            return text
+        for name in names:
+            lookup(AUGMENTATIONS, name, "augmentation")
+        return "+".join(name for name in AUGMENTATIONS if name in names)
 
     @field_validator("measures")
     @classmethod
@@ -126,12 +146,19 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
         if not self.label.uses_impl:
             object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
+        if self.model in FIXED_DEPTH and self.depth != MODELS[self.model]["depth"]:
+            raise ValueError(f"depth: {self.model} has {MODELS[self.model]['depth']} layers")
         return self
 
     @property
     def label(self) -> Label:
         """The activation."""
         return parse_label(self.act)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all tasks."""
+        return self.epochs * self.tasks
 
     @property
     def measured(self) -> list[str]:
@@ -151,6 +178,21 @@ class RunConfig(BaseModel):
         name = "-".join([self.dataset, self.model, self.act])
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
         return f"{slug}-s{self.seed}-{digest[:8]}"
+
+
+def _size(model: str, name: str) -> int:
+    return MODELS.get(model, MODELS["mlp"])[name]
+
+
+def _device(name: str) -> str:
+    """Tell what "auto" is here: it is no part of a run's identity, the device is."""
+    if name != "auto":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _read_measures(text: str) -> list[str]:
@@ -182,10 +224,14 @@ def _measures_text(taken: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one config file, without doubles, in the order of the grid."""
+    """The runs of one config file, without doubles, in the order of the grid.
+
+    `asked` are the settings as they were given, before they were expanded.
+    """
 
     name: str
     runs: list[RunConfig]
+    asked: Mapping[str, Any]
 
 
 def run_config(settings: Mapping[str, Any], place: Callable[[str], str] = str) -> RunConfig:
@@ -224,25 +270,37 @@ def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[s
 
 
 def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
-    """Read a study: settings, a grid of lists to combine, and seeds.
+    """Read a study: settings, a grid of lists to combine, what to leave out and add, and seeds.
 
     Raises:
         UsageError: One line for each mistake in the file, with its place and what is allowed.
     """
-    settings = override(read_yaml(path), overrides or {})
-    if overrides and isinstance(settings.get("grid"), Mapping):
-        settings["grid"] = {k: v for k, v in settings["grid"].items() if k not in overrides}
-    return make_study(
-        settings,
-        default_name=path.stem,
-        place=lambda key: f"{path}: {key}",
-    )
+    stronger = overrides or {}
+    settings = override(read_yaml(path), stronger)
+    for key in ("grid", "include"):
+        settings |= {key: _without(settings[key], stronger)} if key in settings else {}
+    return make_study(settings, path.stem, lambda key: f"{path}: {key}", strict=not stronger)
+
+
+def _without(part: Any, keys: Collection[str]) -> Any:
+    """Drop from a grid, or from a list of them, what a stronger source says."""
+    if isinstance(part, list):
+        return [_without(entry, keys) for entry in part]
+    return {k: v for k, v in part.items() if k not in keys} if isinstance(part, Mapping) else part
 
 
 def make_study(
-    settings: Mapping[str, Any], default_name: str, place: Callable[[str], str] = str
+    settings: Mapping[str, Any],
+    default_name: str,
+    place: Callable[[str], str] = str,
+    *,
+    strict: bool = True,
 ) -> Study:
     """Expand settings with a `grid` and `seeds` to the runs of a study.
+
+    `exclude` leaves out the combinations that have all values of one of its entries; each entry
+    of `include` adds a grid of its own, on top of the settings that stand outside. `strict`: an
+    entry of `exclude` that leaves nothing out is a mistake.
 
     Raises:
         UsageError: One line for each mistake, with its place and what is allowed.
@@ -251,21 +309,62 @@ def make_study(
     name = fixed.pop("name", default_name)
     seeds = fixed.pop("seeds", None)
     grid = fixed.pop("grid", None) or {}
+    exclude = fixed.pop("exclude", None) or []
+    include = fixed.pop("include", None) or []
     mistakes = _study_mistakes(name, fixed, grid, seeds, place)
+    mistakes += _entry_mistakes(exclude, place("exclude"))
+    mistakes += _entry_mistakes(include, place("include"))
     if mistakes:
         raise UsageError("\n".join(mistakes))
 
     if isinstance(seeds, int):
         seeds = list(range(seeds))
-    axes = {**grid, **({} if seeds is None else {"seed": seeds})}
-    size = math.prod(len(values) for values in axes.values())
+    seeding = {} if seeds is None else {"seed": seeds}
+    parts = [(override(fixed, entry), entry) for entry in map(_listed, include)]
+    grids = [
+        (base, {**axes, **(seeding if "seed" not in axes else {})})
+        for base, axes in ((fixed, grid), *parts)
+    ]
+    size = sum(math.prod(map(len, axes.values())) for _, axes in grids)
     if size > MAX_RUNS:
         raise UsageError(f"{place('grid')}: makes {size} runs, at most {MAX_RUNS} are allowed")
+    runs, *added = [_expand(base, axes, place) for base, axes in grids]
+    for index, entry in enumerate(map(_listed, exclude)):
+        left = [run for run in runs if not _has_all(run, entry)]
+        if strict and len(left) == len(runs):
+            raise UsageError(f"{place('exclude')}[{index}]: leaves out no run of the grid")
+        runs = left
+    every = itertools.chain(runs, *added)
+    asked = {"name": name, **{key: value for key, value in settings.items() if key != "name"}}
+    return Study(name, list({run.run_id: run for run in every}.values()), asked)
+
+
+def _listed(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
+
+
+def _expand(
+    base: Mapping[str, Any], axes: Mapping[str, list[Any]], place: Callable[[str], str]
+) -> list[RunConfig]:
     combinations = itertools.product(*axes.values())
-    runs = [
-        run_config(fixed | dict(zip(axes, values, strict=True)), place) for values in combinations
+    return [
+        run_config({**base, **dict(zip(axes, values, strict=True))}, place)
+        for values in combinations
     ]
-    return Study(name, list({run.run_id: run for run in runs}.values()))
+
+
+def _has_all(run: RunConfig, entry: Mapping[str, list[Any]]) -> bool:
+    return all(any(_has(run, key, value) for value in values) for key, values in entry.items())
+
+
+def _has(run: RunConfig, key: str, value: Any) -> bool:
+    """Whether a run has a setting: giving it leaves the run the same."""
+    if key in ("leak", "alpha") and key not in run.label.forward.values | run.label.backward.values:
+        return False
+    try:
+        return run_config(override(run.settings, {key: value})) == run
+    except UsageError:  # it contradicts another setting of the run
+        return False
 
 
 def _study_mistakes(
@@ -298,6 +397,20 @@ def _study_mistakes(
     return mistakes
 
 
+def _entry_mistakes(entries: Any, where: str) -> list[str]:
+    """Check a list of mappings from settings to a value or a list of values."""
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return [f"{where}: must be a list of mappings from settings to values, got {entries!r}"]
+    mistakes = []
+    for index, entry in enumerate(entries):
+        if not entry or [] in entry.values():
+            mistakes.append(f"{where}[{index}]: must name a setting and its values, got {entry!r}")
+        for key, values in _listed(entry).items():
+            for value in values:
+                mistakes += _setting_mistakes(key, value, f"{where}[{index}].{key}")
+    return mistakes
+
+
 def _valid_seeds(seeds: Any) -> bool:
     if isinstance(seeds, list):
         return bool(seeds) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
@@ -326,10 +439,17 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
         if detail["type"] == "extra_forbidden":
             message = str(unknown(key, SETTINGS, "setting", brief=True))
         elif detail["type"] != "value_error":
-            message = f"{message}, got {reprlib.repr(detail['input'])}"
+            message = f"{message}, got {_brief(detail['input'])}"
         where = place(key)
         lines.append(f"{where}: {message.removeprefix(f'{key} ') if key in where else message}")
     return lines
+
+
+def _brief(value: Any) -> str:
+    """Write a wrong value, however large it is, in some words."""
+    short = reprlib.Repr()
+    short.maxlevel = 1
+    return short.repr(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -348,9 +468,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not UTF-8 text") from None
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise UsageError(f"{path}:{line} {error.problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+        problem = str(error.problem).partition(" with value")[0]  # they may fill the screen
+        raise UsageError(f"{path}:{line} {problem}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: brackets stand too deep in each other") from None
+    except (YAMLError, ValueError) as error:
         raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+class _Resolver(VersionedResolver):
+    """Takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Return the tag of a value."""
+        if kind is ScalarNode and implicit[0] and "_" in value:
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
@@ -360,7 +493,11 @@ def parse_yaml(text: str) -> dict[str, Any]:
         ValueError: It is something else.
         YAMLError: It is no YAML.
     """
-    content = YAML(typ="safe", pure=True).load(text)
+    if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
+        raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver = _Resolver
+    content = yaml.load(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("must be a mapping of settings")
     return content
@@ -397,17 +534,37 @@ LABEL_PARTS = ("leak", "alpha", "backward")
 #: All that a run can be given.
 SETTINGS = (*RunConfig.model_fields, *LABEL_PARTS)
 
-#: What can be named, with the defaults that go with it; the code is in models.py and data.py.
+#: The user's own model: a module's dotted name and a function in it.
+PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+#: What can be named, with the defaults that go with it; the code is in models.py, data.py and
+#: augment.py.
 MODELS: dict[str, dict[str, int]] = {
     "mlp": {"width": 128, "depth": 3},
+    "deep_narrow": {"width": 16, "depth": 20},
     "cnn": {"width": 16, "depth": 3},
+    "vgg11": {"width": 64, "depth": 11},
+    "vgg16": {"width": 64, "depth": 16},
+    "resnet18": {"width": 64, "depth": 18},
 }
+FIXED_DEPTH = ("vgg11", "vgg16", "resnet18")
 OPTIMIZERS: dict[str, float] = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
 DATASETS: dict[str, str] = {
     "mnist5k": "5,000 real MNIST digits, 28x28, embedded",
     "digits": "1,797 real digits, 8x8, embedded",
+    "synthetic": "4,000 generated images, 8x8, for tests",
     "mnist": "70,000 digits, 28x28, through torchvision",
+    "fashion_mnist": "70,000 articles of clothing, 28x28, through torchvision",
+    "kmnist": "70,000 cursive Japanese characters, 28x28, through torchvision",
+    "emnist": "131,600 letters and digits in 47 balanced classes, 28x28, through torchvision",
+    "svhn": "99,289 house numbers, 32x32 in colour, through torchvision",
     "cifar10": "60,000 photographs, 32x32 in colour, through torchvision",
+    "cifar100": "60,000 photographs in 100 classes, 32x32 in colour, through torchvision",
+}
+AUGMENTATIONS: dict[str, str] = {
+    "crop": "a random crop of the image with 4 pixels of zeros around it",
+    "flip": "left and right exchanged with probability 1/2",
+    "cutout": "a square of half the side set to the mean (DeVries & Taylor 2017)",
 }
 
 #: What is measured at the activation sites, in the order of the columns; docs/metrics.md defines

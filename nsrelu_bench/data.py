@@ -6,9 +6,7 @@ Images are kept as uint8 `(N, C, H, W)` and normalised batch by batch (`Dataset.
 import functools
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from nsrelu_bench import folders, published
+from nsrelu_bench.cache import Parts, cache_place
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.folders import read_folder
+from nsrelu_bench.published import SOURCES, find_form, read_published
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,79 @@ def load_dataset(config: RunConfig) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def _load(name: str, data_dir: str) -> Dataset:
+    if name.startswith(FOLDER):
+        return _folder(Path(name.removeprefix(FOLDER)).expanduser())
     return lookup(LOADERS, name, "dataset")(Path(data_dir))
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """Load the data set of a run, fetched if it is not there, and say what it consists of.
+
+    Returns:
+        The examples of each split, shape and classes; mean and spread of the training split, a
+        channel, on a scale from 0 to 1; bytes in memory; the SHA-256 of all images and labels; the
+        files and how they were checked; the file that the cache holds it in.
+
+    Raises:
+        BenchError: As `load_dataset`.
+    """
+    data = load_dataset(config)
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    arrays = [a.numpy() for split in splits.values() for a in (split.images, split.labels)]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    files, key = _files(config)
+    place = cache_place(key) if key else None
+    return {
+        "name": config.dataset,
+        **{name: len(split) for name, split in splits.items()},
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "mean": (data.mean / 255).flatten().tolist(),
+        "std": (data.std / 255).flatten().tolist(),
+        "memory_bytes": sum(array.nbytes for array in arrays),
+        "sha256": digest.hexdigest(),
+        "files": files,
+        "cache": str(place) if place and place.is_file() else None,
+    }
+
+
+def _files(config: RunConfig) -> tuple[list[dict[str, str]], str | None]:
+    """The files of a data set, how they were checked, and what stands for it in the cache."""
+    name, data_dir = config.dataset, Path(config.data_dir)
+    if name.startswith(FOLDER):
+        root = Path(name.removeprefix(FOLDER)).expanduser()
+        return [{"path": str(root), "checked": "every image decoded"}], folders.cache_key(root)
+    form = find_form(name, data_dir) if name in SOURCES else None
+    if form is None:
+        return [], None
+    files = [
+        {
+            "path": str(data_dir / file.path),
+            "checked": file.digest.partition(":")[0] if file.digest else "header and length alone",
+        }
+        for file in form.files
+    ]
+    return files, published.cache_key(name, data_dir) if form.slow else None
+
+
+def format_description(about: dict[str, Any]) -> str:
+    """Show what `describe` says, a line a fact."""
+    channels, height, width = about["shape"]
+    splits = (f"{about[split]:,} {use}" for split, use in SPLITS.items())
+    lines = {
+        "images": ", ".join(splits),
+        "shape": f"{channels} x {height} x {width}, {about['classes']} classes",
+        "mean": ", ".join(f"{value:.4f}" for value in about["mean"]) + " (of 1)",
+        "std": ", ".join(f"{value:.4f}" for value in about["std"]),
+        "memory": f"{about['memory_bytes'] / 2**20:.1f} MiB",
+        "sha256": about["sha256"],
+        "cache": about["cache"] or "none",
+    }
+    rows = [*lines.items()]
+    rows += [("file", f"{file['path']} ({file['checked']})") for file in about["files"]]
+    return "\n".join([about["name"], *(f"  {name:8}{text}" for name, text in rows)])
 
 
 def _mnist5k(_: Path) -> Dataset:
@@ -115,58 +188,45 @@ def _digits(_: Path) -> Dataset:
     return _carve(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1], test=360, val=180)
 
 
-def _mnist(data_dir: Path) -> Dataset:
-    """The 60,000 + 10,000 digits of MNIST; the last of each class in training validate."""
-    train, test = _torchvision("MNIST", data_dir, "MNIST/raw/train-images-idx3-ubyte.gz and so on")
-    return _with_val(
-        _split(train.data.numpy()[:, None], train.targets.numpy()),
-        _split(test.data.numpy()[:, None], test.targets.numpy()),
-        val=5000,
-    )
+def _synthetic(_: Path) -> Dataset:
+    """4,000 generated images of 8x8 pixels: two patterns a class, in as much noise.
+
+    The bytes are those of a hash function, so that they are the same everywhere.
+    """
+    size, pixels = 4000, 64
+    drawn = hashlib.shake_256(b"nsrelu-bench synthetic").digest((20 + size) * pixels)
+    whole = np.frombuffer(drawn, dtype=np.uint8).reshape(-1, pixels).astype(np.uint16)
+    pattern = np.arange(size) % 20
+    images = (whole[pattern] + whole[20:]) // 2
+    return _carve(images.reshape(-1, 1, 8, 8).astype(np.uint8), pattern % 10, test=1000, val=500)
 
 
-def _cifar10(data_dir: Path) -> Dataset:
-    """The 50,000 + 10,000 photographs of CIFAR-10."""
-    train, test = _torchvision("CIFAR10", data_dir, "cifar-10-python.tar.gz")
-    return _with_val(
-        _split(train.data.transpose(0, 3, 1, 2), np.asarray(train.targets)),
-        _split(test.data.transpose(0, 3, 1, 2), np.asarray(test.targets)),
-        val=5000,
-    )
+def _from_publisher(name: str, data_dir: Path) -> Dataset:
+    """A data set that others published, in its published splits; part of training validates."""
+    source = SOURCES[name]
+    return _assemble(read_published(name, data_dir), source.classes, source.val)
 
 
-def _torchvision(name: str, data_dir: Path, files: str) -> tuple[Any, Any]:
-    """Read a data set of torchvision's, fetched if it is not there."""
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise BenchError(
-            f"{name} needs torchvision, which does not load here ({_first_line(error)});"
-            " install the one that goes with your torch, or use mnist5k, which needs none"
-        ) from error
-    try:
-        with _fetching(data_dir):
-            train, test = (
-                getattr(datasets, name)(data_dir, train=part, download=True)
-                for part in (True, False)
+def _folder(root: Path) -> Dataset:
+    """A folder of images; a tenth of the training images validates unless `val/` is there."""
+    parts, names = read_folder(root)
+    data = _assemble(parts, len(names), val=max(1, len(parts["train"][1]) // 10))
+    for name, count in zip(
+        names, torch.bincount(data.train.labels, minlength=len(names)), strict=True
+    ):
+        if not count:
+            raise BenchError(
+                f"{root / 'train' / name}: has too few images to train and to validate"
             )
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BenchError(
-            f"{name} is not in {str(data_dir)!r} and could not be fetched ({reason});"
-            f" put {files} there (--data-dir), or use mnist5k, which needs no download"
-        ) from error
-    return train, test
+    return data
 
 
-def _fetching(data_dir: Path) -> AbstractContextManager[object]:
-    """One process at a time; files in a folder that can't be written are all there, or never."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            return FileLock(data_dir / ".nsrelu-bench.lock")
-    except OSError:
-        return nullcontext()
+def _assemble(parts: Parts, classes: int, val: int) -> Dataset:
+    splits = {part: _split(*arrays) for part, arrays in parts.items()}
+    if "val" not in splits:
+        return _with_val(splits["train"], splits["test"], val, classes)
+    mean, std = _moments(splits["train"].images)
+    return Dataset(**splits, classes=classes, mean=mean, std=std)
 
 
 def _first_line(error: Exception) -> str:
@@ -186,18 +246,18 @@ def _read_packaged(package: str, file: str) -> npt.NDArray[np.uint8]:
 
 
 def _carve(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], test: int, val: int) -> Dataset:
-    """Split what comes in one piece."""
+    """Split what comes in one piece, of 10 classes."""
     whole = _split(images, labels)
     chosen = _stratified(whole.labels, test)
-    return _with_val(whole[_others(chosen, len(whole))], whole[chosen], val)
+    return _with_val(whole[_others(chosen, len(whole))], whole[chosen], val, classes=10)
 
 
-def _with_val(train: Split, test: Split, val: int) -> Dataset:
+def _with_val(train: Split, test: Split, val: int, classes: int) -> Dataset:
     """Take a validation split out of the training split, and the mean and spread of the rest."""
     chosen = _stratified(train.labels, val)
     val_split, train = train[chosen], train[_others(chosen, len(train))]
     mean, std = _moments(train.images)
-    return Dataset(train, val_split, test, int(train.labels.max()) + 1, mean, std)
+    return Dataset(train, val_split, test, classes, mean, std)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,10 +299,16 @@ def _others(chosen: Tensor, count: int) -> Tensor:
 
 MNIST5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
+#: The splits, and what they are for.
+SPLITS = {"train": "to train", "val": "to validate", "test": "to test"}
+
+#: What stands before the path of a folder of images.
+FOLDER = "folder:"
+
 #: Data sets by name; each reads its files, in a folder where it needs one.
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "mnist5k": _mnist5k,
     "digits": _digits,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
+    "synthetic": _synthetic,
+    **{name: functools.partial(_from_publisher, name) for name in SOURCES},
 }

@@ -78,6 +78,7 @@ def name_groups(
     Raises:
         BenchError: Two runs of a group have the same seed.
     """
+    runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
     frame = unique_runs(runs, ["study", "run_id"] if "study" in config_columns else ["run_id"])
     others = settings_of(frame, config_columns)
     parts = []

@@ -1,20 +1,30 @@
-"""Models with one activation module a site, named act1, act2, ... in the order of the data."""
+"""Models with one activation module a site, named act1, act2, ... in the order of the data.
 
+docs/models.md describes each, and how to bring one's own.
+"""
+
+import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nsrelu_bench import activations
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import lookup
+from nsrelu_bench.errors import BenchError, UsageError, lookup
 
 MakeActivation = Callable[[], nn.Module]
+Mixing = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Shape = tuple[int, int, int]
 Layers = OrderedDict[str, nn.Module]
 
 
-def build_model(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     """Build a run's model, with weights drawn from torch's global generator.
 
     The weights do not depend on the activation: two activations with one seed start equal.
@@ -23,18 +33,21 @@ def build_model(config: RunConfig, shape: tuple[int, int, int], classes: int) ->
         config: Names the model, its size and its activation.
         shape: Channels, height and width of an image.
         classes: The number of logits.
+
+    Raises:
+        BenchError: The model is the user's own, and can't be imported, made or used.
     """
-    factory = lookup(MODELS, config.model, "model")
-    # In place, all that can: their values and gradients are the same, and they keep one tensor.
-    activation = partial(activations.build, config.label, config.impl, inplace=True)
-    model = factory(config, shape, classes, activation)
+    if ":" in config.model:
+        model = _own_model(config, shape, classes)
+    else:
+        # In place, all that can: their values and gradients are the same, and they keep one tensor.
+        activation = partial(activations.build, config.label, config.impl, inplace=True)
+        model = lookup(MODELS, config.model, "model")(config, shape, classes, activation)
     initialise(model, config.init)
     return model
 
 
-def mlp(
-    config: RunConfig, shape: tuple[int, int, int], classes: int, activation: MakeActivation
-) -> nn.Module:
+def mlp(config: RunConfig, shape: Shape, classes: int, activation: MakeActivation) -> nn.Module:
     """Fully connected: `depth` hidden layers of `width` units."""
     channels, height, width = shape
     features = channels * height * width
@@ -47,9 +60,7 @@ def mlp(
     return nn.Sequential(layers)
 
 
-def cnn(
-    config: RunConfig, shape: tuple[int, int, int], classes: int, activation: MakeActivation
-) -> nn.Module:
+def cnn(config: RunConfig, shape: Shape, classes: int, activation: MakeActivation) -> nn.Module:
     """Convolutional: `depth` 3x3 convolutions from `width` channels, doubled at each halving.
 
     Every convolution but the last is followed by a 2x2 max pooling while the image is at least
@@ -67,10 +78,39 @@ def cnn(
             layers[f"pool{site}"] = nn.MaxPool2d(2)
             side //= 2
             features *= 2
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten()
-    layers["head"] = nn.Linear(channels, classes)
-    return nn.Sequential(layers)
+    return nn.Sequential(layers | _mean_and_head(channels, classes))
+
+
+def vgg(
+    config: RunConfig,
+    shape: Shape,
+    classes: int,
+    activation: MakeActivation,
+    stages: tuple[int, ...],
+) -> nn.Module:
+    """VGG for small images: 3x3 convolutions, so many a stage, `width` channels in the first.
+
+    A stage has twice the channels of the one before, at most 8 times `width`, and ends with a 2x2
+    max pooling while the image is at least 2 pixels wide. One linear head in place of ImageNet's
+    three layers of 4096, 4096 and 1000.
+
+    Source:
+        Simonyan & Zisserman 2015, "Very deep convolutional networks", table 1.
+    """
+    channels, *sides = shape
+    side, site = min(sides), 0
+    layers: Layers = OrderedDict()
+    for stage, convolutions in enumerate(stages):
+        features = config.width * min(2**stage, 8)
+        for _ in range(convolutions):
+            site += 1
+            layers[f"conv{site}"] = nn.Conv2d(channels, features, 3, padding=1)
+            channels = features
+            _add_site(layers, site, config, nn.BatchNorm2d(channels), activation())
+        if side >= 2:
+            layers[f"pool{site}"] = nn.MaxPool2d(2)
+            side //= 2
+    return nn.Sequential(layers | _mean_and_head(channels, classes))
 
 
 def _add_site(
@@ -83,30 +123,242 @@ def _add_site(
         layers[f"drop{site}"] = nn.Dropout(config.dropout)
 
 
+def _mean_and_head(channels: int, classes: int) -> Layers:
+    """Return the end of a convolutional model: the mean over all positions, and a linear layer."""
+    return OrderedDict(
+        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=nn.Linear(channels, classes)
+    )
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for small images: a 3x3 stem without pooling, then 8 basic blocks.
+
+    A block computes act(shortcut(x) + conv(act(conv(x)))): the activation after the sum is a site
+    of its own. Blocks have `width` channels, doubled at each of three halvings, where the shortcut
+    is a 1x1 convolution. Dropout stands between the two convolutions of a block.
+
+    Without batch norm, where the sums would grow with every block, each branch is multiplied by
+    1/sqrt(8), the root of the number of blocks, and convolutions have a bias.
+
+    Source:
+        He, Zhang, Ren & Sun 2016, "Deep residual learning", sections 3.3 and 4.2. Zagoruyko &
+        Komodakis 2016, "Wide residual networks", for the dropout. Zhang, Yu, Yi, Chen & Liu 2019,
+        "Stabilize deep ResNet with a sharp scaling factor", for the factor.
+    """
+
+    blocks = 8
+
+    def __init__(
+        self, config: RunConfig, shape: Shape, classes: int, activation: MakeActivation
+    ) -> None:
+        super().__init__()
+        self.branch_scale = 1.0 if config.batch_norm else self.blocks**-0.5
+        channels = config.width
+        self._add_convolution(1, config, shape[0], channels, activation)
+        for block in range(self.blocks):
+            site, stride = 2 * block + 2, 2 if block in (2, 4, 6) else 1
+            features = channels * stride
+            self._add_convolution(site, config, channels, features, activation, stride)
+            drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+            self.add_module(f"drop{site}", drop)
+            shortcut = (
+                nn.Identity()
+                if stride == 1
+                else nn.Sequential(*_convolution(config, channels, features, 1, stride))
+            )
+            self.add_module(f"shortcut{site + 1}", shortcut)
+            self._add_convolution(site + 1, config, features, features, activation)
+            channels = features
+        for name, module in _mean_and_head(channels, classes).items():
+            self.add_module(name, module)
+
+    def _add_convolution(
+        self,
+        site: int,
+        config: RunConfig,
+        channels: int,
+        features: int,
+        activation: MakeActivation,
+        stride: int = 1,
+    ) -> None:
+        convolution, norm = _convolution(config, channels, features, 3, stride)
+        self.add_module(f"conv{site}", convolution)
+        self.add_module(f"norm{site}", norm)
+        self.add_module(f"act{site}", activation())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images (N, C, H, W)."""
+        values = self._pass("conv1 norm1 act1", images)
+        for site in range(2, 2 * self.blocks + 2, 2):
+            last = site + 1
+            branch = self._pass(f"conv{site} norm{site} act{site} drop{site}", values)
+            branch = self._pass(f"conv{last} norm{last}", branch)
+            shortcut = self._pass(f"shortcut{last}", values)
+            values = self._pass(f"act{last}", shortcut.add(branch, alpha=self.branch_scale))
+        return self._pass("pool flatten head", values)
+
+    def _pass(self, names: str, values: Tensor) -> Tensor:
+        for name in names.split():
+            values = getattr(self, name)(values)
+        return values
+
+
+def _convolution(
+    config: RunConfig, channels: int, features: int, side: int, stride: int
+) -> tuple[nn.Conv2d, nn.Module]:
+    """Return a convolution and its batch norm, which has the bias in its place."""
+    bias = not config.batch_norm
+    convolution = nn.Conv2d(channels, features, side, stride, padding=side // 2, bias=bias)
+    return convolution, nn.BatchNorm2d(features) if config.batch_norm else nn.Identity()
+
+
+def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+    """Make the user's own model, as ``factory(activation, shape, classes)``, and try it."""
+    usual = RunConfig(model=config.model)
+    for setting in ("width", "depth", "batch_norm", "dropout"):
+        if getattr(config, setting) != getattr(usual, setting):
+            value = getattr(config, setting)
+            raise UsageError(f"{setting}: {config.model} takes none, got {value!r}")
+    factory = _imported(config.model)
+    made: set[nn.Module] = set()
+
+    def activation() -> nn.Module:
+        # Not in place: a model that was not written for it may need the input again.
+        made.add(module := activations.build(config.label, config.impl))
+        return module
+
+    try:
+        model = factory(activation, shape, classes)
+    except Exception as error:
+        raise BenchError(f"model: {config.model} failed: {_reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise BenchError(
+            f"model: {config.model} must return a torch.nn.Module, got {type(model).__name__}"
+        )
+    if made.isdisjoint(model.modules()):
+        raise BenchError(
+            f"model: {config.model} returned a model without an activation;"
+            " it must call the first argument once for every site"
+        )
+    _try(model, config.model, shape, classes)
+    return model
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """Import a ``package.module:factory``, also from the current folder, as ``python -m`` does."""
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"model: no module {missing!r} in {here} or among the installed packages"
+            ) from error
+        raise BenchError(f"model: {module_name} can't be imported: {_reason(error)}") from error
+    place = getattr(module, "__file__", None) or "built in"
+    if not hasattr(module, attribute):
+        raise UsageError(f"model: module {module_name!r} ({place}) has no {attribute!r}")
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        raise UsageError(
+            f"model: {name} must be a function, got {type(factory).__name__} ({place})"
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:
+    """Run two images through the user's model, which gives lazy layers their shapes too."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *shape))
+    except Exception as error:
+        raise BenchError(
+            f"model: {name} can't take images of shape {(2, *shape)}: {_reason(error)}"
+        ) from error
+    model.train()
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, classes):
+        raise BenchError(
+            f"model: {name} must give logits of shape {(2, classes)} for images of shape"
+            f" {(2, *shape)}, got {found}"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def initialise(model: nn.Module, init: str) -> None:
-    """Draw the weights of linear layers and convolutions anew, biases zero.
+    """Draw the weights and biases of linear layers and convolutions anew.
 
     Raises:
         UsageError: There is no such initialisation.
     """
     draw = lookup(INITS, init, "init")
     for module in model.modules():
-        if draw is not None and isinstance(module, nn.Linear | nn.Conv2d):
-            draw(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if draw is not None and isinstance(module, Mixing):
+            draw(module)
+
+
+def _he(layer: Mixing) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    _zero_bias(layer)
+
+
+def _xavier(layer: Mixing) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    _zero_bias(layer)
+
+
+def _zero_bias(layer: Mixing) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+#: The deviation of a weight times the root of the fan-in: the positive root of
+#: s^2 / 2 + 2 s E[P] / sqrt(2 pi) + E[P^2] = 1 with E[P] = 2/3 and E[P^2] = 1/2 of Beta(2, 1), so
+#: that the second moment of the activations does not grow with depth.
+RAI_DEVIATION = 0.6007
+
+
+@torch.no_grad()
+def _rai(layer: Mixing) -> None:
+    """Draw the weights and the bias of each unit together, one of them, at random, positive.
+
+    The one is from Beta(2, 1), the others from N(0, 0.6007^2 / fan-in). A unit of a convolution
+    is a channel; the source has linear layers alone.
+    """
+    units, fan_in = len(layer.weight), layer.weight[0].numel()
+    entries = torch.randn(units, fan_in + (layer.bias is not None)) * RAI_DEVIATION / fan_in**0.5
+    chosen = torch.randint(entries.shape[1], (units, 1))
+    entries.scatter_(1, chosen, torch.rand(units, 1).sqrt())  # the root of a uniform: Beta(2, 1)
+    layer.weight.copy_(entries[:, :fan_in].view_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(entries[:, fan_in])
 
 
 #: Initialisations by name. He et al. 2015, eq. 10, with ReLU's gain whatever the activation, so
-#: that activations are compared from the same weights; Glorot & Bengio 2010, eq. 16; PyTorch's.
-INITS: dict[str, Callable[..., object] | None] = {
-    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
-    "xavier": nn.init.xavier_uniform_,
+#: that activations are compared from the same weights; Glorot & Bengio 2010, eq. 16; the model's
+#: own, as PyTorch's; Lu, Shin, Su & Karniadakis 2019, section 4, with the code of its appendix.
+INITS: dict[str, Callable[[Mixing], None] | None] = {
+    "he": _he,
+    "xavier": _xavier,
     "default": None,
+    "rai": _rai,
 }
 
 #: Models by name.
-MODELS: dict[str, Callable[[RunConfig, tuple[int, int, int], int, MakeActivation], nn.Module]] = {
+MODELS: dict[str, Callable[[RunConfig, Shape, int, MakeActivation], nn.Module]] = {
     "mlp": mlp,
+    "deep_narrow": mlp,
     "cnn": cnn,
+    "vgg11": partial(vgg, stages=(1, 1, 2, 2, 2)),
+    "vgg16": partial(vgg, stages=(2, 2, 3, 3, 3)),
+    "resnet18": ResNet18,
 }

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.benchmark import Timer
 
 from nsrelu_bench.activations import DTYPES, multiplication_trick, nsrelu, nsrelu_
+from nsrelu_bench.columns import align, wrap
 from nsrelu_bench.errors import BenchError, UsageError, lookup
 
 Form = Callable[[Tensor], Tensor]
@@ -256,8 +257,11 @@ def _memory_events(profiler: Any) -> tuple[int, int]:
     return kept, peak
 
 
-def format_ops(rows: Sequence[Row]) -> str:
-    """Lay out the times over F.relu's as a table of forms by sizes, with the memory in tensors."""
+def format_ops(rows: Sequence[Row], width: int | None = None) -> str:
+    """Lay out the times over F.relu's as a table of forms by sizes, with the memory in tensors.
+
+    `width` is that of the terminal, None for a pipe.
+    """
     blocks = []
     for device, dtype, compiled in dict.fromkeys((r.device, r.dtype, r.compiled) for r in rows):
         block = [r for r in rows if (r.device, r.dtype, r.compiled) == (device, dtype, compiled)]
@@ -272,15 +276,16 @@ def format_ops(rows: Sequence[Row]) -> str:
             table.append([form, *times, f"{last.vs_leaky_relu:.2f}", f"{last.floor:.0%}", *memory])
         relu = [f"{row.time_s * 1e6:.1f}" for row in block if row.form == "relu"]
         table.append(["relu, us", *relu, "", "", "", ""])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         kind = "compiled" if compiled else "eager"
-        blocks.append(f"{device}, {dtype}, {kind}: forward and backward, times that of relu")
-        blocks += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
-        blocks.append("")
+        head = f"{device}, {dtype}, {kind}: forward and backward, times that of relu"
+        blocks += [wrap(head, width), *align(table, width), ""]
     blocks.append(
-        "± half the interquartile range; at the largest size: /leaky times that of leaky_relu,"
-        " floor share of\nthe copying speed, kept and peak in tensors of that size, the input"
-        " counted where it is kept"
+        wrap(
+            "± half the interquartile range; at the largest size: /leaky times that of leaky_relu,"
+            " floor share of the copying speed, kept and peak in tensors of that size, the input"
+            " counted where it is kept",
+            width or 100,
+        )
     )
     return "\n".join(blocks)
 

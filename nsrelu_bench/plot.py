@@ -91,9 +91,10 @@ def curves(
         look = appearance(part["act"].iloc[0])
         if group in means.index:
             mean = means.loc[[group]].reset_index()
-            axes.fill_between(
-                mean["epoch"], mean["low"], mean["high"], color=look.color, alpha=0.15, lw=0
-            )
+            low, high = mean["low"], mean["high"]
+            if is_percent(metric):  # a t interval knows no bounds
+                low, high = low.clip(0, 100), high.clip(0, 100)
+            axes.fill_between(mean["epoch"], low, high, color=look.color, alpha=0.15, lw=0)
             every = max(1, round(len(mean) / 6))
             axes.plot(
                 mean["epoch"],
@@ -186,7 +187,8 @@ def tradeoff(
             continue
         axes.scatter(seeds["x"], seeds["y"], s=0.4 * size**2, color=look.color, alpha=0.4, lw=0)
         (mid_x, half_x), (mid_y, half_y) = _interval(seeds["x"]), _interval(seeds["y"])
-        axes.errorbar([mid_x], [mid_y], xerr=[half_x], yerr=[half_y], **style)
+        x_error, y_error = _ends(mid_x, half_x, x), _ends(mid_y, half_y, y)
+        axes.errorbar([mid_x], [mid_y], xerr=x_error, yerr=y_error, **style)
         middles.append((mid_x, mid_y))
     front = pareto_front(middles)
     ends = [(-FAR, front[0][1]), *front, (front[-1][0], -FAR)]
@@ -277,7 +279,8 @@ def leak_curve(
         if metric == "diverged_fraction":
             halves = halves * np.nan
         for place, act, mean, half in zip(places, table["act"], table["mean"], halves, strict=True):
-            axes.errorbar([place], [mean], yerr=[half], **appearance(act).point)
+            error = _ends(mean, half, metric)
+            axes.errorbar([place], [mean], yerr=error, **appearance(act).point)
         # A cross on the axis where no run was completed.
         for act, leak in part.groupby("act")["leak"].first().items():
             if act not in set(table["act"]):
@@ -478,6 +481,14 @@ def _interval(values: "pd.Series[float]") -> tuple[float, float]:
     """Return the mean and the half-width of its 95 % t interval, NaN for a single value."""
     row = summarise(values.to_frame("value").assign(key=0), ["key"]).iloc[0]
     return float(row["mean"]), float(row["high"] - row["mean"])
+
+
+def _ends(middle: float, half: float, metric: str) -> list[list[float]]:
+    """Return how far an interval reaches down and up; that of a fraction stays in 0 to 100 %."""
+    low, high = middle - half, middle + half
+    if is_percent(metric):
+        low, high = max(low, 0.0), min(high, 100.0)
+    return [[middle - low], [high - middle]]
 
 
 def name_of(runs: pd.DataFrame, column: str = "group") -> str:

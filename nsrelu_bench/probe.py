@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
+_Origins = dict[Node, tuple[nn.Parameter, ...]]
 
 #: The modules that are taken for activations unless the user names some.
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -148,8 +150,8 @@ class ActivationProbe:
         self._sites: dict[tuple[str, int], _Site] = {}  # by module name and call, from 1
         self._pass: dict[tuple[str, int], _Site] | None = None  # those of the pass that runs
         self._feed: nn.Module | None = None  # the last layer with weights that ran in it
-        self._branches = 0  # how many such layers ran in it since the last site that one feeds
-        self._fed_values: object = None  # what that layer gave
+        self._origins: _Origins = {}  # by autograd's node: what layers and sites gave in it
+        self._taken: set[Node] = set()  # those of layers that feed a site before
         self._view: tuple[Tensor, int] | None = None  # an input that is a view, and its version
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._hooks: ExitStack | None = None
@@ -171,7 +173,8 @@ class ActivationProbe:
     ) -> None:
         if self._hooks is not None:
             self._hooks.close()
-        self._hooks = self._pass = self._feed = self._fed_values = self._view = None
+        self._hooks = self._pass = self._feed = self._view = None
+        self._origins, self._taken = {}, set()
 
     @property
     def sites(self) -> dict[str, _Site]:
@@ -220,22 +223,23 @@ class ActivationProbe:
 
     def _begin(self, *_: object) -> None:
         self._pass, self._feed, self._view = {}, None, None
-        self._branches, self._fed_values = 0, None
+        self._origins, self._taken = {}, set()
 
     def _fed(self, module: nn.Module, _: object, output: object) -> None:
-        self._feed, self._fed_values = module, output
-        self._branches += 1
+        self._feed = module
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            self._origins[output.grad_fn] = _weights(module)
 
     def _feeding(self, pre: Tensor) -> tuple[nn.Parameter, ...]:
-        """Return the weights that feed a site; none where it can't be told which do.
+        """Return the weights that feed a site: of the layers that the graph leads back to first.
 
-        After two layers the last one feeds it only if its output is what the site is given:
-        anything else may come from the other branch, or from both.
+        Those that feed a site before are left out, unless there is none else: in a stream that
+        every block adds to, a site has the weights of the last block, not of all.
         """
-        if self._feed is None or (self._branches > 1 and pre is not self._fed_values):
-            return ()
-        self._branches = 0
-        return _weights(self._feed)
+        near = [node for node in _nearest(pre.grad_fn, self._origins) if self._origins[node]]
+        feeding = [node for node in near if node not in self._taken] or near
+        self._taken.update(feeding)
+        return tuple(weight for node in feeding for weight in self._origins[node])
 
     def _before(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
         """Look at the input before the activation can overwrite it."""
@@ -261,7 +265,10 @@ class ActivationProbe:
                 f" use inplace=False, or leave out {' and '.join(sorted(_PRE_GRADIENT))}"
             )
         site = self._pass[name, sum(other == name for other, _ in self._pass)]
-        post = _units_second(_first_tensor(output, name), self._feed, name)
+        values = _first_tensor(output, name)
+        if values.grad_fn is not None:
+            self._origins[values.grad_fn] = ()
+        post = _units_second(values, self._feed, name)
         site.post = metrics.post_update(post, gram="effective_rank" in self._wanted)
         self._view = None
 
@@ -271,7 +278,8 @@ class ActivationProbe:
             before = self._sites.setdefault(key, site)
             if before is not site and before.post and site.post:
                 before.pre, before.post = before.pre + site.pre, before.post + site.post
-        self._pass = None
+                before.weights = before.weights or site.weights
+        self._pass, self._origins, self._taken = None, {}, set()
 
     def _pre_gradient(
         self, key: tuple[str, int], layout: Callable[[Tensor], Tensor], gradient: Tensor
@@ -559,6 +567,23 @@ def _find_sites(model: nn.Module, sites: Iterable[str | type[nn.Module]]) -> dic
             f"no activation modules in {type(model).__name__}: name its sites, and use modules"
             " instead of functions such as F.relu, which can't be watched"
         )
+    return found
+
+
+def _nearest(node: Node | None, origins: _Origins) -> list[Node]:
+    """Return those of `origins` that are met first on each way back from a node."""
+    found: list[Node] = []
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in origins:
+            found.append(node)
+        else:
+            waiting += [before for before, _ in node.next_functions]
     return found
 
 

@@ -1,5 +1,6 @@
 """What a person sees on stderr while runs are made: a bar on a terminal, plain lines elsewhere."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -42,10 +43,16 @@ def follow(events: Iterable[Event], runs: int, *, quiet: bool = False) -> list[E
     )
     with progress:
         epochs = {}
+        elsewhere: set[str] = set()
         bar = progress.add_task("runs", total=None, counts="")
         for event in events:
             epochs[event.config.run_id] = _share(event)
-            if event.status.state == "running":
+            if event.elsewhere:
+                if event.config.run_id not in elsewhere:
+                    told = "is being made by another process; it is waited for"
+                    console.print(f"{describe(event.config)}: {told}", soft_wrap=True)
+                elsewhere.add(event.config.run_id)
+            elif event.status.state == "running":
                 if runs == 1 and event.metrics:
                     console.print(_epoch_line(event), soft_wrap=True)
             else:
@@ -62,12 +69,12 @@ def _share(event: Event) -> float:
     """How much of a run is done, from 0 to 1."""
     if event.status.state != "running":
         return 1.0
-    return (event.status.epoch or 0) / event.config.epochs
+    return (event.status.epoch or 0) / event.config.total_epochs
 
 
 def _epoch_line(event: Event) -> str:
-    width = len(str(event.config.epochs))
-    return f"epoch {event.status.epoch:{width}}/{event.config.epochs}  {_figures(event)}"
+    total = event.config.total_epochs
+    return f"epoch {event.status.epoch:{len(str(total))}}/{total}  {_figures(event)}"
 
 
 def _end_line(event: Event) -> str:
@@ -100,6 +107,23 @@ def describe_status(status: Status) -> str:
     if status.state == "failed":
         return f"failed: {status.error}"
     return status.state
+
+
+def standing_text(
+    standing: Iterable[tuple[RunConfig, Status | None, bool]], *, as_json: bool = False
+) -> str:
+    """List runs, how they stand, and whether they are to be made."""
+    rows = [
+        {"run_id": config.run_id, "state": status.state if status else "new", "due": due}
+        for config, status, due in standing
+    ]
+    if as_json:
+        return json.dumps(rows, indent=2) + "\n"
+    due = sum(row["due"] is True for row in rows)
+    lines = [
+        f"{'run ' if row['due'] else 'keep'}  {row['state']:11}  {row['run_id']}" for row in rows
+    ]
+    return "\n".join([*lines, f"{len(rows)} runs, {due} to make"]) + "\n"
 
 
 def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> list[str]:

@@ -93,7 +93,8 @@ def render(
     """
     comparison = compare(frames.runs, frames.config_columns, baseline=baseline, tune=tune)
     named = name_groups(frames.runs, frames.config_columns)
-    lost = named[named["state"] != "completed"]
+    unreadable = frames.runs[frames.runs["act"].isna()]
+    lost = pd.concat([named[named["state"] != "completed"], unreadable])
     environments = list(environments)
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

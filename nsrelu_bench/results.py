@@ -7,16 +7,18 @@ import csv
 import io
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.config import RunConfig, read_yaml
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.records import DONE, VOUCHED, Status, read_status, replace_file, writing
+from nsrelu_bench.records import DONE, VOUCHED, Status, damage, read_status, replace_file, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +59,7 @@ def load(*paths: str | Path) -> Results:
     files = {"metrics.csv": metrics, "layers.csv": layers, "quantiles.csv": quantiles}
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
     for folder in folders.values():
-        run = _read_run(folder)
+        run = _read_run(folder, tuple(files))
         runs.append(run)
         if run["state"] in DONE:
             identity = {"study": run["study"], "run_id": run["run_id"]}
@@ -125,7 +127,8 @@ def _no_runs(path: Path) -> BenchError:
         return BenchError(
             f"{str(path)!r} has a summary.csv and no runs; its sweep makes them again"
         )
-    return BenchError(f"no runs in {str(path)!r}; nsrelu-bench train makes one")
+    there = "" if path.is_dir() else " (there is no such folder)"
+    return BenchError(f"no runs in {str(path)!r}{there}; nsrelu-bench train makes one")
 
 
 def _find_studies(path: Path) -> dict[Path, list[Path]]:
@@ -153,16 +156,23 @@ def _study_rows(
     with suppress(BenchError):
         known = _read_summary(path, CONFIG_COLUMNS)
         written = path.stat().st_mtime_ns
+    began = _clock(study)
+    if known and written > (time.time_ns() if began is None else began):
+        written = 0  # the clock was set back since, and times tell nothing
     told = [folder.name for folder in folders if folder.name in known]
-    fresh = {name: known[name] for name in told if _last_change(study / name) < written}
+    fresh = {
+        name: known[name]
+        for name in told
+        # A process that is killed changes no file.
+        if known[name]["state"] != "running" and _last_change(study / name) < written
+    }
     if len(fresh) == len(known) == len(folders):
         return list(fresh.values())
-    began = _clock(study)
     rows = [fresh.get(folder.name) or _read_run(folder) for folder in folders]
     if keep and len(told) < len(known):
         return rows
     with guard:
-        replace_file(path, _table(rows).to_csv(index=False, lineterminator="\n"))
+        replace_file(path, to_csv(_table(rows)))
         if began is not None:
             # A run that changed since it was read is newer than this.
             os.utime(path, ns=(began, began))
@@ -192,7 +202,32 @@ def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]
     if lacking or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))
     rows = frame.assign(study=path.absolute().parent.name).to_dict("records")
-    return {str(row["run_id"]): {str(key): row[key] for key in row} for row in rows}
+    read = [{str(key): _plain(row[key]) for key in row} for row in rows]
+    return {str(row["run_id"]): row for row in read}
+
+
+def to_csv(table: "pd.DataFrame") -> str:
+    """Write a table as CSV in which no text is a formula that a spreadsheet would run.
+
+    A text that begins like a formula gets an apostrophe before it, which `load_runs` takes away.
+    """
+    texts = [name for name in table if table[name].dtype.kind in "OSU"]
+    inert = {str(name): table[name].map(_inert) for name in texts}
+    return table.assign(**inert).to_csv(index=False, lineterminator="\n")
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """Take away what `to_csv` put before a text."""
+    inert = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if inert else value
+
+
+#: What a spreadsheet takes for a formula, and what `to_csv` makes of that.
+FORMULA = re.compile(r"'*([=@\t\r]|[+-].*[(|!])", re.DOTALL)
 
 
 def _last_change(folder: Path) -> float:
@@ -213,10 +248,17 @@ def _clock(folder: Path) -> int | None:
         return None
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    """Read how a run ended, its configuration and, if it is done, its final metrics."""
+def _read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> dict[str, Any]:
+    """Read how a run ended, its configuration and, if it is done, its final metrics.
+
+    A run one of whose files `needed` is damaged has failed, whatever its status says.
+    """
     place = folder.absolute()
     status = read_status(folder) or Status("failed")
+    for name in ("config.yaml", *needed) if status.done else ():
+        found = damage(folder / name) if (folder / name).exists() else ""
+        if found and status.done:
+            status = replace(status, state="failed", error=f"{name} can't be read ({found})")
     row: dict[str, Any] = {"study": place.parent.name, "run_id": place.name}
     row |= asdict(status) | _configuration(folder)
     if status.done:

@@ -1,18 +1,20 @@
 """Many runs: those that are done are kept, the others go to a pool of processes. No torch here.
 
 `run_all` yields an event whenever a run begins, ends an epoch or ends; nothing is decided by the
-order in which runs end, since each has a folder of its own.
+order in which runs end, since each has a folder of its own. A worker can be killed at any moment:
+that is how a study is ended, too.
 """
 
 import multiprocessing
 import os
 import signal
-import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -20,15 +22,32 @@ from traceback import format_exc
 from typing import Any
 
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.records import RunWriter, Status, failed, mark, read_status, writing
+from nsrelu_bench.errors import UsageError
+from nsrelu_bench.records import (
+    DONE,
+    STATES,
+    RunDoneError,
+    RunLockedError,
+    RunWriter,
+    Status,
+    failed,
+    mark,
+    read_status,
+    writing,
+)
 
-#: How long a worker may take to end its run as interrupted before it is killed.
+#: How often to look again after a run that another process is making.
+LOOK_S = 0.5
+#: How long a worker without a run may take to end.
 GRACE_S = 3.0
 
 
 @dataclass(frozen=True)
 class Event:
-    """How a run stands now; `metrics` is its newest row of metrics.csv, where there is one."""
+    """How a run stands now; `metrics` is its newest row of metrics.csv, where there is one.
+
+    `kept`: it was done before, or is being made by another process (state running).
+    """
 
     config: RunConfig
     status: Status
@@ -36,20 +55,76 @@ class Event:
     kept: bool = False
     traceback: str | None = None
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process is making the run."""
+        return self.kept and not self.status.done
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How runs are made: what does not change their numbers.
+
+    Attributes:
+        fresh: Do runs again that are done.
+        retry: Do only the runs that ended in these states.
+        checkpoint_after: Seconds after which a run that goes on keeps a checkpoint.
+    """
+
+    fresh: bool = False
+    retry: Collection[str] = ()
+    checkpoint_after: float = 10.0
+
+    def __post_init__(self) -> None:
+        for state in self.retry:
+            if state not in STATES:
+                allowed = ", ".join(STATES)
+                raise UsageError(f"--retry: must be one of {allowed}, got {state!r}")
+
+    @property
+    def anew(self) -> bool:
+        """Whether runs that are done are made again, from their first step."""
+        return self.fresh or any(state in DONE for state in self.retry)
+
+
+USUAL = Manner()
+
+#: Makes runs, each into its folder below a study's, in its own way.
+Engine = Callable[[Sequence[RunConfig], Path, Manner], Iterator[Event]]
+
+
+def standing(
+    runs: Sequence[RunConfig], study: Path, manner: Manner = USUAL
+) -> Iterator[tuple[RunConfig, Status | None, bool]]:
+    """Tell of each run how it stands, None where it never began, and whether it is to be made."""
+    for config in runs:
+        status = read_status(study / config.run_id)
+        if manner.retry:
+            due = status is not None and status.state in manner.retry
+        else:
+            due = manner.fresh or status is None or not status.done
+        yield config, status, due
+
 
 def run_all(
-    runs: Sequence[RunConfig], study: Path, *, workers: int = 1, fresh: bool = False
+    runs: Sequence[RunConfig],
+    study: Path,
+    *,
+    workers: int = 0,
+    manner: Manner = USUAL,
+    engine: Engine | None = None,
 ) -> Generator[Event, None, None]:
     """Run all that is not done yet, each into its folder below `study`.
 
-    With one worker the runs are made in this process. Closing the iterator ends the runs that
-    are under way as interrupted.
+    Closing the iterator ends the runs that are under way as interrupted. Runs that another
+    process is making are waited for.
 
     Args:
         runs: What to run.
         study: The study's folder.
-        workers: How many processes run at once.
-        fresh: Do runs again that are done.
+        workers: How many processes run at once; 0: in this process, one run after the other.
+        manner: How.
+        engine: What makes the runs instead, such as `on_ray`.
 
     Raises:
         BenchError: The study's folder can't be written.
@@ -57,38 +132,51 @@ def run_all(
     with writing(study):
         study.mkdir(parents=True, exist_ok=True)
     left = []
-    for config in runs:
-        status = None if fresh else read_status(study / config.run_id)
-        if status is not None and status.done:
-            yield Event(config, status, kept=True)
-        else:
+    for config, status, due in standing(runs, study, manner):
+        if due:
             left.append(config)
-    workers = min(workers, len(left))
-    yield from _pooled(left, study, workers) if workers > 1 else _in_turn(left, study)
+        elif status is not None:
+            yield Event(config, status, kept=True)
+    if engine is None:
+        engine = partial(_pooled, min(workers, len(left))) if workers else _in_turn
+    yield from engine(left, study, manner)
 
 
-def _in_turn(runs: Sequence[RunConfig], study: Path) -> Iterator[Event]:
-    for config in runs:
-        yield from execute(config, study / config.run_id)
+def _in_turn(runs: Sequence[RunConfig], study: Path, manner: Manner) -> Iterator[Event]:
+    waiting = deque(runs)
+    looked: dict[str, float] = {}
+    while waiting:
+        config = waiting.popleft()
+        time.sleep(max(0.0, looked.get(config.run_id, 0.0) + LOOK_S - time.monotonic()))
+        for event in execute(config, study / config.run_id, manner):
+            if event.elsewhere:
+                looked[config.run_id] = time.monotonic()
+                waiting.append(config)
+            yield event
 
 
-def execute(config: RunConfig, folder: Path) -> Iterator[Event]:
+def execute(config: RunConfig, folder: Path, manner: Manner = USUAL) -> Iterator[Event]:
     """Make one run and write it down; yields an event an epoch, and one at the end.
 
-    An error ends the run as failed, and no other.
+    An error ends the run as failed, and no other. A run that another process is making, or has
+    just made, is left to it.
     """
     metrics: dict[str, Any] = {}
-    writer = RunWriter(folder, config)
+    writer = RunWriter(folder, config, fresh=manner.anew, checkpoint_after=manner.checkpoint_after)
     try:
         with writer:
             yield Event(config, writer.status)
             from nsrelu_bench.train import run
 
-            for epoch in run(config):
+            for epoch in run(config, writer.checkpoint):
                 writer.append(epoch)
                 metrics = epoch.metrics
                 if writer.status.state == "running":
                     yield Event(config, writer.status, metrics)
+    except RunLockedError:
+        yield Event(config, Status("running"), kept=True)
+    except RunDoneError as done:
+        yield Event(config, done.status, kept=True)
     except Exception as error:
         yield Event(config, failed(writer.status, error), metrics, traceback=format_exc())
     else:
@@ -98,17 +186,19 @@ def execute(config: RunConfig, folder: Path) -> Iterator[Event]:
 class _Worker:
     """A process that makes one run after another, and the connection to it."""
 
-    def __init__(self, context: SpawnContext, study: Path) -> None:
+    def __init__(self, context: SpawnContext, study: Path, manner: Manner) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, study), daemon=True)
-        with _interrupts_ignored():
+        self.process = context.Process(target=_work, args=(theirs, study, manner), daemon=True)
+        with _signals_held():
             self.process.start()
         theirs.close()
         self.config: RunConfig | None = None
 
     def begin(self, config: RunConfig) -> None:
         self.config = config
-        self.connection.send(config)
+        # A process that is gone is found when it is waited for.
+        with suppress(OSError):
+            self.connection.send(config)
 
     def receive(self) -> Event | None:
         """Take the next event; None if the process is gone."""
@@ -116,15 +206,15 @@ class _Worker:
             event: Event = self.connection.recv()
         except (EOFError, OSError):
             return None
-        if event.status.state != "running":
+        if event.status.state != "running" or event.elsewhere:
             self.config = None
         return event
 
     def ask_to_end(self) -> None:
-        """Ask the process to end: at once if it is idle, else after it has noted its run."""
+        """Let the process end by itself, or at once if it has a run."""
         self.connection.close()
         if self.config is not None:
-            self.process.terminate()
+            self.process.kill()
 
     def end(self) -> int | None:
         """Wait for the process to end, and kill it if it does not; returns its exit code."""
@@ -135,26 +225,35 @@ class _Worker:
         return self.process.exitcode
 
 
-def _pooled(runs: Sequence[RunConfig], study: Path, workers: int) -> Iterator[Event]:
-    context = multiprocessing.get_context("spawn")
+def _pooled(
+    workers: int, runs: Sequence[RunConfig], study: Path, manner: Manner
+) -> Iterator[Event]:
     waiting = deque(runs)
-    crew = [_Worker(context, study) for _ in range(workers)]
+    context = multiprocessing.get_context("spawn")
+    crew = [_Worker(context, study, manner) for _ in range(workers)]
+    later: deque[tuple[float, RunConfig]] = deque()  # runs that are made elsewhere
     try:
-        while waiting or any(worker.config for worker in crew):
-            for worker in crew:
+        while waiting or later or any(worker.config for worker in crew):
+            while later and later[0][0] <= time.monotonic():
+                waiting.append(later.popleft()[1])
+            for index, worker in enumerate(crew):
                 if worker.config is None and waiting:
+                    if not worker.process.is_alive():
+                        crew[index] = worker = _Worker(context, study, manner)
                     worker.begin(waiting.popleft())
             busy = [worker for worker in crew if worker.config]
-            ready = wait([worker.connection for worker in busy])
+            pause = max(0.0, later[0][0] - time.monotonic()) if later else None
+            ready = wait([worker.connection for worker in busy], pause)
             for worker in [worker for worker in busy if worker.connection in ready]:
                 config = worker.config
                 event = worker.receive()
                 if event is None and config is not None:  # killed, or out of memory
-                    worker.ask_to_end()
                     error = f"its process ended with exit code {worker.end()}"
                     event = Event(config, mark(study / config.run_id, "failed", error))
-                    crew[crew.index(worker)] = _Worker(context, study)
+                    worker.config = None
                 if event is not None:
+                    if event.elsewhere:
+                        later.append((time.monotonic() + LOOK_S, event.config))
                     yield event
     finally:
         for worker in crew:
@@ -165,23 +264,16 @@ def _pooled(runs: Sequence[RunConfig], study: Path, workers: int) -> Iterator[Ev
                 mark(study / worker.config.run_id, "interrupted")
 
 
-def _work(connection: Connection, study: Path) -> None:
+def _work(connection: Connection, study: Path, manner: Manner) -> None:
     """Make the runs that come over the connection until it is closed."""
-    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             config: RunConfig = connection.recv()
         except EOFError:
             return
-        for event in execute(config, study / config.run_id):
+        for event in execute(config, study / config.run_id, manner):
             connection.send(event)
-
-
-def _leave(number: int, _: object) -> None:
-    """End in good order on a signal, and only once."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:
@@ -193,13 +285,14 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach: this process ends it in good order."""
-    if threading.current_thread() is not threading.main_thread():
+def _signals_held() -> Iterator[None]:
+    """Start a process that the signals which end a study do not reach: this one ends it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

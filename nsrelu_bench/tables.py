@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nsrelu_bench.columns import fold
 from nsrelu_bench.compare import (
     ALPHA,
     SHORT_LABELS,
@@ -27,6 +28,7 @@ from nsrelu_bench.compare import (
 )
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.groups import STATES
+from nsrelu_bench.results import to_csv
 
 
 @dataclass(frozen=True)
@@ -121,30 +123,35 @@ def _text(comparison: Comparison, width: int | None) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     with console.capture() as capture:
         for sheet in sheets:
-            console.print(Text(sheet.heading), _fitted(sheet, width), "", sep="\n")
+            console.print(Text(sheet.heading), *_fitted(sheet, width), "", sep="\n")
         console.print(Text(below))
     return capture.get()
 
 
-def _fitted(sheet: Sheet, width: int) -> Table:
-    """Make a table that a terminal shows, the closer set the less room there is."""
+def _fitted(sheet: Sheet, width: int) -> list[Table]:
+    """Make a table that a terminal shows, the closer set the less room there is, or several."""
     close = Sheet(
         sheet.heading,
         [name.replace("diverged", "div.").replace(" ", "\n") for name in sheet.header],
         [[cell.replace(" ± ", "±") for cell in row] for row in sheet.rows],
     )
-    # Where nothing fits, cells break, and break at the blanks that the wide form has.
-    last = Sheet(sheet.heading, close.header, sheet.rows)
-    for form, gap in ((sheet, 2), (sheet, 1), (close, 1), (last, 1)):
-        if sum(form.widths) + gap * (len(form.header) - 1) <= width:
+    for form, gap in ((sheet, 2), (sheet, 1), (close, 1)):
+        blocks = fold(form.widths, width, gap)
+        if len(blocks) == 1:
             break
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
-    table.padding = (0, gap - 1, 0, 0)
-    for i, name in enumerate(form.header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for row in form.rows:
-        table.add_row(*map(Text, row))
-    return table
+    tables = []
+    for block in blocks:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+        table.padding = (0, gap - 1, 0, 0)
+        whole = max(form.widths[c] for c in block[1:]) + gap + form.widths[0] <= width
+        for c in block:
+            table.add_column(
+                form.header[c], justify="right" if c else "left", no_wrap=bool(c) or whole
+            )
+        for row in form.rows:
+            table.add_row(*(Text(row[c]) for c in block))
+        tables.append(table)
+    return tables
 
 
 def _aligned(sheet: Sheet) -> str:
@@ -158,7 +165,7 @@ def _aligned(sheet: Sheet) -> str:
 
 
 def _csv(comparison: Comparison, _: int | None) -> str:
-    return comparison.rows.to_csv(index=False, lineterminator="\n")
+    return to_csv(comparison.rows)
 
 
 def _json(comparison: Comparison, _: int | None) -> str:

@@ -1,17 +1,18 @@
 """One run: build the model, train it, measure it after every epoch.
 
-All that is random comes from three streams that the seed decides, each by itself: the initial
-weights, the order of the batches, and the noise of the model (dropout). Nothing else in the
-process sees them, and they see nothing else: a run gives the same bits in any process.
+All that is random comes from streams that the seed decides, each by itself: the initial weights,
+and for every epoch the order of the batches, the augmentation, and the noise of the model
+(dropout). Nothing else in the process sees them, and they see nothing else: a run gives the same
+bits in any process, and one that goes on from a checkpoint those of one that was never stopped.
 """
 
 import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nsrelu_bench.augment import augmented
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split, load_dataset
 from nsrelu_bench.errors import BenchError
+from nsrelu_bench.metrics import Lives
 from nsrelu_bench.models import build_model
-from nsrelu_bench.probe import measure, pre_quantiles
+from nsrelu_bench.probe import Measurement, measure, pre_quantiles
 
 Row = dict[str, Any]
 
@@ -36,7 +39,8 @@ class Epoch:
 
     `metrics` has the columns of metrics.csv, `layers` a row a site with those of layers.csv,
     `timing` the seconds of timing.csv, `steps` the rows of steps.csv, and of the last epoch
-    `quantiles` those of quantiles.csv. No value: None.
+    `quantiles` those of quantiles.csv. No value: None. `checkpoint` gives what `run` needs to go
+    on from here, tensors and plain values alone, until the next epoch is asked for.
     """
 
     metrics: Row
@@ -45,69 +49,133 @@ class Epoch:
     diverged_step: int | None = None
     steps: list[Row] = field(default_factory=list)
     quantiles: list[Row] = field(default_factory=list)
+    checkpoint: Callable[[], Row] = dict
 
 
-def run(config: RunConfig) -> Iterator[Epoch]:
+def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Iterator[Epoch]:
     """Train, and yield a record an epoch; the last one has a `diverged_step` if it diverged.
+
+    Args:
+        config: What to run.
+        checkpoint: Go on behind the epoch that this was taken of, with the same bits.
 
     Raises:
         BenchError: The data set or the device can't be had.
     """
-    weights, noise = (_generator(config.seed, name).get_state() for name in ("weights", "noise"))
-    order = _generator(config.seed, "batches")
     data = load_dataset(config)
     if config.batch_norm and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
         raise BenchError(
             f"batch_norm: needs two examples a batch, and {len(data.train)} examples by batch_size"
             f" {config.batch_size} leave one alone; change batch_size or train_size"
         )
-    with _isolated(config.threads, weights):
+    with _isolated(config, "weights"):
         model = build_model(config, data.shape, data.classes)
     model, data = _place(model, data, config.device)
     optimizer = _optimizer(model, config)
-    probe = data.probe(config.probe_size)
-    inputs = data.inputs(probe.images)
+    stepped: Callable[..., Any] = torch.compile(model) if config.compile else model
 
-    take = partial(
-        measure, model, inputs, probe.labels, measures=("loss", "accuracy", *config.measured)
-    )
+    take = partial(measure, measures=("loss", "accuracy", *config.measured))
     measured = seen = None
-    step, steps = 0, math.ceil(len(data.train) / config.batch_size) * config.epochs
-    for epoch in range(config.epochs + 1):
-        with _isolated(config.threads, noise):
+    step, first = 0, 0
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        measured, seen = (_of_lives(checkpoint[name]) for name in ("measured", "seen"))
+        step, first = checkpoint["step"], checkpoint["epoch"] + 1
+    epochs = config.total_epochs
+    steps = math.ceil(len(data.train) / config.batch_size) * epochs
+    for epoch in range(first, epochs + 1):
+        task = (max(epoch, 1) - 1) // config.epochs
+        if epoch == first or (epoch - 1) % config.epochs == 0:
+            now = _permuted(data, config.seed, task) if task else data
+            probe = now.probe(config.probe_size)
+            inputs = now.inputs(probe.images)
+        with _isolated(config, f"noise/{epoch}"):
             clock = [time.perf_counter()]
             losses: list[Tensor] = []
             between: list[Row] = []
-            for images, labels in _batches(data.train, config.batch_size, order) if epoch else ():
+            for images, labels in _batches(now, config, epoch) if epoch else ():
                 rate = _set_lr(optimizer, config, step / steps)
-                losses.append(_train_step(model, optimizer, data.inputs(images), labels))
+                losses.append(_train_step(stepped, optimizer, images, labels, config.precision))
                 step += 1
                 if config.probe_every and step % config.probe_every == 0:
-                    seen = take(previous=seen)
+                    seen = take(model, inputs, probe.labels, previous=seen)
                     between.append({"epoch": epoch, "step": step, **_of_train(seen.totals)})
             diverged_step = _first_non_finite(model, losses, step)
             clock.append(time.perf_counter())
 
-            measured = take(previous=measured)
+            measured = take(model, inputs, probe.labels, previous=measured)
             if diverged_step is None and not measured.finite:
                 diverged_step = step
             clock.append(time.perf_counter())
 
-            metrics: Row = {"epoch": epoch, "step": step, "lr": rate if epoch else config.lr}
+            metrics: Row = {"epoch": epoch, "step": step, "task": task + 1}
+            metrics["lr"] = rate if epoch else config.lr
             layers = [{"epoch": epoch, **layer} for layer in measured.layers]
             if diverged_step is None:
                 metrics |= _of_train(measured.totals)
-                for name, split in (("val", data.val), ("test", data.test)):
-                    loss, accuracy = _evaluate(model, data, split)
+                for name, split in (("val", now.val), ("test", now.test)):
+                    loss, accuracy = _evaluate(model, now, split)
                     metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
             else:  # a diverged network has no numbers, even where some can be computed
                 layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
             clock.append(time.perf_counter())
-            last = epoch == config.epochs and diverged_step is None and config.measured
+            last = epoch == epochs and diverged_step is None and config.measured
             quantiles = pre_quantiles(model, inputs) if last else []
-        yield Epoch(metrics, layers, _timing(epoch, clock), diverged_step, between, quantiles)
+        yield Epoch(
+            metrics,
+            layers,
+            _timing(epoch, clock),
+            diverged_step,
+            between,
+            quantiles,
+            partial(_checkpoint, epoch, step, model, optimizer, measured, seen),
+        )
         if diverged_step is not None:
             return
+
+
+def _checkpoint(
+    epoch: int,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    measured: Measurement | None,
+    seen: Measurement | None,
+) -> Row:
+    """What decides all that comes after an epoch; the random streams begin anew in each."""
+    return {
+        "epoch": epoch,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "measured": _lives_of(measured),
+        "seen": _lives_of(seen),
+    }
+
+
+def _lives_of(measurement: Measurement | None) -> Row | None:
+    if measurement is None:
+        return None
+    return {name: asdict(lives) for name, lives in measurement.lives.items()}
+
+
+def _of_lives(saved: Mapping[str, Any] | None) -> Measurement | None:
+    """The part of a measurement that the next one needs."""
+    if saved is None:
+        return None
+    return Measurement({}, [], True, {name: Lives(**lives) for name, lives in saved.items()})
+
+
+def _permuted(data: Dataset, seed: int, task: int) -> Dataset:
+    """Make the data set of a later task: all its images with their pixels in one new order."""
+    _, height, width = data.shape
+    order = torch.randperm(height * width, generator=_generator(seed, f"task/{task}"))
+    train, val, test = (
+        replace(split, images=split.images.flatten(2)[..., order].view_as(split.images))
+        for split in (data.train, data.val, data.test)
+    )
+    return replace(data, train=train, val=val, test=test)
 
 
 def _of_train(totals: Row) -> Row:
@@ -117,24 +185,32 @@ def _of_train(totals: Row) -> Row:
 
 
 def _train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+    model: Callable[..., Any],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    precision: str = "fp32",
 ) -> Tensor:
     """Take one step; return the loss, still on the device, so that nothing waits for it."""
-    loss = F.cross_entropy(model(inputs), labels)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(inputs)
+    loss = F.cross_entropy(logits.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimizer.step()
     return loss.detach()
 
 
-def _batches(
-    split: Split, batch_size: int, order: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut the split, in a new random order, into batches; the last may be smaller."""
+def _batches(data: Dataset, config: RunConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut the training split, in the epoch's order, into batches of inputs; the last is smaller."""
+    order, chance = (_generator(config.seed, f"{name}/{epoch}") for name in ("batches", "augment"))
+    split = data.train
     shuffled = split[torch.randperm(len(split), generator=order).to(split.labels.device)]
-    return zip(
-        *(torch.split(t, batch_size) for t in (shuffled.images, shuffled.labels)), strict=True
-    )
+    parts = (torch.split(t, config.batch_size) for t in (shuffled.images, shuffled.labels))
+    for images, labels in zip(*parts, strict=True):
+        if config.augment != "none":
+            images = augmented(images, config.augment, data.mean, chance)
+        yield data.inputs(images), labels
 
 
 @torch.no_grad()
@@ -201,23 +277,26 @@ def _timing(epoch: int, clock: list[float]) -> Row:
 
 def _generator(seed: int, stream: str) -> torch.Generator:
     """A generator for one use of the seed, independent of those for its other uses."""
+    return torch.Generator().manual_seed(_seed(seed, stream))
+
+
+def _seed(seed: int, stream: str) -> int:
     digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return int.from_bytes(digest[:8], "big")
 
 
 @contextmanager
-def _isolated(threads: int, state: Tensor) -> Iterator[None]:
-    """Compute with so many threads, drawing from `state`; leave the process as it was.
+def _isolated(config: RunConfig, stream: str) -> Iterator[None]:
+    """Compute with the run's threads, drawing from one stream; leave the process as it was.
 
-    `state` is that of the global generator, which dropout and PyTorch's own initialisations
-    draw from; it is brought up to date on leaving.
+    Dropout and PyTorch's own initialisations draw from the global generators.
     """
-    before = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    devices = range(torch.cuda.device_count()) if config.device == "cuda" else ()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_seed(config.seed, stream))
+            yield
     finally:
-        state.copy_(torch.get_rng_state())
-        torch.set_num_threads(before[0])
-        torch.set_rng_state(before[1])
+        torch.set_num_threads(threads)

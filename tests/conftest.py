@@ -1,5 +1,6 @@
 """What the tests share: one torch thread, and a run that takes a fraction of a second."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NSRELU_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def tiny(**settings: Any) -> RunConfig:

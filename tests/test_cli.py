@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -195,7 +196,10 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
         ("trian", "No such command 'trian'. Did you mean 'train'?"),
         ("train --epoch 3", "No such option: --epoch (Possible options: --depth, --epochs)"),
         ("sweep", "Missing argument 'config'."),
-        ("list x", "unknown kind 'x'; choose from: activations, models, datasets"),
+        (
+            "list x",
+            "unknown kind 'x'; choose from: activations, models, datasets, metrics, figures",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(
@@ -351,8 +355,67 @@ def test_where_there_are_no_results_it_says_how_to_make_some(tmp_path: Path) -> 
     for command in ("compare", "plot"):
         answer = nsrelu(command, cwd=tmp_path, code=1)
         assert answer.stderr == (
-            "nsrelu-bench: no runs in 'results'; nsrelu-bench train makes one\n"
+            "nsrelu-bench: no runs in 'results' (there is no such folder);"
+            " nsrelu-bench train makes one\n"
         )
+
+
+STUDY = """
+dataset: digits
+width: 8
+depth: 1
+epochs: 1
+grid: {act: [relu, nsrelu(0.1)]}
+seeds: 2
+"""
+
+
+def test_a_dry_run_lists_the_runs_and_makes_none(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    told = nsrelu("sweep", "small.yaml", "--dry-run", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[:2] for line in told[:-1]] == [["run", "new"]] * 4
+    assert told[-1] == "4 runs, 4 to make"
+    assert not (tmp_path / "results").exists()
+    nsrelu("sweep", "small.yaml", "--seeds", "1", cwd=tmp_path)
+    rows = json.loads(nsrelu("sweep", "small.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert [(row["state"], row["due"]) for row in rows] == [("completed", False), ("new", True)] * 2
+    kept = (tmp_path / "results" / "small" / "study.yaml").read_text()
+    assert "seeds: 1\n" in kept
+    assert "name: small\n" in kept
+
+
+def test_shards_make_every_run_once(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    first = nsrelu("sweep", "small.yaml", "--shard", "1/3", cwd=tmp_path)
+    assert first.stdout.startswith("2 runs in results/small: 2 completed")
+    for shard in ("2/3", "3/3"):
+        told = nsrelu("sweep", "small.yaml", "--shard", shard, cwd=tmp_path).stdout
+        assert "1 completed" in told or "completed" in told
+    whole = nsrelu("sweep", "small.yaml", cwd=tmp_path)
+    assert whole.stdout == "4 runs in results/small: 4 completed (4 done before)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--shard", "0/3"], "--shard: must be K/N with K from 1 to N, got '0/3'"),
+        (["--shard", "4/3"], "--shard: must be K/N with K from 1 to N, got '4/3'"),
+        (["--engine", "rey"], "unknown engine 'rey'; did you mean 'ray'? choose from: local, ray"),
+        (["--collect"], "--collect: goes with --engine ray"),
+        (["--address", "here"], "--address: goes with --engine ray"),
+        (["--checkpoint-after", "-1"], "--checkpoint-after: must be from 0 to 1e9, got -1"),
+        (
+            ["--engine", "ray", "--gpus-per-run", "0"],
+            "--gpus-per-run: must be above 0 and at most 64, got 0",
+        ),
+    ],
+)
+def test_a_wrong_way_to_make_a_study_is_one_line(
+    arguments: list[str], line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    answer = nsrelu("sweep", "small.yaml", *arguments, cwd=tmp_path, code=2)
+    assert answer.stderr == f"nsrelu-bench: {line}\n"
 
 
 def test_list_names_all_that_can_be_named() -> None:
@@ -379,12 +442,49 @@ def test_an_interrupt_ends_at_once_and_keeps_what_was_done(
     process.send_signal(number)
     _, told = process.communicate(timeout=10)
     assert process.returncode == code
-    assert told.endswith("interrupted; the same command goes on from here\n")
+    command = f"nsrelu-bench train {' '.join(TINY)} --epochs 100000 --seeds {seeds}"
+    assert told.endswith(f"nsrelu-bench: interrupted; to go on: {command}\n")
     assert "Traceback" not in told
     for folder in run_folders(tmp_path):
         status = read_status(folder)
         assert status is not None
         assert status.state == "interrupted"
+
+
+def test_the_command_that_goes_on_does_not_begin_anew(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*CLI, "train", *TINY, "--epochs", "100000", "--fresh"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(map(under_way, run_folders(tmp_path))):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=10)
+    assert "--fresh" not in told
+    assert told.endswith("--epochs 100000\n")
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*CLI, "train", *TINY, "--epochs", "100000", "--seeds", "2"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while sum(map(under_way, run_folders(tmp_path))) < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    deadline = time.monotonic() + 5
+    while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def under_way(folder: Path) -> bool:

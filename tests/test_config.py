@@ -75,6 +75,9 @@ def test_every_setting_that_decides_the_numbers_is_part_of_the_run_id(name: str)
         "weight_decay": 0.1,
         "schedule": "cosine",
         "device": "cuda",
+        "augment": "flip",
+        "precision": "bf16",
+        "compile": True,
     }
     value = other.get(name, 7)
     assert RunConfig(**{name: value}).run_id != RunConfig().run_id
@@ -117,7 +120,7 @@ def test_defaults_follow_the_model_and_the_optimizer() -> None:
         ({"seed": 2**64}, f"--seed: must be less than {2**63}, got {2**64}"),
         (
             {"model": "mpl"},
-            "--model: unknown model 'mpl'; did you mean 'mlp'? choose from: mlp, cnn",
+            f"--model: {unknown('mpl', config.MODELS, 'model')}",
         ),
         ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
         ({"optimizer": "sgdx"}, "--optimizer: must be 'sgd', 'adam' or 'adamw', got 'sgdx'"),
@@ -301,3 +304,96 @@ def test_configurations_need_no_torch() -> None:
         "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+GRID = """
+epochs: 2
+grid:
+  act: [relu, nsrelu(0.1), nsrelu(0.3)]
+  lr: [0.1, 0.2]
+seeds: 2
+"""
+
+
+def chosen(path: Path, **overrides: object) -> list[tuple[str, float, int]]:
+    return [(run.act, run.lr, run.seed) for run in read_study(path, overrides).runs]
+
+
+def test_exclude_leaves_out_what_has_all_its_values(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID + "exclude: [{act: [relu, nsrelu(0.1)], lr: 0.2}, {leak: 0.3}]")
+    assert {run[:2] for run in chosen(path)} == {("relu", 0.1), ("nsrelu(0.1)", 0.1)}
+
+
+def test_include_adds_a_grid_of_its_own_with_the_seeds_of_the_study(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID + "include: [{act: selu, lr: [0.3, 0.4]}, {act: gelu, seed: 9}]")
+    assert [run for run in chosen(path) if run[0] in ("selu", "gelu")] == [
+        ("selu", 0.3, 0),
+        ("selu", 0.3, 1),
+        ("selu", 0.4, 0),
+        ("selu", 0.4, 1),
+        ("gelu", 0.02, 9),
+    ]
+    assert len(chosen(path)) == 12 + 5
+
+
+def test_what_is_included_is_not_excluded_and_makes_no_run_twice(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID + "exclude: [{lr: 0.2}]\ninclude: [{act: relu, lr: [0.1, 0.2]}]")
+    acts = ("relu", "nsrelu(0.1)", "nsrelu(0.3)")
+    grid = [(act, 0.1, seed) for act in acts for seed in (0, 1)]
+    assert chosen(path) == [*grid, ("relu", 0.2, 0), ("relu", 0.2, 1)]
+
+
+def test_an_override_goes_before_grid_and_include(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID + "exclude: [{lr: 0.2}]\ninclude: [{act: elu, lr: 0.3}]")
+    assert {run[1] for run in chosen(path, lr=0.5)} == {0.5}
+    assert len(chosen(path, lr=0.5, seeds=1)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("exclude: {lr: 0.2}", "exclude: must be a list of mappings from settings to values, got"),
+        ("exclude: [{lr: 0.7}]", "exclude[0]: leaves out no run of the grid"),
+        ("exclude: [{}]", "exclude[0]: must name a setting and its values, got {}"),
+        ("include: [{lr: []}]", "include[0]: must name a setting and its values, got {'lr': []}"),
+        ("include: [{lr: [-1]}]", "include[0].lr: must be greater than or equal to 0, got -1"),
+        ("exclude: [{act: gelo}]", "exclude[0].act: unknown activation 'gelo'; did you mean"),
+        ("include: [{epoch: 1}]", "include[0].epoch: unknown setting 'epoch'; did you mean"),
+    ],
+)
+def test_a_mistake_in_exclude_or_include_is_told_with_its_place(
+    text: str, line: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, GRID + text)
+    with pytest.raises(UsageError) as error:
+        read_study(path)
+    assert str(error.value).startswith(f"{path}: {line}")
+    assert "\n" not in str(error.value)
+
+
+def test_an_included_grid_counts_when_a_study_is_too_large(tmp_path: Path) -> None:
+    numbers = list(range(1, 1001))
+    path = write(tmp_path, GRID + f"include: [{{width: {numbers}, batch_size: {numbers}}}]")
+    with pytest.raises(UsageError, match="makes 2000012 runs, at most 100000 are allowed"):
+        read_study(path)
+
+
+def test_a_study_keeps_what_was_asked(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, GRID), {"seeds": 1, "lr": 0.5})
+    again = make_study(study.asked, "another name")
+    assert (again.name, again.runs) == (study.name, study.runs)
+
+
+def test_automatic_is_the_device_that_there_is() -> None:
+    import torch
+
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    assert RunConfig(device="auto").device == there
+    assert RunConfig(device="auto") == RunConfig(device=there)
+
+
+def test_augmentations_have_one_order_and_a_deep_model_one_depth() -> None:
+    assert RunConfig(augment="cutout + crop").augment == "crop+cutout"
+    assert "--augment: unknown augmentation 'flop'" in message(augment="flop")
+    assert RunConfig(model="resnet18", depth=18).depth == 18
+    assert "depth: resnet18 has 18 layers" in message(model="resnet18", depth=5)

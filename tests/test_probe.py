@@ -696,7 +696,7 @@ def test_an_activation_alone_is_a_model():
 
 
 class Branches(nn.Module):
-    """Two layers that run before either's activation does."""
+    """Two layers that run before either's activation does, and a site of both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -709,14 +709,67 @@ class Branches(nn.Module):
         return self.head(torch.cat([self.act_a(u), self.act_b(v), self.act_sum(u + v)], 1))
 
 
-def test_where_it_can_not_be_told_which_layer_feeds_a_site_its_weights_are_empty():
+def norm(*gradients):
+    return pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_site_has_the_weights_of_the_layers_that_lead_to_it_whatever_ran_last(parts):
     model = Branches()
-    images, labels = torch.randn(20, 4), torch.arange(20) % 3
-    rows = {row["layer"]: row for row in measure(model, images, labels).layers}
+    images, labels = torch.randn(21, 4), torch.arange(21) % 3
+    rows = {
+        row["layer"]: row["grad_norm"]
+        for row in measure(model, images, labels, batch_size=21 // parts).layers
+    }
     F.cross_entropy(model(images), labels).backward()
-    assert rows["act_a"]["grad_norm"] is None
-    assert rows["act_b"]["grad_norm"] == pytest.approx(model.b.weight.grad.norm().item())
-    assert rows["act_a"]["pre_grad_norm"] > 0
+    a, b = model.a.weight.grad, model.b.weight.grad
+    assert rows == {"act_a": norm(a), "act_b": norm(b), "act_sum": norm(a, b)}
+
+
+class Stream(nn.Module):
+    """Pre-activation blocks, each of which adds to a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.act_one, self.act_two, self.act_head = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.norm, self.head = nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.one(self.act_one(self.norm(x)))
+        x = x + self.two(self.act_two(x))
+        return self.head(self.act_head(x))
+
+
+def test_in_a_stream_a_site_has_the_weights_of_the_last_block():
+    model = Stream().eval()
+    images, labels = torch.randn(20, 4), torch.arange(20) % 3
+    rows = {row["layer"]: row["grad_norm"] for row in measure(model, images, labels).layers}
+    F.cross_entropy(model(images), labels).backward()
+    assert rows == {
+        "act_one": norm(model.stem.weight.grad),
+        "act_two": norm(model.one.weight.grad),
+        "act_head": norm(model.two.weight.grad),
+    }
+
+
+def test_a_site_that_is_fed_from_outside_of_the_graph_has_no_weights():
+    class Cut(Branches):
+        def forward(self, x):
+            return self.head(torch.cat([self.act_a(self.a(x).detach())] * 3, 1))
+
+    rows = measure(Cut(), torch.randn(20, 4), torch.arange(20) % 3).layers
+    assert [(row["layer"], row["grad_norm"]) for row in rows] == [("act_a", None)]
+
+
+def test_a_pass_without_gradients_before_another_hides_no_weights():
+    model = Branches()
+    with ActivationProbe(model) as probe:
+        with torch.no_grad():
+            model(torch.randn(5, 4))
+        model(torch.randn(5, 4)).sum().backward()
+    assert probe.frame()["grad_norm"][0] == norm(model.a.weight.grad)
 
 
 def test_without_a_measure_at_the_sites_none_is_looked_at(monkeypatch):

@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from nsrelu_bench.config import read_run, run_config
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import (
     COLUMNS,
+    RunDoneError,
+    RunLockedError,
     RunWriter,
+    Status,
     mark,
     read_status,
 )
@@ -71,7 +75,7 @@ def test_measures_between_epochs_have_a_file_of_their_own(tmp_path: Path) -> Non
     (folder / "steps.csv").write_text("step\n")
     status = read_status(folder)
     assert status is not None
-    assert status.error == "steps.csv is not as it was written"
+    assert status.error == "steps.csv is not as it was written (line 1 is no header)"
 
 
 def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
     assert status.diverged_epoch == status.epoch
     assert status.diverged_step
     last = pd.read_csv(folder / "metrics.csv").iloc[-1]
-    assert last.drop(["epoch", "step", "lr"]).isna().all()
+    assert last.drop(["epoch", "step", "lr", "task"]).isna().all()
 
 
 @pytest.mark.parametrize("error", [ValueError("bad\nthing"), KeyboardInterrupt(), GeneratorExit()])
@@ -131,7 +135,10 @@ def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
         path.write_bytes(content[:-5] if damage == "cut" else flipped)
     status = read_status(folder)
     assert status is not None
-    assert (status.state, status.error) == ("failed", f"{name} is not as it was written")
+    assert status.state == "failed"
+    told = str(status.error).removeprefix(f"{name} is not as it was written")
+    if name.endswith(".csv"):
+        assert {"cut": "is cut off" in told, "flipped": not told, "gone": "missing" in told}[damage]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "great"}', '{"state": 1, "x": 2}'])
@@ -178,15 +185,80 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     other.stdout.readline()
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     told = "run: another process is making this run"
-    with pytest.raises(BenchError, match=told), RunWriter(tmp_path / "run", tiny()):
+    with pytest.raises(RunLockedError, match=told), RunWriter(tmp_path / "run", tiny()):
         pass
+    assert mark(tmp_path / "run", "failed").state == "failed"  # not on disk
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
     status = read_status(tmp_path / "run")
     assert status is not None
     assert status.state == "running"
     other.communicate("go on")
-    with RunWriter(tmp_path / "run", tiny()):
+    with pytest.raises(RunDoneError, match="done already"), RunWriter(tmp_path / "run", tiny()):
         pass
+    with RunWriter(tmp_path / "run", tiny(), fresh=True):
+        pass
+
+
+def test_a_run_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", tiny()):
+        begun = (tmp_path / "run" / "status.json").read_bytes()
+    (tmp_path / "run" / "status.json").write_bytes(begun)
+    assert json.loads(begun)["state"] == "running"
+    assert read_status(tmp_path / "run") == Status("interrupted")
+    (tmp_path / "run" / ".lock").unlink()  # as in a copy
+    assert read_status(tmp_path / "run") == Status("interrupted")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_run_whose_files_can_not_be_read_is_not_made_again(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study / tiny().run_id
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def unreadable(path: Path, length: int | None = None) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_sha256", unreadable)
+        told = "its files can't be read (Input/output error)"
+        assert read_status(folder) == Status("failed", error=told)
+        with pytest.raises(BenchError, match="Input/output error"), RunWriter(folder, tiny()):
+            pass
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_process_left_half_written_is_thrown_away(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    for name in ("status.json", "config.yaml", "env.json", "metrics.csv"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        (folder / f".{name}.4711.tmp").write_bytes(content[:7])
+    assert make(tmp_path) == folder
+    left = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    assert left.pop("timing.csv") != whole.pop("timing.csv")
+    assert left == whole
+    assert not list(folder.glob(".*.tmp"))
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "completed"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_an_interrupt_is_not_lost_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with RunWriter(tmp_path / "run", tiny()):
+            monkeypatch.setattr(os, "fsync", full)
+            raise stop
+
+    with pytest.raises(stop):
+        write()
 
 
 def test_a_disk_that_is_full_leaves_a_failed_run(tmp_path: Path) -> None:

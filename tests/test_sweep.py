@@ -3,15 +3,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import TINY, tiny
+from conftest import DIVERGING, TINY, tiny
 
 from nsrelu_bench import train
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.records import read_status
-from nsrelu_bench.sweep import Event, run_all
+from nsrelu_bench.sweep import Event, Manner, run_all
 
 RUNS = [tiny(act=act, seed=seed) for act in ("relu", "nsrelu(0.1)") for seed in (0, 1)]
 
@@ -29,10 +30,10 @@ def files(study: Path) -> dict[str, bytes]:
 
 
 def test_the_numbers_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
-    for workers in (1, 2):
+    for workers in (0, 1, 2):
         events = list(run_all(RUNS, tmp_path / str(workers), workers=workers))
         assert [e.status.state for e in last_events(events).values()] == ["completed"] * 4
-    assert files(tmp_path / "1") == files(tmp_path / "2")
+    assert files(tmp_path / "0") == files(tmp_path / "1") == files(tmp_path / "2")
 
 
 def test_runs_that_are_done_are_kept_and_new_ones_are_made(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_runs_that_are_done_are_kept_and_new_ones_are_made(tmp_path: Path) -> No
 
 def test_fresh_makes_runs_again(tmp_path: Path) -> None:
     list(run_all(RUNS[:1], tmp_path))
-    assert not any(event.kept for event in run_all(RUNS[:1], tmp_path, fresh=True))
+    assert not any(event.kept for event in run_all(RUNS[:1], tmp_path, manner=Manner(fresh=True)))
 
 
 def test_a_damaged_run_is_made_again_and_is_the_same(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 ) -> None:
     real = train.run
 
-    def failing(config: object) -> object:
+    def failing(config: object, _: object) -> object:
         if config == RUNS[0]:
             raise ValueError("no luck")
         return real(RUNS[1])
@@ -168,3 +169,75 @@ def test_a_study_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="can't be written"):
         list(run_all(RUNS, tmp_path / "file" / "study"))
+
+
+def test_retry_makes_only_runs_that_ended_so(tmp_path: Path) -> None:
+    list(run_all(RUNS[:3], tmp_path))
+    mark_(tmp_path / RUNS[0].run_id, "failed")
+    mark_(tmp_path / RUNS[1].run_id, "interrupted")
+    events = list(run_all(RUNS, tmp_path, manner=Manner(retry=["failed"])))
+    assert {event.config.run_id for event in events if not event.kept} == {RUNS[0].run_id}
+    assert read_status(tmp_path / RUNS[3].run_id) is None
+    told = "--retry: must be one of running, completed, diverged, failed, interrupted, got 'all'"
+    with pytest.raises(UsageError, match=told):
+        Manner(retry=["all"])
+
+
+def test_retry_makes_diverged_runs_again(tmp_path: Path) -> None:
+    config = tiny(**DIVERGING)
+    list(run_all([config], tmp_path))
+    (kept,) = run_all([config], tmp_path)
+    assert kept.kept
+    *_, last = run_all([config], tmp_path, manner=Manner(retry=["diverged"]))
+    assert not last.kept
+    assert last.status.state == "diverged"
+
+
+def mark_(folder: Path, state: str) -> None:
+    (folder / "status.json").write_text(f'{{"state": "{state}"}}')
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_another_process_makes_is_waited_for_and_not_made_twice(
+    workers: int, tmp_path: Path
+) -> None:
+    long = tiny(epochs=200, seed=9)
+    events = run_all([long, *RUNS], tmp_path, workers=workers)
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()  # it has begun
+    told = list(events)
+    assert other.wait(60) == 0
+    other.stdout.close()
+    mine = [event for event in told if event.config == long]
+    assert mine[0].elsewhere
+    assert mine[-1].kept
+    assert mine[-1].status.state == "completed"
+    assert all(event.kept for event in mine)
+
+
+OTHER = f"""
+import sys
+from pathlib import Path
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.sweep import run_all
+config = RunConfig(**{TINY | {"epochs": 200, "seed": 9}!r})
+for event in run_all([config], Path(sys.argv[1])):
+    print(event.status, flush=True)
+"""
+
+
+def test_signals_do_not_reach_the_workers(tmp_path: Path) -> None:
+    runs = [tiny(epochs=30, seed=seed) for seed in (0, 1)]
+    sent = False
+    events = []
+    for event in run_all(runs, tmp_path, workers=2):
+        events.append(event)
+        if event.status.epoch == 1 and not sent:
+            sent = True
+            for child in children():
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    with suppress(ProcessLookupError):  # ps itself
+                        os.kill(child, number)
+    assert sent
+    assert {event.status.state for event in last_events(events).values()} == {"completed"}

@@ -1,5 +1,7 @@
+import io
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,9 +91,9 @@ def test_activations_with_one_seed_see_the_same_weights_and_batches(
     seen: dict[str, list[torch.Tensor]] = {}
     step = train._train_step
 
-    def recording(model: Any, optimizer: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
+    def recording(model: Any, optimizer: Any, inputs: torch.Tensor, *rest: Any) -> Any:
         seen[act].append(inputs.clone())
-        return step(model, optimizer, inputs, labels)
+        return step(model, optimizer, inputs, *rest)
 
     monkeypatch.setattr(train, "_train_step", recording)
     start = {}
@@ -110,8 +112,8 @@ def test_every_epoch_sees_every_example_once_in_a_new_order(
     orders = []
     batches = train._batches
 
-    def recording(split: Any, batch_size: int, order: torch.Generator) -> Any:
-        cut = list(batches(split, batch_size, order))
+    def recording(*arguments: Any) -> Any:
+        cut = list(batches(*arguments))
         orders.append(torch.cat([images for images, _ in cut]).flatten(1))
         return cut
 
@@ -144,7 +146,7 @@ def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
     assert last.diverged_step is not None
     assert 0 < last.diverged_step <= last.metrics["step"]
     assert len(epochs) - 1 == last.metrics["epoch"] <= 3
-    assert set(last.metrics) == {"epoch", "step", "lr"}
+    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
     assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * 2
     assert all(epoch.diverged_step is None for epoch in epochs[:-1])
 
@@ -223,7 +225,7 @@ def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing()
     config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
     *_, last = run(config)
     assert last.diverged_step is not None
-    assert set(last.metrics) == {"epoch", "step", "lr"}
+    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
     assert len(last.layers) == 20
     assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
@@ -264,3 +266,57 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     next(run(tiny(model="cnn")))
     weight = built[0].get_submodule("conv2").weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *EVERY_KIND,
+        {"optimizer": "adam", "tasks": 2, "probe_every": 7},
+        {"model": "cnn", "augment": "crop+flip+cutout", "width": 4},
+    ],
+)
+def test_a_run_that_goes_on_from_a_checkpoint_gives_the_bits_of_one_never_stopped(
+    settings: dict[str, Any],
+) -> None:
+    config = tiny(epochs=3, **settings) if "epochs" not in settings else tiny(**settings)
+    whole = list(run(config))
+    for stop in (0, 1, config.total_epochs - 1):
+        saved = io.BytesIO()
+        for epoch in run(config):
+            if epoch.metrics["epoch"] == stop:
+                torch.save(epoch.checkpoint(), saved)
+                break
+        saved.seek(0)
+        rest = list(run(config, torch.load(saved, weights_only=True)))
+        assert numbers(rest) == numbers(whole[stop + 1 :])
+        assert [epoch.steps for epoch in rest] == [epoch.steps for epoch in whole[stop + 1 :]]
+        assert rest[-1].quantiles == whole[-1].quantiles
+
+
+def test_a_later_task_has_the_same_images_with_their_pixels_in_another_order() -> None:
+    data = train.load_dataset(tiny())
+    one, other = train._permuted(data, 0, 1), train._permuted(data, 0, 2)
+    pixels = [split.images.flatten(1).sort(1)[0] for split in (data.test, one.test, other.test)]
+    assert torch.equal(pixels[0], pixels[1])
+    assert torch.equal(pixels[0], pixels[2])
+    assert not torch.equal(one.test.images, other.test.images)
+    assert torch.equal(one.test.labels, data.test.labels)
+    # One order for all images and splits of a task.
+    moved = train._permuted(replace(data, test=data.train), 0, 1)
+    assert torch.equal(moved.test.images, one.train.images)
+
+
+def test_tasks_come_one_after_another_and_each_is_learned_anew() -> None:
+    epochs = [epoch.metrics for epoch in run(tiny(epochs=2, tasks=3, width=32))]
+    assert [metrics["task"] for metrics in epochs] == [1, 1, 1, 2, 2, 3, 3]
+    assert [metrics["epoch"] for metrics in epochs] == [0, 1, 2, 3, 4, 5, 6]
+    alone = [epoch.metrics for epoch in run(tiny(epochs=2, width=32))]
+    assert epochs[:3] == alone
+
+
+def test_mixed_precision_trains_to_other_numbers_and_measures_in_full() -> None:
+    full, mixed = (list(run(tiny(precision=name, width=32))) for name in ("fp32", "bf16"))
+    assert full[0].metrics == mixed[0].metrics
+    assert full[1].metrics["train_loss"] != mixed[1].metrics["train_loss"]
+    assert full[1].metrics["train_loss"] == pytest.approx(mixed[1].metrics["train_loss"], rel=0.1)

@@ -1,0 +1,188 @@
+"""What a training step costs by the way it is computed, over the way that a run computes it.
+
+    python benchmarks/training_speed.py --models mlp cnn [--rounds 9] [--device cpu]
+    python benchmarks/training_speed.py --models resnet18 --batch-size 16
+
+A run's way: channels last for convolutions, fp32, not compiled, fused SGD with momentum, one
+thread, batches cut from tensors in memory, no waiting for the loss; nsrelu(0.1), and batch norm in
+the ResNet. All ways take turns in one process: a round is a turn of each, a turn is as many steps
+as take about --turn seconds of the run's way. Shown are the median time of a step over that of
+another way, its quartiles, and whether the weights after 3 steps are those of that way, bit for
+bit. A DataLoader script is what people write: a DataLoader without workers, and `loss.item()`
+after every step.
+
+On cuda every turn ends with a synchronisation; there are no threads to vary.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.models import build_model
+
+Batch = tuple[Tensor, Tensor]
+SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
+BATCHES = 40
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are computed; the defaults are a run's."""
+
+    channels_last: bool = True
+    precision: str = "fp32"
+    compiled: bool = False
+    optimizer: str = "SGD"
+    update: str = "fused"
+    threads: int = 1
+    loader: bool = False
+
+
+RUN, ADAM = Way(), Way(optimizer="Adam")
+#: Each way by its name, with the way that it is compared with.
+WAYS: dict[str, tuple[Way, Way]] = {
+    "as a run": (RUN, RUN),
+    "contiguous": (Way(channels_last=False), RUN),
+    "bf16": (Way(precision="bf16"), RUN),
+    "bf16, contiguous": (Way(channels_last=False, precision="bf16"), RUN),
+    "compiled": (Way(compiled=True), RUN),
+    "compiled, bf16": (Way(compiled=True, precision="bf16"), RUN),
+    "2 threads": (Way(threads=2), RUN),
+    "DataLoader script": (Way(loader=True), RUN),
+    "SGD, foreach": (Way(update="foreach"), RUN),
+    "SGD, for loop": (Way(update="for loop"), RUN),
+    "Adam, fused": (ADAM, RUN),
+    "Adam, foreach": (Way(optimizer="Adam", update="foreach"), ADAM),
+    "Adam, for loop": (Way(optimizer="Adam", update="for loop"), ADAM),
+}
+
+
+class Trainer:
+    """A model that takes steps in one way."""
+
+    def __init__(self, name: str, way: Way, device: str, batch_size: int) -> None:
+        torch.manual_seed(0)
+        shape, examples = SHAPES[name], BATCHES * batch_size
+        self.way, self.device = way, device
+        last = way.channels_last and name != "mlp"
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        model = build_model(RunConfig(model=name, batch_norm=name == "resnet18"), shape, 10)
+        self.model = model.to(device).to(memory_format=memory_format)
+        self.called = torch.compile(self.model) if way.compiled else self.model
+        self.optimizer = optimizer(self.model, way)
+        images = torch.randn(examples, *shape).to(device, memory_format=memory_format)
+        self.data = images, torch.arange(examples, device=device) % 10
+        self.batches = self._batches(batch_size)
+
+    def _batches(self, size: int) -> Iterator[Batch]:
+        while True:
+            if self.way.loader:
+                yield from DataLoader(TensorDataset(*(t.cpu() for t in self.data)), size)
+            else:
+                yield from zip(*(torch.split(t, size) for t in self.data), strict=True)
+
+    def steps(self, count: int) -> float:
+        """Take so many steps; return the seconds of one."""
+        torch.set_num_threads(self.way.threads)
+        self._wait()
+        start = time.perf_counter()
+        for images, labels in itertools.islice(self.batches, count):
+            self.step(images.to(self.device), labels.to(self.device))
+        self._wait()
+        return (time.perf_counter() - start) / count
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.way.precision == "bf16"):
+            logits = self.called(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        if self.way.loader:
+            loss.item()
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def weights(self) -> list[Tensor]:
+        """Return a copy of the weights."""
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+
+def optimizer(model: nn.Module, way: Way) -> torch.optim.Optimizer:
+    """Return the optimizer of a way."""
+    kinds = {"fused": way.update == "fused", "foreach": way.update == "foreach"}
+    if way.optimizer == "SGD":
+        return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, **kinds)
+    return torch.optim.Adam(model.parameters(), lr=1e-4, **kinds)
+
+
+def compare(name: str, given: argparse.Namespace) -> None:
+    """Print one model's table."""
+    ways = {
+        label: pair
+        for label, pair in WAYS.items()
+        if (name != "mlp" or pair[0].channels_last)
+        and not (given.device == "cuda" and pair[0].threads > 1)
+    }
+    trainers = {way: Trainer(name, way, given.device, given.batch_size) for way, _ in ways.values()}
+    weights = {}
+    for way, trainer in trainers.items():
+        trainer.steps(3)
+        weights[way] = trainer.weights()
+        trainer.steps(2)
+    count = max(1, round(given.turn / trainers[RUN].steps(2)))
+    times: dict[Way, list[float]] = {way: [] for way in trainers}
+    for _ in range(given.rounds):
+        for way, trainer in trainers.items():
+            times[way].append(trainer.steps(count))
+    middle = {way: statistics.median(taken) for way, taken in times.items()}
+    print(
+        f"{name}, batches of {given.batch_size}, {given.rounds} rounds of {count} steps;"
+        f" as a run {middle[RUN] * 1e3:.2f} ms a step\n"
+    )
+    print("| way | time of a step | quartiles | over that of | same bits |")
+    print("|---|---|---|---|---|")
+    for label, (way, base) in ways.items():
+        low, _, high = (t / middle[base] for t in statistics.quantiles(times[way], n=4))
+        other = next(label for label, (each, _) in ways.items() if each == base)
+        same = all(map(torch.equal, weights[way], weights[base]))
+        print(
+            f"| {label} | {middle[way] / middle[base]:.2f} | {low:.2f} to {high:.2f} | {other} |"
+            f" {'yes' if same else 'no'} |",
+            flush=True,
+        )
+    print(flush=True)
+
+
+def main() -> None:
+    """Print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--turn", type=float, default=0.2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given = parser.parse_args()
+    place = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"torch {torch.__version__}, {given.device}: {place}, {load}\n")
+    for name in given.models:
+        compare(name, given)
+
+
+if __name__ == "__main__":
+    main()

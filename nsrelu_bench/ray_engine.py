@@ -1,0 +1,464 @@
+"""A study on Ray: a task a run, on this machine or on a cluster. Ray is imported here alone.
+
+The study's process hands out the runs and does those again whose node was lost. A task writes its
+run's folder where all nodes share the results; with `collect` it sends the files back instead.
+"""
+
+import functools
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.records import (
+    RunDoneError,
+    RunLockedError,
+    Status,
+    failed,
+    mark,
+    read_status,
+    replace_file,
+    writing,
+)
+from nsrelu_bench.sweep import LOOK_S, USUAL, Event, Manner, execute
+
+#: How often a run is begun whose node or process is lost each time.
+ATTEMPTS = 4
+#: How long to wait for the cluster's port to answer.
+CONNECT_S = 5.0
+#: How long a task may take to end by itself before its process is killed, and then to be gone.
+GRACE_S = 1.5
+
+#: For every process of Ray that is started from here; what the user set stands.
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_NUM_REDIS_GET_RETRIES": "3",  # tries to connect, a second or more each; Ray's own is 20
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+#: Ray's least, in bytes: a run's files are small.
+OBJECT_STORE = 80 * 2**20
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a task needs to make a run as the study's process would."""
+
+    config: RunConfig
+    run_id: str
+    study: Path
+    marker: Path | None  # a file that a node sees if it shares the results; None: collect
+    manner: Manner
+    working_dir: Path
+    command: list[str]
+
+
+@dataclass(eq=False)
+class _Job:
+    """A run in the hands of the study's process, and its task while it has one."""
+
+    config: RunConfig
+    attempt: int = 1
+    stream: Any = None
+    lock: FileLock | None = None
+    begun: bool = False
+
+
+class _UnfitError(BenchError):
+    """A node can't make the study's runs; another run would fare no better there."""
+
+
+def on_ray(
+    runs: Sequence[RunConfig],
+    study: Path,
+    manner: Manner = USUAL,
+    *,
+    address: str | None = None,
+    collect: bool = False,
+    gpus: float | None = None,
+) -> Generator[Event, None, None]:
+    """Make runs on Ray, each into its folder below `study`; an engine of `run_all`.
+
+    Closing the iterator cancels the runs that are under way and marks them interrupted.
+
+    Args:
+        runs: What to run.
+        study: The study's folder.
+        manner: How.
+        address: Of a cluster that this machine is a node of, as host:port; None: a Ray of its
+            own, on this machine alone, that goes with the study.
+        collect: The nodes share no results folder: bring the files here.
+        gpus: What part of a GPU a run on cuda takes; 1 if not told.
+
+    Raises:
+        BenchError: Ray is not installed, can't be reached, or has no node fit for the runs.
+        UsageError: The address or the part of a GPU makes no sense.
+    """
+    if gpus is not None and not 0 < gpus <= 1:
+        raise UsageError(f"--gpus-per-run: must be above 0 and at most 1, got {gpus:g}")
+    if address is not None:
+        _reach(address)
+    if not runs:
+        return
+    with _connected(address) as ray, _marked(study, collect=collect) as marker:
+        cluster = _Cluster(ray, study.resolve(), marker, manner, gpus)
+        cluster.find_room(runs)
+        yield from _make_all(cluster, runs)
+
+
+def _reach(address: str) -> None:
+    """Find out quickly whether anything answers at an address: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or "/" in host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--address: must be host:port of the head node, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BenchError(f"--address: no Ray cluster answers at {address} ({reason})") from error
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Import Ray and connect to it, or start one; gives back what Ray took of the process."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"address": address}
+    with ExitStack() as stack:
+        if address is None:
+            # Nobody else is to use this Ray: it listens on loopback, and its token is a secret
+            # of these processes rather than a file.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            # Ray keeps its logs; these go with it.
+            folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            options = {
+                "address": "local",
+                "num_cpus": _cores(),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE,
+                "_temp_dir": stack.enter_context(folder),
+            }
+        try:
+            ray = importlib.import_module("ray")
+        except ImportError as error:
+            raise BenchError(
+                "engine ray needs ray, which is not installed; pip install 'nsrelu-bench[ray]'"
+            ) from error
+        stack.callback(ray.shutdown)
+        # log_to_driver is not all: Ray prints what it has to say of a lost node to stdout.
+        ray._private.worker._worker_logs_enabled = False
+        with _signals_kept(), _stderr_shut():
+            try:
+                ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                raise BenchError(_why_not(error, address)) from error
+        yield ray
+
+
+def _why_not(error: BaseException, address: str | None) -> str:
+    """Say in one line why Ray can't be had."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    place = "engine ray" if address is None else f"--address: {address}"
+    if "Unauthenticated" in texts[-1]:
+        return (
+            f"{place} refuses the token of this process; give it the cluster's"
+            " (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+        )
+    return f"{place}: {' '.join(texts[0].split())}"
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Let Ray start without keeping its own answer to SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # Ray's answer, while it starts
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _marked(study: Path, *, collect: bool) -> Iterator[Path | None]:
+    """Put a file into the study's folder by which a node knows that it sees this very folder."""
+    if collect:
+        yield None
+        return
+    marker = study.resolve() / f".ray-{secrets.token_hex(8)}"
+    with writing(study):
+        marker.touch()
+    try:
+        yield marker
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stderr_shut() -> Iterator[None]:
+    """Keep from the screen what Ray's C++ part writes when it can't connect: an error says it."""
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(nowhere)
+        os.close(before)
+
+
+def _make_all(cluster: "_Cluster", runs: Sequence[RunConfig]) -> Iterator[Event]:
+    waiting = deque(_Job(config) for config in runs)
+    later: list[tuple[float, _Job]] = []  # runs that are made elsewhere, or whose node was lost
+    jobs: dict[Any, _Job] = {}
+    try:
+        while waiting or later or jobs:
+            now = time.monotonic()
+            waiting.extend(job for when, job in later if when <= now)
+            later = [(when, job) for when, job in later if when > now]
+            room = cluster.room() - len(jobs)
+            for job in [waiting.popleft() for _ in range(min(room, len(waiting)))]:
+                event = cluster.begin(job)
+                if event is None:
+                    jobs[job.stream] = job
+                    continue
+                if event.elsewhere:
+                    later.append((now + LOOK_S, job))
+                yield event
+            for stream in cluster.ready(list(jobs)):
+                event = cluster.receive(job := jobs[stream])
+                if event is None:
+                    later.append((now + 2.0**job.attempt, job))
+                    job.attempt += 1
+                elif event.elsewhere:
+                    later.append((now + LOOK_S, job))
+                if event is None or event.elsewhere or event.status.state != "running":
+                    del jobs[stream]
+                if event is not None:
+                    yield event
+    finally:
+        cluster.cancel(list(jobs.values()))
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """A Ray that this process is connected to, and what all runs of the study share."""
+
+    ray: Any
+    study: Path
+    marker: Path | None
+    manner: Manner
+    gpus: float | None
+
+    def needs(self, config: RunConfig) -> dict[str, float]:
+        """What a run takes of a node, in Ray's names."""
+        gpu = {"GPU": self.gpus or 1.0} if config.device == "cuda" else {}
+        return {"CPU": float(config.threads), **gpu}
+
+    def find_room(self, runs: Sequence[RunConfig]) -> None:
+        """Refuse a run that no node has room for: Ray would wait for one without end."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        for config in runs:
+            needs = self.needs(config)
+            if not any(all(node.get(k, 0) >= n for k, n in needs.items()) for node in nodes):
+                has = "; ".join(_amounts({k: node.get(k, 0) for k in needs}) for node in nodes)
+                raise BenchError(
+                    f"{config.run_id}: needs a node with {_amounts(needs)}; there is {has}"
+                )
+
+    def room(self) -> int:
+        """How many runs to have with Ray at once: more than it can make, so that none waits."""
+        return 2 + 2 * int(self.ray.cluster_resources().get("CPU", 0))
+
+    def begin(self, job: _Job) -> Event | None:
+        """Hand a run to Ray; an event if there is no need, since it is done or made elsewhere."""
+        config = job.config
+        if self.marker is None:
+            try:
+                job.lock = _claim(self.study / config.run_id, self.manner)
+            except RunLockedError:
+                return Event(config, Status("running"), kept=True)
+            except RunDoneError as done:
+                return Event(config, done.status, kept=True)
+        order = _Order(
+            config, config.run_id, self.study, self.marker, self.manner, Path.cwd(), sys.argv
+        )
+        needs = self.needs(config)
+        # Ray's own retries would go through the events of a run again from the first.
+        task = self.ray.remote(_make).options(
+            num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0
+        )
+        job.stream = task.remote(order)
+        return None
+
+    def ready(self, streams: list[Any]) -> list[Any]:
+        """Wait a moment for the next event of any run."""
+        if not streams:
+            time.sleep(LOOK_S)
+            return []
+        ready: list[Any] = self.ray.wait(streams, timeout=LOOK_S)[0]
+        return ready
+
+    def receive(self, job: _Job) -> Event | None:
+        """Take a run's next event; None if its process was lost and it is to be made again."""
+        errors = self.ray.exceptions
+        try:
+            event, files = self.ray.get(next(job.stream))
+        except errors.RayTaskError as error:
+            raise _UnfitError(f"engine ray: {_one_line(error.cause)}") from error
+        except (StopIteration, errors.RayError) as error:
+            event, files = self._lost(job, error), {}
+        job.begun = event is not None and not event.elsewhere
+        if job.lock is not None and (event is None or event.status.state != "running"):
+            try:
+                _keep(self.study / job.config.run_id, files)
+            except BenchError as error:
+                event = replace(event, status=failed(event.status, error))
+            finally:
+                job.lock.release()
+        return event
+
+    def _lost(self, job: _Job, error: Exception) -> Event | None:
+        if job.attempt < ATTEMPTS:
+            return None
+        told = f"its process or its node was lost {ATTEMPTS} times ({_one_line(error)})"
+        return Event(job.config, mark(self.study / job.config.run_id, "failed", told))
+
+    def cancel(self, jobs: Sequence[_Job]) -> None:
+        """End the runs that are under way, and write down that they were interrupted."""
+        left = [job.stream.completed() for job in jobs]
+        for force in (False, True):
+            if left:
+                for job in jobs:
+                    self.ray.cancel(job.stream, force=force)
+                left = self.ray.wait(left, num_returns=len(left), timeout=GRACE_S)[1]
+        for job in jobs:
+            if job.begun or job.lock is not None:
+                mark(self.study / job.config.run_id, "interrupted")
+            if job.lock is not None:
+                job.lock.release()
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _claim(folder: Path, manner: Manner) -> FileLock:
+    """Take a run whose folder this process is to write.
+
+    Raises:
+        RunLockedError: Another process has it.
+        RunDoneError: It is done, and is not to be done again.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunLockedError(f"{folder}: another process is making this run") from None
+    status = None if manner.anew else read_status(folder)
+    if status is not None and status.done:
+        lock.release()
+        raise RunDoneError(status)
+    return lock
+
+
+def _keep(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the files of a run that was made elsewhere, its status last."""
+    with writing(folder):
+        if files:
+            # A status that vouches for other files must not outlive them.
+            (folder / "status.json").unlink(missing_ok=True)
+        for name in sorted(files, key="status.json".__eq__):
+            replace_file(folder / name, files[name])
+
+
+def _make(order: _Order) -> Iterator[tuple[Event, dict[str, str]]]:
+    """Make a run on a node; with the last event come the run's files if they are not shared."""
+    _check_node(order)
+    _end_with_node()
+    sys.argv = order.command
+    if order.working_dir.is_dir():
+        os.chdir(order.working_dir)
+    if order.marker is not None:
+        for event in execute(order.config, order.study / order.run_id, order.manner):
+            yield event, {}
+        return
+    with tempfile.TemporaryDirectory(prefix="nsrelu-bench-") as scratch:
+        folder = Path(scratch) / order.run_id
+        for event in execute(order.config, folder, order.manner):
+            yield event, {} if event.status.state == "running" else _files(folder)
+
+
+def _check_node(order: _Order) -> None:
+    here = socket.gethostname()
+    if order.config.run_id != order.run_id:
+        raise BenchError(
+            f"node {here} has another version of nsrelu-bench: its numbers would be others"
+        )
+    if order.marker is not None and not order.marker.exists():
+        raise BenchError(
+            f"node {here} does not see {order.study}: share that folder, or give --collect"
+        )
+
+
+@functools.cache
+def _end_with_node() -> None:
+    """End this process soon after the node's own, whose child it is; Ray takes half a minute."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Read what a run left; a checkpoint stays behind."""
+    return {
+        path.name: path.read_bytes().decode()
+        for path in folder.iterdir()
+        if path.suffix in (".yaml", ".json", ".csv")
+    }
