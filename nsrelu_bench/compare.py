@@ -6,8 +6,8 @@ words.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from nsrelu_bench.groups import (
     varies,
     varying_settings,
 )
+from nsrelu_bench.results import ENVIRONMENT
 
 Array = npt.NDArray[np.float64]
 
@@ -91,6 +92,7 @@ class Comparison:
         confidence: The coverage of the intervals.
         shared: For each section, the settings that its runs have in common.
         tuned: The settings that were chosen by validation accuracy.
+        mixed: What the runs were made with where that differs, such as versions of torch.
     """
 
     rows: pd.DataFrame
@@ -99,6 +101,7 @@ class Comparison:
     confidence: float
     shared: dict[str, str]
     tuned: tuple[str, ...] = ()
+    mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def tests(self) -> int:
@@ -252,11 +255,23 @@ def compare(
     rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
     shared = dict(zip(frame["section"], frame["shared"], strict=True))
     return Comparison(
-        _sort(rows, sort), tuple(metrics), label, confidence, shared=shared, tuned=tuple(tune)
+        _sort(rows, sort),
+        tuple(metrics),
+        label,
+        confidence,
+        shared=shared,
+        tuned=tuple(tune),
+        mixed=_mixed(frame),
     )
 
 
 KEYS = ["section", "group", "metric"]
+
+
+def _mixed(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Find what the numbers of the runs depend on beside their configuration, and differs."""
+    made_with = {name: sorted(set(runs[name].dropna())) for name in ENVIRONMENT if name in runs}
+    return {name: values for name, values in made_with.items() if len(values) > 1}
 
 
 def _final_values(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -441,6 +456,10 @@ def notes(comparison: Comparison) -> list[str]:
         f"{metric}: {part['n'].sum()} of the {part['completed'].sum()} completed runs of "
         f"{len(part)} groups have a value."
         for metric, part in gaps
+    ]
+    lines += [
+        f"Careful: these runs were made with {name} {' and '.join(values)}, which changes numbers."
+        for name, values in comparison.mixed.items()
     ]
     if comparison.tuned:
         lines.append(

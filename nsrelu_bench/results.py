@@ -5,6 +5,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import re
@@ -154,7 +155,7 @@ def _study_rows(
         return list(_read_summary(path, ("act", "seed")).values())
     known: dict[str, dict[str, Any]] = {}
     with suppress(BenchError):
-        known = _read_summary(path, CONFIG_COLUMNS)
+        known = _read_summary(path, (*CONFIG_COLUMNS, *ENVIRONMENT))
         written = path.stat().st_mtime_ns
     began = _clock(study)
     if known and written > (time.time_ns() if began is None else began):
@@ -187,7 +188,8 @@ def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]
     """
     import pandas as pd
 
-    names = dict.fromkeys(("study", "run_id", "state", "error", "act", "backward"), str)
+    texts = ("study", "run_id", "state", "error", "act", "backward", *ENVIRONMENT)
+    names = dict.fromkeys(texts, str)
     try:
         text = path.read_text(encoding="utf-8")
         frame = pd.read_csv(
@@ -201,9 +203,10 @@ def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]
     lacking = [c for c in ("run_id", "state", *needed) if c not in frame]
     if lacking or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))
+    for name in [name for name in frame if frame[name].dtype.kind in "OSU"]:
+        frame[name] = frame[name].map(_plain)
     rows = frame.assign(study=path.absolute().parent.name).to_dict("records")
-    read = [{str(key): _plain(row[key]) for key in row} for row in rows]
-    return {str(row["run_id"]): row for row in read}
+    return {str(row["run_id"]): {str(key): row[key] for key in row} for row in rows}
 
 
 def to_csv(table: "pd.DataFrame") -> str:
@@ -227,7 +230,7 @@ def _plain(value: Any) -> Any:
 
 
 #: What a spreadsheet takes for a formula, and what `to_csv` makes of that.
-FORMULA = re.compile(r"'*([=@\t\r]|[+-].*[(|!])", re.DOTALL)
+FORMULA = re.compile(r"'*([=@\t]|[+-].*[(|!])", re.DOTALL)
 
 
 def _last_change(folder: Path) -> float:
@@ -260,11 +263,11 @@ def _read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> dict[st
         if found and status.done:
             status = replace(status, state="failed", error=f"{name} can't be read ({found})")
     row: dict[str, Any] = {"study": place.parent.name, "run_id": place.name}
-    row |= asdict(status) | _configuration(folder)
+    row |= asdict(status) | _configuration(folder) | _environment(folder)
     if status.done:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
             *_, final = csv.DictReader(file)
-        row |= {name: float(cell or "nan") for name, cell in final.items() if name != "lr"}
+        row |= {name: float(cell or "nan") for name, cell in final.items() if name not in COUNTERS}
     return row
 
 
@@ -272,7 +275,8 @@ def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     """Make a frame of runs, its columns in order."""
     import pandas as pd
 
-    columns = ["study", "run_id", *(field.name for field in fields(Status)), *CONFIG_COLUMNS]
+    ended = (field.name for field in fields(Status))
+    columns = ["study", "run_id", *ended, *CONFIG_COLUMNS, *ENVIRONMENT]
     table = pd.DataFrame(rows)
     return table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
 
@@ -284,6 +288,15 @@ def _configuration(folder: Path) -> dict[str, Any]:
     except (BenchError, ValueError):
         return {}
     return config.settings | {"leak": config.label.leak}
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Read what a run's numbers depend on beside its configuration; empty where it is damaged."""
+    try:
+        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        return {"torch": content["packages"]["torch"], "cpu_capability": content["cpu_capability"]}
+    except (OSError, ValueError, TypeError, LookupError):
+        return dict.fromkeys(ENVIRONMENT)
 
 
 def _configuration_columns() -> Iterator[str]:
@@ -300,3 +313,9 @@ def _stack(frames: list["pd.DataFrame"]) -> "pd.DataFrame":
 
 
 CONFIG_COLUMNS = tuple(_configuration_columns())
+
+#: What a run's numbers depend on beside its configuration; `compare` tells where it is mixed.
+ENVIRONMENT = ("torch", "cpu_capability")
+
+#: Columns of metrics.csv that tell where a row stands, and are no result.
+COUNTERS = ("lr", "task")

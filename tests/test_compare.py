@@ -375,3 +375,11 @@ def test_each_study_has_a_table_of_its_own() -> None:
     assert of_other["group"].tolist() == alone["group"].tolist()
     for column in ("n", "mean", "diff", "p"):
         assert of_other[column].tolist() == pytest.approx(alone[column].tolist(), nan_ok=True)
+
+
+def test_a_study_of_several_versions_of_torch_is_told_so() -> None:
+    runs = TWO.assign(torch="2.14.0", cpu_capability="AVX2")
+    assert not any("Careful" in line for line in c.notes(c.compare(runs, CONFIG)))
+    runs.loc[0, "torch"] = "2.15.0"
+    told = "Careful: these runs were made with torch 2.14.0 and 2.15.0, which changes numbers."
+    assert told in c.notes(c.compare(runs, CONFIG))
