@@ -1,15 +1,14 @@
 """What a training step costs by the way it is computed, over the way that a run computes it.
 
-    python benchmarks/training_speed.py --models mlp cnn [--rounds 9] [--device cpu]
-    python benchmarks/training_speed.py --models resnet18 --batch-size 16
+    python benchmarks/training_speed.py [--models mlp cnn resnet18] [--rounds 9] [--device cpu]
 
 A run's way: channels last for convolutions, fp32, not compiled, fused SGD with momentum, one
 thread, batches cut from tensors in memory, no waiting for the loss; nsrelu(0.1), and batch norm in
 the ResNet. All ways take turns in one process: a round is a turn of each, a turn is as many steps
 as take about --turn seconds of the run's way. Shown are the median time of a step over that of
-another way, its quartiles, and whether the weights after 3 steps are those of that way, bit for
-bit. A DataLoader script is what people write: a DataLoader without workers, and `loss.item()`
-after every step.
+another way, half its interquartile range, and "=" where the weights after 3 steps are those of
+that way, bit for bit. A DataLoader script is what people write: a DataLoader without workers, and
+`loss.item()` after every step.
 
 On cuda every turn ends with a synchronisation; there are no threads to vary.
 """
@@ -33,6 +32,8 @@ from nsrelu_bench.models import build_model
 
 Batch = tuple[Tensor, Tensor]
 SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
+#: A step of ResNet-18 on one core takes a second.
+BATCH_SIZES = {"cpu": {"mlp": 64, "cnn": 64, "resnet18": 16}, "cuda": dict.fromkeys(SHAPES, 64)}
 BATCHES = 40
 
 
@@ -130,15 +131,16 @@ def optimizer(model: nn.Module, way: Way) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-4, **kinds)
 
 
-def compare(name: str, given: argparse.Namespace) -> None:
-    """Print one model's table."""
+def compare(name: str, given: argparse.Namespace) -> dict[str, str]:
+    """Measure one model; return its column of the table."""
     ways = {
         label: pair
         for label, pair in WAYS.items()
         if (name != "mlp" or pair[0].channels_last)
         and not (given.device == "cuda" and pair[0].threads > 1)
     }
-    trainers = {way: Trainer(name, way, given.device, given.batch_size) for way, _ in ways.values()}
+    size = given.batch_size or BATCH_SIZES[given.device][name]
+    trainers = {way: Trainer(name, way, given.device, size) for way, _ in ways.values()}
     weights = {}
     for way, trainer in trainers.items():
         trainer.steps(3)
@@ -151,21 +153,17 @@ def compare(name: str, given: argparse.Namespace) -> None:
             times[way].append(trainer.steps(count))
     middle = {way: statistics.median(taken) for way, taken in times.items()}
     print(
-        f"{name}, batches of {given.batch_size}, {given.rounds} rounds of {count} steps;"
-        f" as a run {middle[RUN] * 1e3:.2f} ms a step\n"
+        f"{name}: batches of {size}, {given.rounds} rounds of {count} steps;"
+        f" as a run {middle[RUN] * 1e3:.2f} ms a step",
+        flush=True,
     )
-    print("| way | time of a step | quartiles | over that of | same bits |")
-    print("|---|---|---|---|---|")
+    column = {}
     for label, (way, base) in ways.items():
-        low, _, high = (t / middle[base] for t in statistics.quantiles(times[way], n=4))
-        other = next(label for label, (each, _) in ways.items() if each == base)
+        low, _, high = (taken / middle[base] for taken in statistics.quantiles(times[way], n=4))
         same = all(map(torch.equal, weights[way], weights[base]))
-        print(
-            f"| {label} | {middle[way] / middle[base]:.2f} | {low:.2f} to {high:.2f} | {other} |"
-            f" {'yes' if same else 'no'} |",
-            flush=True,
-        )
-    print(flush=True)
+        ratio = f"{middle[way] / middle[base]:.2f} ±{(high - low) / 2:.2f}"
+        column[label] = ratio + " =" * same
+    return column
 
 
 def main() -> None:
@@ -174,14 +172,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turn", type=float, default=0.2)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
     place = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    print(f"torch {torch.__version__}, {given.device}: {place}, {load}\n")
-    for name in given.models:
-        compare(name, given)
+    print(f"torch {torch.__version__}, {given.device}: {place}, {load}")
+    columns = {name: compare(name, given) for name in given.models}
+    names = {way: label for label, (way, _) in reversed(WAYS.items())}
+    print(f"\n| way | over | {' | '.join(columns)} |")
+    print("|---|---|" + "---|" * len(columns))
+    for label, (_, base) in WAYS.items():
+        cells = [column.get(label, "") for column in columns.values()]
+        print(f"| {label} | {names[base]} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ place by a rename, and one process makes it while the others wait.
 
 import os
 import re
-import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,15 @@ def cache_place(source: str) -> Path | None:
     return chosen / f"{readable}-{sha256(os.fsencode(source)).hexdigest()[:16]}.npz"
 
 
+def cache_file(source: str) -> Path | None:
+    """The file that the cache holds of a source; None where there is none."""
+    place = cache_place(source)
+    with suppress(OSError):
+        if place is not None and place.is_file():
+            return place
+    return None
+
+
 def stamp_of(path: str, state: os.stat_result) -> str:
     """Tell a state of a file from all others without reading it.
 
@@ -75,19 +83,23 @@ def stamp_of(path: str, state: os.stat_result) -> str:
     return f"{path}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
 
 
-def alone_in(folder: Path, name: str) -> AbstractContextManager[object]:
+@contextmanager
+def alone_in(folder: Path, name: str) -> Iterator[None]:
     """Let one process at a time work on `name` in a folder; nothing to guard if it is read-only."""
+    lock = FileLock(folder / f".{name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return FileLock(folder / f".{name}.lock")
+        lock.acquire()
     except OSError:
-        return nullcontext()
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(place: Path, stamp: str) -> Parts | None:
-    if not place.is_file():
-        return None
     try:
         with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["stamp"]) != stamp:
@@ -96,7 +108,7 @@ def _read(place: Path, stamp: str) -> Parts | None:
                 str(part): (arrays[f"{part}_images"], arrays[f"{part}_labels"])
                 for part in arrays["parts"]
             }
-    except Exception:  # a damaged file raises anything; whatever it is, it is made again
+    except Exception:  # not there, or damaged, which raises anything: it is made again
         return None
 
 

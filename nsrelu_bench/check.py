@@ -80,8 +80,11 @@ def format_checks(checks: list[Check], width: int | None = None) -> str:
     count = Counter(check.outcome for check in checks)
     lines += [
         "",
-        f"{len(checks)} checks: {count['agrees']} agree, {count['documented']} documented,"
-        f" {count['disagrees']} disagree",
+        wrap(
+            f"{len(checks)} checks: {count['agrees']} agree, {count['documented']} documented,"
+            f" {count['disagrees']} disagree",
+            width,
+        ),
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nsrelu_bench import folders, published
-from nsrelu_bench.cache import Parts, cache_place
+from nsrelu_bench.cache import Parts, cache_file
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError, lookup
 from nsrelu_bench.folders import read_folder
@@ -119,7 +119,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     for array in arrays:
         digest.update(array.tobytes())
     files, key = _files(config)
-    place = cache_place(key) if key else None
+    held = cache_file(key) if key else None
     return {
         "name": config.dataset,
         **{name: len(split) for name, split in splits.items()},
@@ -130,7 +130,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         "memory_bytes": sum(array.nbytes for array in arrays),
         "sha256": digest.hexdigest(),
         "files": files,
-        "cache": str(place) if place and place.is_file() else None,
+        "cache": str(held) if held else None,
     }
 
 

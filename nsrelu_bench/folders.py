@@ -146,6 +146,8 @@ def _pixels(paths: Sequence[str]) -> list[Pixels]:
                 pixels = np.asarray(image.convert("L" if gray else "RGB"))
         except Exception as error:  # a damaged file raises anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise BenchError(f"{path}: is no image that can be read ({reason[:200]})") from error
+            raise BenchError(
+                f"{path}: is no image that can be read ({reason[:200]}); replace it or take it out"
+            ) from error
         decoded.append(pixels[None] if gray else pixels.transpose(2, 0, 1))
     return decoded

@@ -224,7 +224,9 @@ def _cifar(
 
 
 MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-#: The md5 sums are torchvision's. It has none for unpacked files: of MNIST's the SHA-256 is here.
+
+#: The md5 sums are torchvision's. It has none for unpacked files: a SHA-256 that stands here is one
+#: that several others publish, and that of MNIST was taken of the files too.
 SOURCES: dict[str, Source] = {
     "mnist": _like_mnist(
         "MNIST",
@@ -248,6 +250,12 @@ SOURCES: dict[str, Source] = {
             "25c81989df183df01b3e8a0aad5dffbe",
             "bef4ecab320f06d8554ea6380940ec79",
             "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
     "kmnist": _like_mnist(

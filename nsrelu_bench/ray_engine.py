@@ -6,6 +6,7 @@ run's folder where all nodes share the results; with `collect` it sends the file
 
 import functools
 import importlib
+import ipaddress
 import os
 import secrets
 import signal
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ CONNECT_S = 5.0
 #: How long a task may take to end by itself before its process is killed, and then to be gone.
 GRACE_S = 1.5
 
-#: For every process of Ray that is started from here; what the user set stands.
+#: What Ray is told by its environment; what the user set stands.
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
-    "RAY_NUM_REDIS_GET_RETRIES": "3",  # tries to connect, a second or more each; Ray's own is 20
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # to connect: one takes up to 40 s, and Ray's own is 20
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns of what it will do some day
 }
+HINT = "put the cluster's into ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
 #: Ray's least, in bytes: a run's files are small.
 OBJECT_STORE = 80 * 2**20
 
@@ -110,50 +112,56 @@ def on_ray(
     """
     if gpus is not None and not 0 < gpus <= 1:
         raise UsageError(f"--gpus-per-run: must be above 0 and at most 1, got {gpus:g}")
-    if address is not None:
-        _reach(address)
     if not runs:
         return
-    with _connected(address) as ray, _marked(study, collect=collect) as marker:
-        cluster = _Cluster(ray, study.resolve(), marker, manner, gpus)
+    loopback = address is None or _reach(address)
+    with _connected(address, loopback=loopback) as ray, _marked(study, collect=collect) as marker:
+        # Ray's own retries would go through the events of a run again from the first.
+        task = ray.remote(max_retries=0)(_make)
+        cluster = _Cluster(ray, task, study.resolve(), marker, manner, gpus)
         cluster.find_room(runs)
         yield from _make_all(cluster, runs)
 
 
-def _reach(address: str) -> None:
-    """Find out quickly whether anything answers at an address: Ray would try for minutes."""
+def _reach(address: str) -> bool:
+    """Find out quickly that something answers at an address; tell whether it is on loopback."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or "/" in host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--address: must be host:port of the head node, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
+        with socket.create_connection((host, int(port)), CONNECT_S) as connection:
+            peer = connection.getpeername()[0]
     except OSError as error:
         reason = error.strerror or str(error)
         raise BenchError(f"--address: no Ray cluster answers at {address} ({reason})") from error
+    return ipaddress.ip_address(peer.partition("%")[0]).is_loopback
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Import Ray and connect to it, or start one; gives back what Ray took of the process."""
+def _connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
+    """Import Ray, and connect to a cluster or start a Ray of this process' own."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if loopback:
+        # Or Ray takes the address of another interface in its place.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     options: dict[str, Any] = {"address": address}
     with ExitStack() as stack:
         if address is None:
-            # Nobody else is to use this Ray: it listens on loopback, and its token is a secret
-            # of these processes rather than a file.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            # Nobody else is to use this Ray: its token is a secret of its own processes.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            # Ray keeps its logs; these go with it.
-            folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            # Ray leaves its logs behind; these go with it.
+            logs = tempfile.TemporaryDirectory(
+                prefix="ray-", dir=_short_folder(), ignore_cleanup_errors=True
+            )
             options = {
                 "address": "local",
                 "num_cpus": _cores(),
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE,
-                "_temp_dir": stack.enter_context(folder),
+                "_temp_dir": stack.enter_context(logs),
             }
         try:
             ray = importlib.import_module("ray")
@@ -164,7 +172,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         # log_to_driver is not all: Ray prints what it has to say of a lost node to stdout.
         ray._private.worker._worker_logs_enabled = False
-        with _signals_kept(), _stderr_shut():
+        with _sigterm_kept(), _stderr_shut():
             try:
                 ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -172,20 +180,22 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
 
 
-def _why_not(error: BaseException, address: str | None) -> str:
+def _why_not(error: Exception, address: str | None) -> str:
     """Say in one line why Ray can't be had."""
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__
     place = "engine ray" if address is None else f"--address: {address}"
-    if "Unauthenticated" in texts[-1]:
-        return (
-            f"{place} refuses the token of this process; give it the cluster's"
-            " (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
-        )
-    return f"{place}: {' '.join(texts[0].split())}"
+    text = f"{error} {error.__cause__ or ''}"
+    if "InvalidAuthToken" in text:
+        return f"{place} refuses this token; {HINT}"
+    if "token" in text:
+        return f"{place}: {text.partition('. ')[0]}; {HINT}"
+    if "No node info found" in text:
+        return f"{place}: this machine is no node of that cluster (ray start --address={address})"
+    return f"{place}: {text.splitlines()[0]}"
+
+
+def _short_folder() -> str | None:
+    """Where Ray's sockets fit: their paths may have about a hundred bytes, and Ray adds eighty."""
+    return "/tmp" if len(tempfile.gettempdir()) > 24 else None  # noqa: S108
 
 
 def _cores() -> int:
@@ -196,8 +206,8 @@ def _cores() -> int:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Let Ray start without keeping its own answer to SIGTERM."""
+def _sigterm_kept() -> Iterator[None]:
+    """Put this process' answer to SIGTERM back after Ray put its own in its place."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -229,7 +239,7 @@ def _marked(study: Path, *, collect: bool) -> Iterator[Path | None]:
 
 @contextmanager
 def _stderr_shut() -> Iterator[None]:
-    """Keep from the screen what Ray's C++ part writes when it can't connect: an error says it."""
+    """Keep from the screen what Ray's C++ part writes of a failure that an error tells, too."""
     before = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -272,6 +282,8 @@ def _make_all(cluster: "_Cluster", runs: Sequence[RunConfig]) -> Iterator[Event]
                     yield event
     finally:
         cluster.cancel(list(jobs.values()))
+        for job in (*jobs.values(), *(job for _, job in later)):
+            cluster.note_interrupted(job)
 
 
 @dataclass(frozen=True)
@@ -279,6 +291,7 @@ class _Cluster:
     """A Ray that this process is connected to, and what all runs of the study share."""
 
     ray: Any
+    task: Any  # _make, as Ray calls it
     study: Path
     marker: Path | None
     manner: Manner
@@ -318,36 +331,40 @@ class _Cluster:
             config, config.run_id, self.study, self.marker, self.manner, Path.cwd(), sys.argv
         )
         needs = self.needs(config)
-        # Ray's own retries would go through the events of a run again from the first.
-        task = self.ray.remote(_make).options(
-            num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0
-        )
+        task = self.task.options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))
         job.stream = task.remote(order)
         return None
 
     def ready(self, streams: list[Any]) -> list[Any]:
-        """Wait a moment for the next event of any run."""
+        """Wait a moment for any run's next event; which runs have one."""
         if not streams:
             time.sleep(LOOK_S)
             return []
-        ready: list[Any] = self.ray.wait(streams, timeout=LOOK_S)[0]
+        self.ray.wait(streams, timeout=LOOK_S)
+        # That gives the first of them alone: the last one's turn would come at the end.
+        ready: list[Any]
+        ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=0)
         return ready
 
     def receive(self, job: _Job) -> Event | None:
         """Take a run's next event; None if its process was lost and it is to be made again."""
         errors = self.ray.exceptions
+        event: Event | None
+        files: dict[str, str]
         try:
             event, files = self.ray.get(next(job.stream))
         except errors.RayTaskError as error:
             raise _UnfitError(f"engine ray: {_one_line(error.cause)}") from error
         except (StopIteration, errors.RayError) as error:
             event, files = self._lost(job, error), {}
-        job.begun = event is not None and not event.elsewhere
+        if event is not None:
+            job.begun = not event.elsewhere
         if job.lock is not None and (event is None or event.status.state != "running"):
             try:
                 _keep(self.study / job.config.run_id, files)
             except BenchError as error:
-                event = replace(event, status=failed(event.status, error))
+                status = failed(event.status if event else Status("failed"), error)
+                event = Event(job.config, status)
             finally:
                 job.lock.release()
         return event
@@ -359,18 +376,20 @@ class _Cluster:
         return Event(job.config, mark(self.study / job.config.run_id, "failed", told))
 
     def cancel(self, jobs: Sequence[_Job]) -> None:
-        """End the runs that are under way, and write down that they were interrupted."""
+        """End the tasks of runs: ask first, then kill what is left."""
         left = [job.stream.completed() for job in jobs]
         for force in (False, True):
             if left:
                 for job in jobs:
                     self.ray.cancel(job.stream, force=force)
                 left = self.ray.wait(left, num_returns=len(left), timeout=GRACE_S)[1]
-        for job in jobs:
-            if job.begun or job.lock is not None:
-                mark(self.study / job.config.run_id, "interrupted")
-            if job.lock is not None:
-                job.lock.release()
+
+    def note_interrupted(self, job: _Job) -> None:
+        """Write down of a run that it did not end."""
+        if job.begun or job.lock is not None:
+            mark(self.study / job.config.run_id, "interrupted")
+        if job.lock is not None:
+            job.lock.release()
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -3,7 +3,8 @@
     python scripts/mutate.py metrics --sample 200 --seed 1
 
 Each mutant lives in the memory of a forked child, whose parent has imported what is slow to import;
-no file is written. docs/mutation.md says what came out, and which mutants can't be told apart.
+no file is written. A mutant of a function meets the tests that call the function, the fastest
+first, another one all tests. docs/mutation.md says what came out.
 """
 
 import argparse
@@ -12,34 +13,29 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import pickle
 import random
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nsrelu_bench"
 
-#: The tests of each module: those that are tried first, and those that are slow.
-QUICK = {
-    "activations": ["tests/test_activations.py", "-k", "not compiled and not documentation"],
-    "metrics": ["tests/test_metrics.py", "-k", "not odd_numbers and not worked_examples"],
-    "compare": ["tests/test_compare.py"],
-}
-SLOW = {
-    "activations": ["tests/test_activations.py", "-k", "compiled or documentation"],
-    "metrics": ["tests/test_metrics.py", "-k", "odd_numbers or worked_examples"],
-}
+MODULES = ("activations", "metrics", "compare")
+
 # pytest warns of plugins that were imported before it.
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 #: Imported before the forks; nothing of the package, whose modules import each other.
-HEAVY = ("hypothesis", "matplotlib", "pandas", "pydantic", "pytest", "scipy.stats", "torch")
+HEAVY = ("hypothesis", "matplotlib", "pandas", "pydantic", "scipy.stats", "torch")
 
 CPU_S = 120  # of a child: a mutant that takes longer hangs, and that is noticed
 WALL_S = 1200  # the same for one that waits
@@ -71,11 +67,16 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module changed in one place."""
+    """A module changed in one place; `function` are the lines of the outermost function there."""
 
     line: int
     change: str
     code: CodeType
+    function: range | None
+
+    def __str__(self) -> str:
+        """Say where it is changed and how."""
+        return f"line {self.line}: {self.change}"
 
 
 def mutants(path: Path) -> list[Mutant]:
@@ -102,12 +103,16 @@ def _mutant(
     ast.copy_location(new, old)
     code = compile(ast.fix_missing_locations(tree), str(path), "exec")
     _put(parent, field, index, old)
-    return Mutant(getattr(old, "lineno", parent_line(parent)), change, code)
+    line = int(getattr(old, "lineno", getattr(parent, "lineno", 0)))
+    return Mutant(line, change, code, _function(tree, line))
 
 
-def parent_line(parent: ast.AST) -> int:
-    """The line of a node, for those below it that have none."""
-    return int(getattr(parent, "lineno", 0))
+def _function(tree: ast.Module, line: int) -> range | None:
+    """The lines of the outermost function that a line is in."""
+    for node in ast.walk(tree):  # from the outside inwards
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
+            return range(node.lineno, (node.end_lineno or 0) + 1)
+    return None
 
 
 def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
@@ -206,29 +211,86 @@ class _Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):
         exec(self.code, vars(module))  # noqa: S102
 
 
-def start(module: str, code: CodeType | None, arguments: list[str]) -> int:
-    """Fork a child that runs the tests against a mutant; return its process id."""
+class _Record:
+    """Notes which tests run which lines, and how long each takes."""
+
+    def __init__(self, path: Path) -> None:
+        import coverage
+
+        self.coverage = coverage.Coverage(data_file=None, config_file=False, include=[str(path)])
+        self.seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.coverage.switch_context(item.nodeid)
+        began = time.process_time()
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = time.process_time() - began
+
+
+class _Choose:
+    """Runs the tests in a given order, and no other."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = {name: place for place, name in enumerate(order)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid in self.order]
+        items.sort(key=lambda item: self.order[item.nodeid])
+
+
+def record(module: str) -> tuple[dict[int, list[str]], list[str]]:
+    """Run the tests without a mutant; return those that run each line, and all, by their time."""
+    path = PACKAGE / f"{module}.py"
+    with tempfile.NamedTemporaryFile() as file:
+
+        def run() -> int:
+            plugin = _Record(path)
+            with plugin.coverage.collect():
+                status = int(pytest.main([*OPTIONS, f"tests/test_{module}.py"], [plugin]))
+            by_line = plugin.coverage.get_data().contexts_by_lineno(str(path))
+            Path(file.name).write_bytes(pickle.dumps((by_line, plugin.seconds)))
+            return status
+
+        if os.waitpid(fork(run), 0)[1]:
+            raise SystemExit(f"the tests of {module} fail without a mutant")
+        by_line, seconds = pickle.loads(Path(file.name).read_bytes())  # noqa: S301
+    order = sorted(seconds, key=seconds.__getitem__)
+    return by_line, order
+
+
+def fork(run: Callable[[], int]) -> int:
+    """Run a function in a child, whose exit status it gives; return the process id."""
+    sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     status = 3
     try:
-        import pytest
-
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-        if code is not None:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            path = PACKAGE / f"{module}.py"
-            sys.meta_path.insert(0, _Loader(f"nsrelu_bench.{module}", path, code))
-        status = int(pytest.main([*OPTIONS, *arguments]))
+        status = run()
     finally:
         os._exit(status)
 
 
+def start(module: str, mutant: Mutant, order: list[str]) -> int:
+    """Fork a child that runs the tests against a mutant; return its process id."""
+
+    def run() -> int:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        loader = _Loader(f"nsrelu_bench.{module}", PACKAGE / f"{module}.py", mutant.code)
+        sys.meta_path.insert(0, loader)
+        return int(pytest.main([*OPTIONS, f"tests/test_{module}.py"], [_Choose(order)]))
+
+    return fork(run)
+
+
 def survivors(
-    module: str, tried: Iterable[Mutant], arguments: list[str], jobs: int
+    module: str, tried: Iterable[Mutant], orders: Callable[[Mutant], list[str]], jobs: int
 ) -> list[Mutant]:
     """Return the mutants that the tests did not notice."""
     waiting = list(tried)
@@ -237,17 +299,18 @@ def survivors(
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
-            running[start(module, mutant.code, arguments)] = mutant, time.monotonic()
+            running[start(module, mutant, orders(mutant))] = mutant, time.monotonic()
         for process, (mutant, began) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 del running[process]
                 code = os.waitstatus_to_exitcode(status)
-                if code == 0:
+                if code in (0, 5):  # all tests passed, or there is none
                     unnoticed.append(mutant)
-                    print(f"  not noticed: line {mutant.line}: {mutant.change}", flush=True)
                 elif code > 2:  # not tests that fail, nor a module that can't be imported
                     raise SystemExit(f"pytest ended with {code} on {mutant.change}")
+                noticed = "not noticed" if code in (0, 5) else "noticed"
+                print(f"{len(waiting)} left; {noticed}: {mutant}", flush=True)
             elif time.monotonic() - began > WALL_S:
                 os.kill(process, 9)
         time.sleep(0.05)
@@ -257,7 +320,7 @@ def survivors(
 def main() -> None:
     """Try a sample of the mutants of a module, and say what part of them was caught."""
     parser = argparse.ArgumentParser(description="Mutation testing of one module.")
-    parser.add_argument("module", choices=QUICK)
+    parser.add_argument("module", choices=MODULES)
     parser.add_argument("--sample", type=int, help="mutants to try, at random; all without it")
     parser.add_argument("--seed", type=int, default=0, help="decides the sample")
     parser.add_argument("--lines", help="only mutants in these lines, with commas")
@@ -272,11 +335,13 @@ def main() -> None:
         importlib.import_module(name)
     from scipy.stats import binomtest
 
-    phases = [tests[given.module] for tests in (QUICK, SLOW) if given.module in tests]
-    for arguments in phases:
-        _, status = os.waitpid(start(given.module, None, arguments), 0)
-        if status:
-            raise SystemExit(f"the tests fail without a mutant: {' '.join(arguments)}")
+    by_line, every = record(given.module)
+
+    def orders(mutant: Mutant) -> list[str]:
+        if mutant.function is None:
+            return every
+        calling = set().union(*(by_line.get(line, ()) for line in mutant.function))
+        return [test for test in every if test in calling]
 
     chosen = mutants(PACKAGE / f"{given.module}.py")
     total = len(chosen)
@@ -285,13 +350,14 @@ def main() -> None:
         chosen = [mutant for mutant in chosen if mutant.line in lines]
     if given.sample is not None and given.sample < len(chosen):
         chosen = random.Random(given.seed).sample(chosen, given.sample)  # noqa: S311
-    left = chosen
-    for arguments in phases:
-        print(f"{len(left)} of {total} mutants: pytest {' '.join(arguments)}", flush=True)
-        left = survivors(given.module, left, arguments, given.jobs)
+    print(f"{len(chosen)} of {total} mutants", flush=True)
+    left = survivors(given.module, chosen, orders, given.jobs)
+    # Tests share what fixtures and caches have called for another: these meet all of them.
+    left = survivors(given.module, left, lambda _: every, given.jobs)
     text = (PACKAGE / f"{given.module}.py").read_text(encoding="utf-8").splitlines()
+    print()
     for mutant in sorted(left, key=lambda mutant: mutant.line):
-        print(f"{given.module}.py:{mutant.line}: {mutant.change}\n    {text[mutant.line - 1]}")
+        print(f"{mutant}\n    {text[mutant.line - 1]}")
     caught = binomtest(len(chosen) - len(left), len(chosen))
     low, high = caught.proportion_ci(method="wilson")
     print(

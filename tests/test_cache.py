@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nsrelu_bench import cache
-from nsrelu_bench.cache import Parts, cache_place, cached
+from nsrelu_bench.cache import Parts, cache_file, cache_place, cached
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +63,14 @@ def test_no_damage_is_taken_for_images() -> None:
     cached("it", "1", make)
     whole = place().read_bytes()
     seen = 0
-    for position in range(0, len(whole), 3):
+    for position in range(0, len(whole), 7):
         damaged = bytearray(whole)
         damaged[position] ^= 0x20
         place().write_bytes(damaged)
         found = cache._read(place(), f"{cache.FORMAT} 1")
         assert found is None or same(found), position
         seen += found is None
-    assert seen > 0.9 * len(whole) / 3  # the others are in the times of zip's entries and the like
+    assert seen > 0.8 * len(whole) / 7  # the others lie in the times of zip's entries and the like
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000, -1])
@@ -187,8 +187,20 @@ def test_a_cache_that_can_only_be_read_is_read(
         return read_only() if mode == "wb" else true_open(path, mode)
 
     true_open = Path.open
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(cache.FileLock, "acquire", read_only)
     monkeypatch.setattr(Path, "open", open_to_read)
     monkeypatch.setattr(Path, "unlink", read_only)
     assert same(cached("it", "1", never))
     assert same(cached("it", "2", lambda: make(2)), 2)
+
+
+def test_the_file_that_it_holds_is_told_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_file("it") is None
+    cached("it", "1", make)
+    assert cache_file("it") == place()
+
+    def denied(_: Path) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert cache_file("it") is None

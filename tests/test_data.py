@@ -1,16 +1,20 @@
 import gzip
 import hashlib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from test_cli import nsrelu
+from test_published import publish
 
-from nsrelu_bench import data
+from nsrelu_bench import cli, data
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import load_dataset
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, UsageError
 
 
 def test_mnist5k_has_its_published_stratified_splits() -> None:
@@ -173,3 +177,69 @@ def test_a_damaged_table_names_its_file(tmp_path: Path, monkeypatch: pytest.Monk
         data._read_packaged("carrier", "table.csv.gz")
     with pytest.raises(BenchError, match="package absent_one is not installed"):
         data._read_packaged("absent_one", "table.csv.gz")
+
+
+def test_a_description_says_what_is_in_a_data_set() -> None:
+    about = data.describe(RunConfig(dataset="digits"))
+    assert about["sha256"] == sha256_of("digits")
+    assert [about[name] for name in ("train", "val", "test")] == [1257, 180, 360]
+    assert (about["shape"], about["classes"]) == ([1, 8, 8], 10)
+    digits = load_dataset(RunConfig(dataset="digits"))
+    assert about["mean"] == pytest.approx([digits.train.images.double().mean().item() / 255])
+    assert about["std"] == pytest.approx(
+        [digits.train.images.double().std().item() / 255], rel=1e-4
+    )
+    assert about["memory_bytes"] == 1797 * (64 + 8)
+    assert (about["files"], about["cache"]) == ([], None)
+
+
+def test_the_command_data_describes_a_data_set_for_people_and_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "mine" / part / name).mkdir(parents=True)
+            for index in range(10):
+                image = Image.new("RGB", (7, 5), (index, 20, 30))
+                image.save(tmp_path / "mine" / part / name / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    cli.data("folder:mine")
+    text = capsys.readouterr().out
+    cli.data("folder:mine", as_json=True)
+    about = json.loads(capsys.readouterr().out)
+    assert about["cache"].endswith(".npz")
+    assert about["files"] == [{"path": "mine", "checked": "every image decoded"}]
+    assert text.splitlines() == [
+        "folder:mine",
+        "  images  18 to train, 2 to validate, 20 to test",
+        "  shape   3 x 5 x 7, 2 classes",
+        "  mean    " + ", ".join(f"{value:.4f}" for value in about["mean"]) + " (of 1)",
+        "  std     " + ", ".join(f"{value:.4f}" for value in about["std"]),
+        "  memory  0.0 MiB",
+        f"  sha256  {about['sha256']}",
+        f"  cache   {about['cache']}",
+        "  file    mine (every image decoded)",
+    ]
+    told = nsrelu("data", "folder:gone", cwd=tmp_path, code=1).stderr
+    assert told.startswith(
+        "nsrelu-bench: gone/train: No such file or directory; a folder of images"
+    )
+    assert told.count("\n") == 1
+    with pytest.raises(
+        UsageError, match=r"^NAME: unknown dataset 'mnist6k'; did you mean 'mnist5k"
+    ):
+        cli.data("mnist6k")
+
+
+def test_mnist_says_which_files_it_was_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form, checked in ((0, "md5"), (1, "sha256")):
+        folder = tmp_path / str(form)
+        paths = publish(monkeypatch, "mnist", folder, form)
+        about = data.describe(RunConfig(dataset="mnist", data_dir=str(folder)))
+        assert about["files"] == [{"path": str(path), "checked": checked} for path in paths]
+    monkeypatch.undo()
+    path = publish(monkeypatch, "emnist", tmp_path, 1)[0]
+    about = data.describe(RunConfig(dataset="emnist", data_dir=str(tmp_path)))
+    assert about["files"][0] == {"path": str(path), "checked": "header and length alone"}

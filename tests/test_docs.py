@@ -68,6 +68,20 @@ def test_links_in_the_documents_lead_somewhere() -> None:
                 assert (document.parent / target).exists(), f"{document}: {target}"
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/studies.md"])
+def test_the_studies_in_the_documents_expand(document: str, tmp_path: Path) -> None:
+    from nsrelu_bench.config import read_study
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    (tmp_path / "study.yaml").write_text(text)
+    study = read_study(tmp_path / "study.yaml")
+    assert study.name == "leaks"
+    # Leaves nsrelu(0.3) out at lr 0.01 and adds ReLU with batch norm; without it, it is there.
+    assert (
+        len(study.runs) == {"README.md": 3 * 2 * 12, "docs/studies.md": (8 - 1 + 1) * 12}[document]
+    )
+
+
 def test_the_quickstart_study_is_one() -> None:
     from nsrelu_bench.config import read_study
 

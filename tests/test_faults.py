@@ -172,7 +172,7 @@ class Laboratory:
         for name, content in before.items():
             self.folder.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)
-        disk = Disk(self.folder, fault, at)
+        disk = self.disk = Disk(self.folder, fault, at)
         self.status, self.first = Status("running"), None
         self.put_in(disk)
         try:
@@ -251,3 +251,14 @@ def test_no_fault_loses_a_finished_run_or_an_epoch_behind_a_checkpoint(
         else:
             assert laboratory.first == kept_epoch(before) + 1
             assert after.keys() == whole.keys()
+
+
+@pytest.mark.parametrize("fault", ["power cut", "power zeros"])
+def test_a_finished_run_outlasts_a_loss_of_power(laboratory: Laboratory, fault: str) -> None:
+    whole, _ = laboratory.attempt({}, fault, at=1000)
+    assert laboratory.status.state == "completed"
+    laboratory.disk.lose_power()
+    status = read_status(laboratory.folder)
+    assert status is not None
+    assert status.done
+    assert csv_files(laboratory.state()) == csv_files(whole)

@@ -213,6 +213,16 @@ def test_signals_neither_grow_nor_vanish_in_resnet18_without_batch_norm(init: st
     assert 0.1 < sizes["act17"] / sizes["act1"] < 10
 
 
+@pytest.mark.parametrize("act", ["relu", "nsrelu", "relu/gelu"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_a_model_waits_for_no_value(name: str, act: str) -> None:
+    # Tensors on `meta` have none: what asks for one, and would make a GPU wait, fails there.
+    model = build(model=name, act=act, width=4, batch_norm=True, dropout=0.1).to("meta")
+    images, labels = torch.empty(8, 1, 28, 28, device="meta"), torch.empty(8, device="meta").long()
+    torch.autograd.backward(F.cross_entropy(model(images), labels))
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+
+
 # What the probe makes of them -------------------------------------------------------------
 
 
@@ -297,6 +307,7 @@ def test_rai_draws_one_of_a_units_weights_and_bias_from_beta_and_the_others_from
     variance = RAI_DEVIATION**2 / 24  # of the normal, whose fan-in leaves the bias out
     # Beta(2, 1) has mean 2/3 and second moment 1/2; each entry is it with probability 1/n.
     assert entries.mean().item() == pytest.approx(2 / 3 / n, abs=0.002)
+    assert entries[entries < 0].pow(2).mean().item() == pytest.approx(variance, rel=0.015)
     second = (0.5 + (n - 1) * variance) / n
     assert entries.pow(2).mean().item() == pytest.approx(second, rel=0.02)
     # 0.6 is 5 deviations of the normal: what lies above is the Beta's 1 - 0.36, wherever it is.

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -144,8 +145,14 @@ def test_a_run_without_a_readable_configuration_belongs_to_no_group_and_is_told(
     assert answer.err.startswith(begin)
     assert told in answer.err
     assert {row["act"] for row in json.loads(answer.out)["rows"]} == {"nsrelu(0.1)", "nsrelu(1)"}
+
+
+def test_a_report_lists_the_runs_that_are_damaged(results: Path) -> None:
+    (results / RUN / "config.yaml").write_text("act: [")
     assert ask("report", "--baseline", "nsrelu(0.1)").code == 0
-    assert "config.yaml is not as it was written" in Path("results/report.html").read_text()
+    page = Path("results/report.html").read_text()
+    assert "config.yaml is not as it was written" in page
+    assert RUN in page
 
 
 def test_a_study_of_damaged_runs_alone_is_one_line(results: Path) -> None:
@@ -157,9 +164,11 @@ def test_a_study_of_damaged_runs_alone_is_one_line(results: Path) -> None:
 
 
 def test_many_damaged_runs_do_not_fill_the_screen(results: Path) -> None:
-    for number in range(7):
-        shutil.copytree(results / RUN, results / f"{RUN}-{number}")
-        (results / f"{RUN}-{number}" / "status.json").write_text("{")
+    config = (results / RUN / "config.yaml").read_text()
+    for seed in range(1, 8):
+        folder = results / f"{RUN}-{seed}"
+        shutil.copytree(results / RUN, folder)
+        (folder / "config.yaml").write_text(config.replace("seed: 0", f"seed: {seed}"))
     lines = ask("compare").err.splitlines()
     assert len(lines) == 6
     assert lines[-1] == "nsrelu-bench: 2 other runs failed"
@@ -249,7 +258,6 @@ def test_a_file_that_is_a_link_is_written_through(results: Path) -> None:
         "+cmd|' /C calc'!A0",
         '-2+HYPERLINK("x")',
         "\t=1",
-        "\r=1",
         "'=1",
         "''@x",
     ],
@@ -340,17 +348,13 @@ def test_a_study_on_a_read_only_disk_is_compared_and_drawn_elsewhere(
     place = mounted("--bind", str(results.absolute()))
     subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
     assert ask("compare", str(place)).out == expected
-    answer = ask("report", str(place))
-    assert answer.code == 1
-    assert answer.err == (
-        f"nsrelu-bench: {place}/report.html: can't be written (Read-only file system)\n"
-    )
     answer = ask("plot", str(place), "--kind", "curves", "--format", "svg")
     assert answer.code == 1
     assert answer.err == (
         f"nsrelu-bench: can't write {place}/figures/curves.svg: Read-only file system\n"
     )
-    assert ask("report", str(place), "--out", str(tmp_path / "page.html")).code == 0
+    answer = ask("plot", str(place), "--kind", "curves", "--format", "svg", "--out", str(tmp_path))
+    assert (answer.code, answer.out) == (0, f"{tmp_path}/curves.svg\n")
 
 
 def test_a_full_disk_leaves_no_half_file_and_the_old_summary(
@@ -360,18 +364,17 @@ def test_a_full_disk_leaves_no_half_file_and_the_old_summary(
     shutil.copytree(results / RUN, place / "study" / RUN)
     write_summary(place / "study")
     before = (place / "study" / "summary.csv").read_bytes()
-    with (place / "rest").open("wb") as file, pytest.raises(OSError, match="No space left"):
+    with suppress(OSError), (place / "rest").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-            file.flush()
-    (place / "study" / RUN / "status.json").write_text("")  # so that the summary is out of date
+    # So that the summary is out of date.
+    (place / "study" / RUN / "status.json").write_text('{"state": "interrupted"}')
     with pytest.raises(Exception, match=r"can't be written \(No space left on device\)"):
         write_summary(place / "study")
-    assert ask("compare", str(place)).code == 1  # its only run has failed
-    for arguments in (["report", str(place)], ["compare", "--out", str(place / "x.csv")]):
-        answer = ask(*arguments)
-        assert answer.code == 1
-        assert "No space left on device" in answer.err or "no metrics" in answer.err
+    answer = ask("compare", "--out", str(place / "x.csv"))
+    assert answer.code == 1
+    told = f"{place}/x.csv: can't be written (No space left on device)"
+    assert answer.err == f"nsrelu-bench: {told}\n"
     assert (place / "study" / "summary.csv").read_bytes() == before
     assert {path.name for path in place.iterdir()} == {"study", "rest"}
 

@@ -1,0 +1,176 @@
+"""Kill a study at random moments, resume it each time, and compare it with one left in peace.
+
+    python benchmarks/kill_resume.py [--kills 50] [--seed 0] [--span 3] [--epochs 12]
+        [--model mlp cnn] [--workers 2]
+
+A kill is SIGKILL to the sweep and all its processes: one in five while they start, the others
+within `span` seconds after the first run began. A study that is done gives way to the same one in
+a new folder. All CSV files but timing.csv, which tells of the clock, must have the same bytes.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from nsrelu_bench.checkpoint import unpack
+from nsrelu_bench.records import read_status
+
+STUDY = """\
+name: kills
+dataset: mnist5k
+train_size: 1000
+probe_size: 500
+dropout: 0.1
+epochs: {epochs}
+probe_every: 10
+grid:
+  act: [relu, nsrelu(0.1)]
+  model: [{models}]
+  optimizer: [sgd, adam]
+"""
+
+
+class Sweep:
+    """A `nsrelu-bench sweep` of the study, in a process group of its own."""
+
+    def __init__(self, study: Path, results: Path, workers: int) -> None:
+        self.study = results / "kills"
+        command = [sys.executable, "-m", "nsrelu_bench", "sweep", str(study), "--quiet"]
+        command += ["--results", str(results), "--workers", str(workers)]
+        command += ["--checkpoint-after", "0"]
+        self.began = time.time_ns()
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def has_begun_a_run(self) -> bool:
+        """Whether it has written the status of a run."""
+        paths = self.study.glob("*/status.json")
+        return any(path.stat().st_mtime_ns > self.began for path in paths)
+
+    def kill(self) -> None:
+        """Kill it and its workers."""
+        with suppress(ProcessLookupError):  # it was done already
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def ended_well(self) -> bool:
+        """Wait for it; whether it was done before it was killed.
+
+        Raises:
+            RuntimeError: It ended in another way.
+        """
+        _, told = self.process.communicate()
+        if self.process.returncode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the sweep ended with {self.process.returncode}: {told}")
+        return self.process.returncode == 0
+
+
+def kill_once(sweep: Sweep, chance: random.Random, span: float) -> float:
+    """Kill a sweep at a random moment; returns the seconds that it had."""
+    starting, delay = chance.random() < 0.2, chance.random()
+    while not starting and not sweep.has_begun_a_run() and sweep.process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(delay * span)
+    sweep.kill()
+    return (time.time_ns() - sweep.began) / 1e9
+
+
+def left_behind(study: Path) -> tuple[int, list[int]]:
+    """Count the runs that are done, and for each other that has rows the epochs lost."""
+    done, lost = 0, []
+    for folder in (path for path in study.glob("*") if path.is_dir()):
+        status = read_status(folder)
+        if status is not None and status.done:
+            done += 1
+        elif (folder / "metrics.csv").exists():
+            rows = (folder / "metrics.csv").read_bytes().count(b"\n") - 1
+            path = folder / "checkpoint.pt"
+            kept = unpack(path.read_bytes())[0]["epoch"] + 1 if path.exists() else 0
+            lost.append(max(rows, 0) - kept)
+    return done, lost
+
+
+def differences(study: Path, whole: Path) -> Iterator[str]:
+    """Compare a study with the one left in peace, and look for what should not be there."""
+    for folder in (path for path in whole.glob("*") if path.is_dir()):
+        ours = study / folder.name
+        names = sorted(path.name for path in folder.iterdir())
+        found = sorted(path.name for path in ours.iterdir()) if ours.is_dir() else []
+        if names != found:
+            yield f"{ours} has {', '.join(found)}"
+            continue
+        for name in (n for n in names if n.endswith((".csv", ".yaml"))):
+            theirs, mine = ((place / name).read_bytes() for place in (folder, ours))
+            if name == "timing.csv":
+                theirs, mine = (epochs(content) for content in (theirs, mine))
+            if theirs != mine:
+                yield f"{ours / name} differs"
+    if (study / "summary.csv").read_bytes() != (whole / "summary.csv").read_bytes():
+        yield f"{study / 'summary.csv'} differs"
+
+
+def epochs(timing: bytes) -> bytes:
+    """The first column of timing.csv."""
+    return b"\n".join(line.split(b",")[0] for line in timing.splitlines())
+
+
+def main() -> int:
+    """Print a line a kill and a summary; returns 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--span", type=float, default=3.0)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--model", nargs="+", default=["mlp", "cnn"])
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    chance = random.Random(given.seed)  # noqa: S311 -- moments, no secrets
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        file = root / "study.yaml"
+        file.write_text(STUDY.format(epochs=given.epochs, models=", ".join(given.model)), encoding="utf-8")
+        began = time.perf_counter()
+        Sweep(file, root / "whole", given.workers).ended_well()
+        print(f"left in peace: {time.perf_counter() - began:.1f} s", flush=True)
+        kills, resumed, lost_epochs = 0, 0, [0]
+        rounds = [root / "0"]
+        while True:
+            sweep = Sweep(file, rounds[-1], given.workers)
+            had = kill_once(sweep, chance, given.span) if kills < given.kills else 0.0
+            if sweep.ended_well():
+                if kills >= given.kills:
+                    break
+                rounds.append(root / str(len(rounds)))
+                continue
+            kills += 1
+            done, lost = left_behind(sweep.study)
+            resumed += len(lost)
+            lost_epochs += lost
+            told = f"{done} done, {len(lost)} under way, epochs lost: {lost or 'none'}"
+            print(f"kill {kills}, round {len(rounds)}, after {had:.2f} s: {told}", flush=True)
+        bad = [
+            text for study in rounds for text in differences(study / "kills", root / "whole/kills")
+        ]
+        runs = len(rounds) * sum(path.is_dir() for path in (root / "whole/kills").iterdir())
+        print(*bad, sep="\n", end="\n" if bad else "")
+        print(
+            f"{kills} kills, {len(rounds)} studies of {runs} runs in all; {resumed} times a run was"
+            f" under way and lost at most {max(lost_epochs)} finished epochs; {len(bad)} files differ"
+        )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
