@@ -126,6 +126,30 @@ def epochs(timing: bytes) -> bytes:
     return b"\n".join(line.split(b",")[0] for line in timing.splitlines())
 
 
+def disturb(
+    file: Path, root: Path, kills: int, chance: random.Random, span: float, workers: int
+) -> list[Path]:
+    """Kill sweeps of a study, and let the last one finish; returns the studies' folders."""
+    studies = [root / "0" / "kills"]
+    under_way, lost = 0, [0]
+    number = 0
+    while True:
+        sweep = Sweep(file, studies[-1].parent, workers)
+        had = kill_once(sweep, chance, span) if number < kills else 0.0
+        if not sweep.ended_well():
+            number += 1
+            done, lost_now = left_behind(sweep.study)
+            under_way += len(lost_now)
+            lost += lost_now
+            told = f"{done} done, {len(lost_now)} under way, epochs lost: {lost_now or 'none'}"
+            print(f"kill {number}, study {len(studies)}, after {had:.2f} s: {told}", flush=True)
+        elif number < kills:
+            studies.append(root / str(len(studies)) / "kills")
+        else:
+            print(f"{under_way} times a run was under way; it lost at most {max(lost)} epochs")
+            return studies
+
+
 def main() -> int:
     """Print a line a kill and a summary; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -140,35 +164,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         file = root / "study.yaml"
-        file.write_text(STUDY.format(epochs=given.epochs, models=", ".join(given.model)), encoding="utf-8")
+        text = STUDY.format(epochs=given.epochs, models=", ".join(given.model))
+        file.write_text(text, encoding="utf-8")
         began = time.perf_counter()
-        Sweep(file, root / "whole", given.workers).ended_well()
+        whole = Sweep(file, root / "whole", given.workers)
+        whole.ended_well()
         print(f"left in peace: {time.perf_counter() - began:.1f} s", flush=True)
-        kills, resumed, lost_epochs = 0, 0, [0]
-        rounds = [root / "0"]
-        while True:
-            sweep = Sweep(file, rounds[-1], given.workers)
-            had = kill_once(sweep, chance, given.span) if kills < given.kills else 0.0
-            if sweep.ended_well():
-                if kills >= given.kills:
-                    break
-                rounds.append(root / str(len(rounds)))
-                continue
-            kills += 1
-            done, lost = left_behind(sweep.study)
-            resumed += len(lost)
-            lost_epochs += lost
-            told = f"{done} done, {len(lost)} under way, epochs lost: {lost or 'none'}"
-            print(f"kill {kills}, round {len(rounds)}, after {had:.2f} s: {told}", flush=True)
-        bad = [
-            text for study in rounds for text in differences(study / "kills", root / "whole/kills")
-        ]
-        runs = len(rounds) * sum(path.is_dir() for path in (root / "whole/kills").iterdir())
-        print(*bad, sep="\n", end="\n" if bad else "")
-        print(
-            f"{kills} kills, {len(rounds)} studies of {runs} runs in all; {resumed} times a run was"
-            f" under way and lost at most {max(lost_epochs)} finished epochs; {len(bad)} files differ"
-        )
+        studies = disturb(file, root, given.kills, chance, given.span, given.workers)
+        bad = [text for study in studies for text in differences(study, whole.study)]
+    print(*bad, sep="\n", end="\n" if bad else "")
+    print(f"{given.kills} kills, {len(studies)} studies: {len(bad)} files differ")
     return 1 if bad else 0
 
 

@@ -277,16 +277,16 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     """
     stronger = overrides or {}
     settings = override(read_yaml(path), stronger)
-    for key in ("grid", "include"):
-        settings |= {key: _without(settings[key], stronger)} if key in settings else {}
+    if "grid" in settings:
+        settings["grid"] = _without(settings["grid"], stronger)
+    if isinstance(settings.get("include"), list):
+        settings["include"] = [_without(entry, stronger) for entry in settings["include"]]
     return make_study(settings, path.stem, lambda key: f"{path}: {key}", strict=not stronger)
 
 
-def _without(part: Any, keys: Collection[str]) -> Any:
-    """Drop from a grid, or from a list of them, what a stronger source says."""
-    if isinstance(part, list):
-        return [_without(entry, keys) for entry in part]
-    return {k: v for k, v in part.items() if k not in keys} if isinstance(part, Mapping) else part
+def _without(grid: Any, keys: Collection[str]) -> Any:
+    """Drop from a grid what a stronger source says."""
+    return {k: v for k, v in grid.items() if k not in keys} if isinstance(grid, Mapping) else grid
 
 
 def make_study(
@@ -375,20 +375,20 @@ def _study_mistakes(
     if not isinstance(name, str) or not NAME.fullmatch(name):
         mistakes.append(
             f"{place('name')}: must be letters, digits, '.', '_' and '-', at most 64,"
-            f" and begin with a letter or digit, got {name!r}"
+            f" and begin with a letter or digit, got {_brief(name)}"
         )
     if seeds is not None and not _valid_seeds(seeds):
-        mistakes.append(f"{place('seeds')}: must be a number from 1 or a list, got {seeds!r}")
+        mistakes.append(f"{place('seeds')}: must be a number from 1 or a list, got {_brief(seeds)}")
     if seeds is not None and "seed" in {**fixed, **(grid if isinstance(grid, Mapping) else {})}:
         mistakes.append(f"{place('seed')}: can't stand beside seeds")
     for key, value in fixed.items():
         mistakes += _setting_mistakes(key, value, place(str(key)))
     if not isinstance(grid, Mapping):
-        return [*mistakes, f"{place('grid')}: must map settings to lists, got {grid!r}"]
+        return [*mistakes, f"{place('grid')}: must map settings to lists, got {_brief(grid)}"]
     for key, values in grid.items():
         where = place(f"grid.{key}")
         if not isinstance(values, list) or not values:
-            mistakes.append(f"{where}: must be a list of values, got {values!r}")
+            mistakes.append(f"{where}: must be a list of values, got {_brief(values)}")
             continue
         if key in fixed:
             mistakes.append(f"{where}: stands outside the grid too")
@@ -400,11 +400,15 @@ def _study_mistakes(
 def _entry_mistakes(entries: Any, where: str) -> list[str]:
     """Check a list of mappings from settings to a value or a list of values."""
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        return [f"{where}: must be a list of mappings from settings to values, got {entries!r}"]
+        return [
+            f"{where}: must be a list of mappings from settings to values, got {_brief(entries)}"
+        ]
     mistakes = []
     for index, entry in enumerate(entries):
         if not entry or [] in entry.values():
-            mistakes.append(f"{where}[{index}]: must name a setting and its values, got {entry!r}")
+            mistakes.append(
+                f"{where}[{index}]: must name a setting and its values, got {_brief(entry)}"
+            )
         for key, values in _listed(entry).items():
             for value in values:
                 mistakes += _setting_mistakes(key, value, f"{where}[{index}].{key}")
@@ -448,7 +452,7 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
 def _brief(value: Any) -> str:
     """Write a wrong value, however large it is, in some words."""
     short = reprlib.Repr()
-    short.maxlevel = 1
+    short.maxlevel = 2
     return short.repr(value)
 
 

@@ -134,7 +134,8 @@ def _log_scale(axes: Axes, values: "pd.Series[float]") -> None:
     axes.set_yscale("log", subs=[])
     low, high = (10**end for end in _limits(values.map(math.log10)))
     axes.set_ylim(low, high)
-    locator = LogLocator(subs=(1, 2, 5)) if high / low >= 10 else MaxNLocator(5)
+    steps = (1, 2, 5) if high / low <= 1000 else (1,)
+    locator = LogLocator(subs=steps) if high / low >= 10 else MaxNLocator(5)
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter("{x:g}")
 

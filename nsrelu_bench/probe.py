@@ -150,7 +150,7 @@ class ActivationProbe:
         self._sites: dict[tuple[str, int], _Site] = {}  # by module name and call, from 1
         self._pass: dict[tuple[str, int], _Site] | None = None  # those of the pass that runs
         self._feed: nn.Module | None = None  # the last layer with weights that ran in it
-        self._origins: _Origins = {}  # by autograd's node: what layers and sites gave in it
+        self._origins: _Origins = {}  # by autograd's node: the weights of layers that ran in it
         self._taken: set[Node] = set()  # those of layers that feed a site before
         self._view: tuple[Tensor, int] | None = None  # an input that is a view, and its version
         self._gradients: dict[nn.Parameter, Tensor] = {}
@@ -236,7 +236,7 @@ class ActivationProbe:
         Those that feed a site before are left out, unless there is none else: in a stream that
         every block adds to, a site has the weights of the last block, not of all.
         """
-        near = [node for node in _nearest(pre.grad_fn, self._origins) if self._origins[node]]
+        near = _nearest(pre.grad_fn, self._origins)
         feeding = [node for node in near if node not in self._taken] or near
         self._taken.update(feeding)
         return tuple(weight for node in feeding for weight in self._origins[node])
@@ -265,10 +265,7 @@ class ActivationProbe:
                 f" use inplace=False, or leave out {' and '.join(sorted(_PRE_GRADIENT))}"
             )
         site = self._pass[name, sum(other == name for other, _ in self._pass)]
-        values = _first_tensor(output, name)
-        if values.grad_fn is not None:
-            self._origins[values.grad_fn] = ()
-        post = _units_second(values, self._feed, name)
+        post = _units_second(_first_tensor(output, name), self._feed, name)
         site.post = metrics.post_update(post, gram="effective_rank" in self._wanted)
         self._view = None
 

@@ -172,7 +172,7 @@ def _connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         # log_to_driver is not all: Ray prints what it has to say of a lost node to stdout.
         ray._private.worker._worker_logs_enabled = False
-        with _sigterm_kept(), _stderr_shut():
+        with _sigterm_kept(), _stderr_shut(), _apart(ray):
             try:
                 ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -249,6 +249,30 @@ def _stderr_shut() -> Iterator[None]:
         os.dup2(before, 2)
         os.close(nowhere)
         os.close(before)
+
+
+@contextmanager
+def _apart(ray: Any) -> Iterator[None]:
+    """Let Ray's processes begin in process groups of their own.
+
+    A SIGTERM for all of the study's group, as of `timeout` or a batch system, would take Ray from
+    under this process, which is to end the runs and then it; Ray provides for SIGINT alone.
+    """
+    utils, name = ray._private.utils, "set_kill_on_parent_death_linux"
+    before = getattr(utils, name, None)
+    if before is None or sys.platform != "linux":
+        yield
+        return
+
+    def begin() -> None:
+        os.setpgid(0, 0)
+        before()
+
+    setattr(utils, name, begin)
+    try:
+        yield
+    finally:
+        setattr(utils, name, before)
 
 
 def _make_all(cluster: "_Cluster", runs: Sequence[RunConfig]) -> Iterator[Event]:
@@ -349,27 +373,26 @@ class _Cluster:
     def receive(self, job: _Job) -> Event | None:
         """Take a run's next event; None if its process was lost and it is to be made again."""
         errors = self.ray.exceptions
-        event: Event | None
+        event: Event
         files: dict[str, str]
         try:
             event, files = self.ray.get(next(job.stream))
         except errors.RayTaskError as error:
             raise _UnfitError(f"engine ray: {_one_line(error.cause)}") from error
         except (StopIteration, errors.RayError) as error:
-            event, files = self._lost(job, error), {}
-        if event is not None:
-            job.begun = not event.elsewhere
-        if job.lock is not None and (event is None or event.status.state != "running"):
+            return self._lost(job, error)
+        job.begun = not event.elsewhere
+        if job.lock is not None and event.status.state != "running":
             try:
                 _keep(self.study / job.config.run_id, files)
             except BenchError as error:
-                status = failed(event.status if event else Status("failed"), error)
-                event = Event(job.config, status)
-            finally:
-                job.lock.release()
+                event = Event(job.config, failed(event.status, error))
+            job.lock.release()
         return event
 
     def _lost(self, job: _Job, error: Exception) -> Event | None:
+        if job.lock is not None:
+            job.lock.release()
         if job.attempt < ATTEMPTS:
             return None
         told = f"its process or its node was lost {ATTEMPTS} times ({_one_line(error)})"
@@ -386,10 +409,10 @@ class _Cluster:
 
     def note_interrupted(self, job: _Job) -> None:
         """Write down of a run that it did not end."""
-        if job.begun or job.lock is not None:
-            mark(self.study / job.config.run_id, "interrupted")
         if job.lock is not None:
             job.lock.release()
+        if job.begun or job.lock is not None:
+            mark(self.study / job.config.run_id, "interrupted")
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

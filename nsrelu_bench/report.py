@@ -157,11 +157,15 @@ def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[tuple[s
     return sorted(found, key=lambda setting: not setting[2])
 
 
+#: What env.json holds beside versions: how a run was begun.
+NOT_VERSIONS = ("command", "packages", "resumed_after", "refused")
+
+
 def _versions(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """List what the runs were made with; several values where the runs differ."""
     values: dict[str, dict[str, None]] = {}
     for environment in environments:
-        flat = {k: v for k, v in environment.items() if k not in ("command", "packages")}
+        flat = {k: v for k, v in environment.items() if k not in NOT_VERSIONS}
         packages = environment.get("packages")
         for name, value in (flat | (packages if isinstance(packages, dict) else {})).items():
             if value is not None:

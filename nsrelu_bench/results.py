@@ -188,7 +188,7 @@ def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]
     """
     import pandas as pd
 
-    texts = ("study", "run_id", "state", "error", "act", "backward", *ENVIRONMENT)
+    texts = ("study", "run_id", "state", "error", "act", "backward", "data_dir", *ENVIRONMENT)
     names = dict.fromkeys(texts, str)
     try:
         text = path.read_text(encoding="utf-8")

@@ -231,14 +231,15 @@ class _Record:
 
 
 class _Choose:
-    """Runs the tests in a given order, and no other."""
+    """Runs tests that are known in a given order; before them those that only the mutant has."""
 
-    def __init__(self, order: list[str]) -> None:
-        self.order = {name: place for place, name in enumerate(order)}
+    def __init__(self, order: list[str], known: list[str]) -> None:
+        self.places = dict.fromkeys(known) | {name: place for place, name in enumerate(order)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if item.nodeid in self.order]
-        items.sort(key=lambda item: self.order[item.nodeid])
+        places = [(self.places.get(item.nodeid, -1), item) for item in items]
+        chosen = [(place, item) for place, item in places if place is not None]
+        items[:] = [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
 
 
 def record(module: str) -> tuple[dict[int, list[str]], list[str]]:
@@ -274,7 +275,7 @@ def fork(run: Callable[[], int]) -> int:
         os._exit(status)
 
 
-def start(module: str, mutant: Mutant, order: list[str]) -> int:
+def start(module: str, mutant: Mutant, order: list[str], known: list[str]) -> int:
     """Fork a child that runs the tests against a mutant; return its process id."""
 
     def run() -> int:
@@ -284,22 +285,26 @@ def start(module: str, mutant: Mutant, order: list[str]) -> int:
         os.dup2(silent, 2)
         loader = _Loader(f"nsrelu_bench.{module}", PACKAGE / f"{module}.py", mutant.code)
         sys.meta_path.insert(0, loader)
-        return int(pytest.main([*OPTIONS, f"tests/test_{module}.py"], [_Choose(order)]))
+        return int(pytest.main([*OPTIONS, f"tests/test_{module}.py"], [_Choose(order, known)]))
 
     return fork(run)
 
 
 def survivors(
-    module: str, tried: Iterable[Mutant], orders: Callable[[Mutant], list[str]], jobs: int
+    module: str,
+    tried: Iterable[Mutant],
+    orders: Callable[[Mutant], list[str]],
+    known: list[str],
+    jobs: int,
 ) -> list[Mutant]:
-    """Return the mutants that the tests did not notice."""
+    """Return the mutants that the tests did not notice, of all that are known those in `orders`."""
     waiting = list(tried)
     running: dict[int, tuple[Mutant, float]] = {}
     unnoticed = []
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
-            running[start(module, mutant, orders(mutant))] = mutant, time.monotonic()
+            running[start(module, mutant, orders(mutant), known)] = mutant, time.monotonic()
         for process, (mutant, began) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
@@ -351,9 +356,9 @@ def main() -> None:
     if given.sample is not None and given.sample < len(chosen):
         chosen = random.Random(given.seed).sample(chosen, given.sample)  # noqa: S311
     print(f"{len(chosen)} of {total} mutants", flush=True)
-    left = survivors(given.module, chosen, orders, given.jobs)
+    left = survivors(given.module, chosen, orders, every, given.jobs)
     # Tests share what fixtures and caches have called for another: these meet all of them.
-    left = survivors(given.module, left, lambda _: every, given.jobs)
+    left = survivors(given.module, left, lambda _: every, every, given.jobs)
     text = (PACKAGE / f"{given.module}.py").read_text(encoding="utf-8").splitlines()
     print()
     for mutant in sorted(left, key=lambda mutant: mutant.line):

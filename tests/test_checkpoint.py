@@ -227,3 +227,17 @@ def test_a_missing_csv_file_begins_the_run_anew(stopped: Path) -> None:
     (stopped / "layers.csv").unlink()
     finish(CONFIG, stopped)
     assert told(stopped)["refused"] == "checkpoint.pt does not fit layers.csv"
+
+
+def test_a_checkpoint_that_can_not_be_removed_harms_nothing(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        finish(CONFIG, stopped)
+    assert (stopped / "checkpoint.pt").exists()
+    *_, last = execute(CONFIG, stopped)
+    assert last.kept

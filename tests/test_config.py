@@ -397,3 +397,15 @@ def test_augmentations_have_one_order_and_a_deep_model_one_depth() -> None:
     assert "--augment: unknown augmentation 'flop'" in message(augment="flop")
     assert RunConfig(model="resnet18", depth=18).depth == 18
     assert "depth: resnet18 has 18 layers" in message(model="resnet18", depth=5)
+
+
+def test_a_value_that_grows_out_of_anchors_is_told_in_some_words(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+    )
+    for key in ("name", "seeds", "grid", "exclude"):
+        path = write(tmp_path, f"{bomb}{key}: *a9\n")
+        with pytest.raises(UsageError) as error:
+            read_study(path)
+        assert all(len(line) < 1000 for line in str(error.value).splitlines())
+        assert f"{path}: {key}: must " in str(error.value)

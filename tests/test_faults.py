@@ -34,7 +34,7 @@ FAULTS = (*ERRORS, *DEATHS)
 
 #: Of the second faults, one in so many is tried, beginning elsewhere from each state: all of them
 #: (STRIDE 1) take minutes.
-STRIDE = 8
+STRIDE = 12
 
 
 class Died(BaseException):
@@ -230,12 +230,14 @@ def test_no_fault_loses_a_finished_run_or_an_epoch_behind_a_checkpoint(
             assert laboratory.status.state in ("running", "failed")
             assert kept_epoch(after) >= kept_epoch(before)
         if laboratory.status.state == "failed":
-            assert os.strerror(ERRORS[fault]) in str(laboratory.status.error)
+            told = f"run: can't be written ({os.strerror(ERRORS[fault])})"
+            assert str(laboratory.status.error).endswith(told)
         found[hash(frozenset(after.items()))] = (after, is_done)
         return came
 
     for fault in FAULTS:
         assert any(not go_wrong({}, False, fault, at) for at in range(1, 1000))
+        assert any(not go_wrong(whole, True, fault, at) for at in range(1, 1000))
     assert len(found) > 100
     for index, (before, was_done) in enumerate(list(found.values())):
         for at in range(1 + index % STRIDE, 1000, STRIDE):

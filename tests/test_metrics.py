@@ -1,5 +1,6 @@
 """The measures against slow, obvious NumPy, closed forms, and the examples in docs/metrics.md."""
 
+import dataclasses
 import doctest
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from nsrelu_bench import metrics
+from nsrelu_bench import config, metrics
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.metrics import Lives, grad_update, post_update, pre_update, weight_update
 
@@ -216,6 +217,18 @@ def test_sparsity_in_closed_form(index):
     assert index(post_update(half)) == pytest.approx((1 - 2 / 8) / (1 - 1 / 8))
 
 
+def test_rounding_leaves_no_index_and_no_cosine_outside_its_range():
+    for count in range(2, 60):  # of these some come out at 1 + 1e-7 and at -1e-7
+        for value in (0.1, 0.7, 1.1):
+            one = torch.zeros(1, count)
+            one[0, 0] = value
+            for post in (one, torch.full((1, count), value)):
+                assert 0 <= metrics.population_sparsity(post_update(post)) <= 1
+    beyond = metrics.WeightSums(0, 1, 1.0, 4.0, 2.0000001, 0)
+    assert metrics.surrogate_cosine(beyond) == 1
+    assert metrics.surrogate_cosine(dataclasses.replace(beyond, product=-2.0000001)) == -1
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-15, 1e15, 1e25])
 def test_squares_neither_overflow_nor_vanish(scale):
     x = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
@@ -340,6 +353,10 @@ def test_counts_are_exact_where_float32_has_no_odd_numbers():
     zeros = torch.zeros(1, 1, 2**24 + 1)
     assert metrics.dead_units(metrics.post_update(zeros, gram=False)) == 1
     assert metrics.zero_fraction(metrics.post_update(zeros, gram=False)) == 1.0
+
+
+def test_the_measures_have_the_names_that_a_probe_gives_them():
+    assert list(metrics.MEASURES) == ["loss", "accuracy", *config.MEASURES]
 
 
 def test_nothing_can_not_be_measured():

@@ -754,6 +754,14 @@ def test_in_a_stream_a_site_has_the_weights_of_the_last_block():
     }
 
 
+def test_a_site_behind_a_site_has_the_same_weights():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.LeakyReLU(), nn.Linear(5, 3))
+    images, labels = torch.randn(20, 4), torch.arange(20) % 3
+    rows = measure(model, images, labels).layers
+    F.cross_entropy(model(images), labels).backward()
+    assert [row["grad_norm"] for row in rows] == [norm(model[0].weight.grad)] * 2
+
+
 def test_a_site_that_is_fed_from_outside_of_the_graph_has_no_weights():
     class Cut(Branches):
         def forward(self, x):

@@ -46,13 +46,14 @@ cluster.shutdown()
 """
 
 STUDY = """
-import json, sys
+import json, signal, sys
 from functools import partial
 from pathlib import Path
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.ray_engine import on_ray
 from nsrelu_bench.sweep import run_all
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 order = json.loads(sys.argv[1])
 engine = partial(on_ray, **order["options"])
 runs = [RunConfig(**settings) for settings in order["runs"]]
@@ -63,8 +64,6 @@ try:
         print(json.dumps(told), flush=True)
 except BenchError as error:
     sys.exit(str(error))
-except KeyboardInterrupt:
-    sys.exit(130)
 """
 
 
@@ -245,9 +244,9 @@ def test_an_interrupted_study_with_a_ray_of_its_own_leaves_no_process_and_no_fil
         while json.loads(process.stdout.readline())[2] is None:
             pass
         assert len(list(short_folder.glob("ray-*"))) == 1
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do
         code, _, errors = finished(process)
-        assert (code, errors) == (130, "")
+        assert (code, errors) == (143, "")
         assert left_of(process) == []
     status = read_status(tmp_path / "ray" / tiny(epochs=5000).run_id)
     assert status is not None
@@ -266,13 +265,37 @@ def test_a_run_whose_process_is_lost_each_time_fails(tmp_path: Path) -> None:
     errors = SimpleNamespace(RayError=LostError, RayTaskError=())
     ray = SimpleNamespace(exceptions=errors, get=lose)
     cluster = ray_engine._Cluster(ray, None, tmp_path, None, USUAL, None)
-    job = ray_engine._Job(tiny(), stream=iter([1]))
-    assert cluster.receive(job) is None
-    job = ray_engine._Job(tiny(), attempt=ray_engine.ATTEMPTS, stream=iter([1]))
-    event = cluster.receive(job)
+    folder = tmp_path / tiny().run_id
+    for attempt in range(1, ray_engine.ATTEMPTS + 1):
+        lock = ray_engine._claim(folder, USUAL)
+        event = cluster.receive(ray_engine._Job(tiny(), attempt, iter([1]), lock))
+        assert (event is None) == (attempt < ray_engine.ATTEMPTS)
     assert event is not None
+    assert event.status == read_status(folder)
     assert event.status.state == "failed"
     assert event.status.error == "its process or its node was lost 4 times (LostError: gone)"
+
+
+def test_an_interrupted_run_that_was_to_be_collected_is_marked(tmp_path: Path) -> None:
+    cluster = ray_engine._Cluster(None, None, tmp_path, None, USUAL, None)
+    folder = tmp_path / tiny().run_id
+    cluster.note_interrupted(ray_engine._Job(tiny(), lock=ray_engine._claim(folder, USUAL)))
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "interrupted"
+
+
+def test_a_run_to_be_collected_is_left_to_the_process_that_has_it(tmp_path: Path) -> None:
+    cluster = ray_engine._Cluster(None, None, tmp_path, None, USUAL, None)
+    lock = ray_engine._claim(tmp_path / tiny().run_id, USUAL)
+    event = cluster.begin(ray_engine._Job(tiny()))
+    assert event is not None
+    assert event.elsewhere
+    lock.release()
+    done = make(tmp_path)
+    event = cluster.begin(ray_engine._Job(tiny()))
+    assert event is not None
+    assert (event.kept, event.status) == (True, read_status(done))
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,9 @@ def test_runs_of_an_older_version_are_compared_with_new_ones(results: Path) -> N
     (folder / "config.yaml").write_text(
         "".join(line for line in lines if line.partition(":")[0] not in newest)
     )
-    metrics = pd.read_csv(folder / "metrics.csv").drop(columns=["effective_rank", "sign_disagreement"])
+    metrics = pd.read_csv(folder / "metrics.csv").drop(
+        columns=["effective_rank", "sign_disagreement"]
+    )
     metrics.to_csv(folder / "metrics.csv", index=False)
     (folder / "quantiles.csv").unlink()
     status = json.loads((folder / "status.json").read_text())
@@ -262,9 +264,7 @@ def test_a_file_that_is_a_link_is_written_through(results: Path) -> None:
         "''@x",
     ],
 )
-def test_no_text_in_a_csv_is_a_formula_and_it_reads_back_the_same(
-    results: Path, text: str
-) -> None:
+def test_no_text_in_a_csv_is_a_formula_and_it_reads_back_the_same(results: Path, text: str) -> None:
     write_summary(results)
     path = results / "summary.csv"
     table = pd.read_csv(path).assign(data_dir=text)
@@ -272,7 +272,7 @@ def test_no_text_in_a_csv_is_a_formula_and_it_reads_back_the_same(
     with path.open(newline="") as file:
         cells = {row["data_dir"] for row in csv.DictReader(file)}
     assert cells == {f"'{text}"}
-    shutil.copytree(results, "told", ignore=lambda folder, names: set(names) - {"summary.csv"})
+    shutil.copytree(results, "told", ignore=lambda _, names: set(names) - {"summary.csv"})
     assert set(load_runs(Path("told"))["data_dir"]) == {text}
 
 

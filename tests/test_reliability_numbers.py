@@ -45,7 +45,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that trains on a made-up data set, and gives the records."""
 
     def run(dataset: Dataset, **settings: Any) -> list[Epoch]:
-        monkeypatch.setattr(train, "load_dataset", lambda config: dataset)
+        monkeypatch.setattr(train, "load_dataset", lambda _: dataset)
         return list(train.run(tiny(**({"batch_size": 16} | settings))))
 
     return run
@@ -92,7 +92,7 @@ def test_a_weight_that_is_not_finite_is_seen_even_where_nothing_shows_it(value: 
 def test_a_run_whose_weights_become_nan_has_diverged_and_has_empty_cells(
     trained_on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(train, "load_dataset", lambda config: made_up())
+    monkeypatch.setattr(train, "load_dataset", lambda _: made_up())
     config = tiny(lr=1e6, act="nsrelu(1)", epochs=3)
     *_, event = execute(config, tmp_path / "run")
     assert event.status.state == "diverged"

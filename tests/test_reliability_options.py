@@ -38,7 +38,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Digits that float() and int() take.
         ("--lr=1_0", "--lr: must be a number, got '1_0'"),
         ("--epochs=٣", "--epochs: must be a whole number, got '٣'"),
-        ("--seed=１", "--seed: must be a whole number, got '１'"),
+        ("--seed=\uff11", "--seed: must be a whole number, got '\uff11'"),
         # Out of range, NaN, infinities.
         ("--epochs=-5", "--epochs: must be greater than or equal to 1, got -5"),
         (f"--epochs={10**12}", f"--epochs: must be less than or equal to {10**9}, got {10**12}"),
@@ -74,9 +74,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--act=nsrelu(inf)", "--act: leak must be from 0 to 1, got inf"),
         (
             f"--act={'x' * 300}",
-            "--act: activation has 300 characters, at most 200 are allowed: 'xxxxxxxxxxxxxxxxxxxx'...",
+            f"--act: activation has 300 characters, at most 200 are allowed: '{'x' * 20}'...",
         ),
-        ("--impl=NATIVE", "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'"),
+        (
+            "--impl=NATIVE",
+            "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'",
+        ),
         ("--dataset=../x", f"--dataset: {unknown('../x', config.DATASETS, 'dataset')}"),
         ("--model=../x", f"--model: {unknown('../x', config.MODELS, 'model')}"),
         ("--measures=-", f"--measures: {unknown('', config.MEASURES, 'measure')}"),
@@ -141,7 +144,7 @@ def test_an_option_that_makes_no_sense_is_one_line(arguments: str, line: str) ->
         ("name: 'a b'", None),
         ("name: ë", None),
         ("name: ..", None),
-        (f"name: {'x' * 65}", None),
+        (f"name: {'x' * 300}", None),
     ],
 )
 def test_a_study_that_makes_no_sense_is_one_line_a_mistake(text: str, line: str | None) -> None:
@@ -152,7 +155,7 @@ def test_a_study_that_makes_no_sense_is_one_line_a_mistake(text: str, line: str 
         line = (
             "name: must be letters, digits, '.', '_' and '-', at most 64, and begin with a letter"
             f" or digit, got {text[6:].strip(chr(39))!r}"
-        )
+        ).replace("x" * 300, "x" * 12 + "..." + "x" * 13)
     if text.startswith("version"):  # a file of another version of the tool
         first, second = answer.err.splitlines()
         assert first.startswith("nsrelu-bench: s.yaml: version: unknown setting 'version'; ")
@@ -162,17 +165,21 @@ def test_a_study_that_makes_no_sense_is_one_line_a_mistake(text: str, line: str 
     assert not Path("results").exists()
 
 
-def test_a_bomb_of_anchors_is_refused_at_once_and_not_printed() -> None:
+@pytest.mark.parametrize("key", ["lr", "act", "name", "seeds", "grid: {lr"])
+def test_a_bomb_of_anchors_is_refused_at_once_and_not_printed(key: str) -> None:
     levels = ["a: &a [" + "x, " * 10 + "]"]
     levels += [
         f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]"
         for last, name in zip("abcdefgh", "bcdefghi", strict=True)
     ]
-    Path("s.yaml").write_text("\n".join([*levels, "lr: *i"]))
+    levels.append(f"{key}: *i{' }' * key.count('{')}")
+    Path("s.yaml").write_text("\n".join(levels))
     answer = ask("sweep", "s.yaml")
     assert answer.code == 2
-    assert len(answer.err) < 10_000
-    assert answer.err.splitlines()[-1].startswith("nsrelu-bench: s.yaml: lr: must be a valid number")
+    lines = answer.err.splitlines()
+    assert max(map(len, lines)) < 1000
+    place = key.replace(": {", ".")
+    assert any(line.startswith(f"nsrelu-bench: s.yaml: {place}") for line in lines)
 
 
 def test_a_file_that_is_refused_is_neither_run_nor_written_to() -> None:

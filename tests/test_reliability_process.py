@@ -31,10 +31,10 @@ ENDLESS = [*ONE, "--epochs", "100000"]
 
 
 def run(
-    *command: str, cwd: Path, shell: str = 'exec "$@"', **environment: str
+    *command: str, cwd: Path, wrapper: str = 'exec "$@"', **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a shell that does something to it first."""
-    whole = ["bash", "-c", shell, "bash", *CLI, *command]
+    whole = ["bash", "-c", wrapper, "bash", *CLI, *command]
     variables = {key: value for key, value in (os.environ | environment).items() if value}
     return subprocess.run(whole, cwd=cwd, env=variables, capture_output=True, text=True)
 
@@ -112,7 +112,7 @@ def test_a_pipe_that_nobody_reads_any_more_ends_it_in_silence(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("shell", "code", "told"),
+    ("wrapper", "code", "told"),
     [
         ('exec "$@" > /dev/full', 1, "nsrelu-bench: [Errno 28] No space left on device\n"),
         ('exec "$@" <&- >&-', 0, ""),
@@ -120,9 +120,9 @@ def test_a_pipe_that_nobody_reads_any_more_ends_it_in_silence(tmp_path: Path) ->
     ids=["full", "closed"],
 )
 def test_an_output_that_is_full_is_one_line_and_a_closed_one_no_error(
-    tmp_path: Path, shell: str, code: int, told: str
+    tmp_path: Path, wrapper: str, code: int, told: str
 ) -> None:
-    answer = run("list", cwd=tmp_path, shell=shell)
+    answer = run("list", cwd=tmp_path, wrapper=wrapper)
     assert (answer.returncode, answer.stderr) == (code, told)
 
 
@@ -237,7 +237,7 @@ def test_without_a_network_what_is_embedded_works_and_the_rest_is_one_line(
     answer = run(
         *(*ONE, "--dataset", "mnist", "--data-dir", "none"),
         cwd=tmp_path,
-        shell='exec unshare --net "$@"',
+        wrapper='exec unshare --net "$@"',
     )
     assert answer.returncode == 1
     assert answer.stderr.count("\n") == 1
@@ -248,7 +248,7 @@ def test_without_a_network_what_is_embedded_works_and_the_rest_is_one_line(
 
 
 def test_a_run_that_gets_no_memory_is_one_line(tmp_path: Path) -> None:
-    answer = run(*ONE, cwd=tmp_path, shell='ulimit -v 1500000; exec "$@"')
+    answer = run(*ONE, cwd=tmp_path, wrapper='ulimit -v 1500000; exec "$@"')
     assert answer.returncode == 1
     assert answer.stdout == ""
     assert "Traceback" not in answer.stderr

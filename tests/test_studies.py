@@ -80,20 +80,31 @@ def test_what_findings_says_was_measured_is_in_the_data(number: int) -> None:
     assert NUMBER.findall(ROWS[number]) == [say(*cell) for cell in MEASURED.get(number, [])]
 
 
-def say(study: str, where: str, act: str, metric: str, kind: str) -> str:
+def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> str:
     """Derive a number of FINDINGS.md from a study's summary, in percent."""
     conditions = where.split()
     comparison = compare(
         runs_of(study), CONFIG_COLUMNS, metrics=[metric], where=[*conditions, f"act={act}"], by=[]
     )
     (row,) = comparison.rows[comparison.rows["act"] == act].to_dict("records")
+    if kind.startswith("lost "):
+        return lost(act, float(kind.removeprefix("lost ")))
     if kind == "diverged":
         return f"{row['diverged']} of {row['runs']}"
-    if kind == "diff":
-        return f"{100 * row['diff']:+.1f} ± {100 * (row['diff_high'] - row['diff']):.1f}"
-    assert kind == "mean"
-    return f"{100 * row['mean']:.1f} ± {100 * (row['high'] - row['mean']):.1f}"
+    value, end = ("diff", "diff_high") if kind == "diff" else ("mean", "high")
+    return f"{100 * row[value]:{'+' * (kind == 'diff')}.1f} ± {100 * (row[end] - row[value]):.1f}"
 
 
-#: Where the numbers of a row of FINDINGS.md come from, in order.
+def lost(act: str, points: float) -> str:
+    """Count the runs of plasticity that lost so many points of accuracy, and all."""
+    tasks = pd.read_csv(ROOT / "results" / "plasticity" / "tasks.csv")
+    accuracy = tasks[tasks["act"] == act].pivot_table(
+        index="run_id", columns="task", values="test_accuracy"
+    )
+    change = 100 * (accuracy.iloc[:, -5:].mean(axis=1) - accuracy.iloc[:, :5].mean(axis=1))
+    return f"{(change < -points).sum()} of {len(change)}"
+
+
+#: Where the numbers of a row of FINDINGS.md come from, in order: study, conditions, activation,
+#: metric, and what of it.
 MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {}
