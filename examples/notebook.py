@@ -23,7 +23,7 @@ configs = [
     for act in ("relu", "nsrelu(0.1)", "leaky_relu(0.1)")
     for seed in range(4)
 ]
-for _ in run_all(configs, STUDY, workers=1):
+for _ in run_all(configs, STUDY):
     pass
 
 # %% Tidy frames: `runs` has a row a run, `metrics` a row an epoch, `layers` a row a site too.

@@ -138,6 +138,18 @@ class RunConfig(BaseModel):
         return _measures_text(_read_measures(text))
 
     @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        if self.model in FIXED_DEPTH and self.depth != _size(self.model, "depth"):
+            depth = _size(self.model, "depth")
+            raise ValueError(f"depth: {self.model} has {depth} layers, got {self.depth}")
+        if ":" in self.model:
+            usual = {name: _size(self.model, name) for name in ("width", "depth")}
+            for name, value in (usual | {"batch_norm": False, "dropout": 0.0}).items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name}: {self.model} takes none, got {getattr(self, name)}")
+        return self
+
+    @model_validator(mode="after")
     def _clear_unused(self) -> Self:
         """Clear what the other settings leave unused, so that it makes no second identity."""
         if self.optimizer != "sgd":
@@ -146,8 +158,6 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
         if not self.label.uses_impl:
             object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
-        if self.model in FIXED_DEPTH and self.depth != MODELS[self.model]["depth"]:
-            raise ValueError(f"depth: {self.model} has {MODELS[self.model]['depth']} layers")
         return self
 
     @property
@@ -440,6 +450,9 @@ def _mistakes(error: ValidationError, place: Callable[[str], str]) -> list[str]:
         # A mistake in a label is found before pydantic looks at its field, and names its part.
         part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
         key = str(detail["loc"][0]) if detail["loc"] else part
+        named, _, rest = message.partition(": ")
+        if not detail["loc"] and named in RunConfig.model_fields:
+            key, message = named, rest
         if detail["type"] == "extra_forbidden":
             message = str(unknown(key, SETTINGS, "setting", brief=True))
         elif detail["type"] != "value_error":

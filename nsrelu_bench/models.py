@@ -214,11 +214,6 @@ def _convolution(
 
 def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     """Make the user's own model, as ``factory(activation, shape, classes)``, and try it."""
-    usual = RunConfig(model=config.model)
-    for setting in ("width", "depth", "batch_norm", "dropout"):
-        if getattr(config, setting) != getattr(usual, setting):
-            value = getattr(config, setting)
-            raise UsageError(f"{setting}: {config.model} takes none, got {value!r}")
     factory = _imported(config.model)
     made: set[nn.Module] = set()
 

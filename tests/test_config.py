@@ -396,7 +396,16 @@ def test_augmentations_have_one_order_and_a_deep_model_one_depth() -> None:
     assert RunConfig(augment="cutout + crop").augment == "crop+cutout"
     assert "--augment: unknown augmentation 'flop'" in message(augment="flop")
     assert RunConfig(model="resnet18", depth=18).depth == 18
-    assert "depth: resnet18 has 18 layers" in message(model="resnet18", depth=5)
+    told = "--depth: resnet18 has 18 layers, got 5"
+    assert message(model="resnet18", depth=5) == told
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("width", 64), ("depth", 2), ("batch_norm", True), ("dropout", 0.1)]
+)
+def test_settings_that_ones_own_model_can_not_get_are_refused(setting: str, value: object) -> None:
+    told = f"--{setting}: their_nets.small:net takes none, got {value}"
+    assert message(model="their_nets.small:net", **{setting: value}) == told
 
 
 def test_a_value_that_grows_out_of_anchors_is_told_in_some_words(tmp_path: Path) -> None:

@@ -502,18 +502,6 @@ def test_what_is_wrong_with_ones_own_model_is_said_in_one_line(
     assert type(error.value) is kind
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("width", 64), ("depth", 2), ("batch_norm", True), ("dropout", 0.1)]
-)
-def test_settings_that_ones_own_model_can_not_get_are_refused(
-    own: Path, setting: str, value: Any
-) -> None:
-    settings = {"model": "their_nets.small:net", setting: value}
-    with pytest.raises(UsageError) as error:
-        build(**settings)
-    assert str(error.value) == f"{setting}: their_nets.small:net takes none, got {value}"
-
-
 def test_the_models_page_has_an_example_that_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
