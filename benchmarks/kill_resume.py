@@ -3,8 +3,8 @@
     python benchmarks/kill_resume.py [--kills 50] [--seed 0] [--span 3] [--epochs 12]
         [--model mlp cnn] [--workers 2]
 
-A kill is SIGKILL to the sweep and all its processes: one in five while they start, the others
-within `span` seconds after the first run began. A study that is done gives way to the same one in
+A kill is SIGKILL to the sweep and all its processes: one in five within `span` seconds of its
+start, the others within `span` seconds after it ended its first epoch. A study that is done gives way to the same one in
 a new folder. All CSV files but timing.csv, which tells of the clock, must have the same bytes.
 """
 
@@ -55,10 +55,13 @@ class Sweep:
             start_new_session=True,
         )
 
-    def has_begun_a_run(self) -> bool:
-        """Whether it has written the status of a run."""
-        paths = self.study.glob("*/status.json")
-        return any(path.stat().st_mtime_ns > self.began for path in paths)
+    def has_ended_an_epoch(self) -> bool:
+        """Whether it has left a checkpoint."""
+        for path in self.study.glob("*/checkpoint.pt"):
+            with suppress(FileNotFoundError):  # the run is done by now
+                if path.stat().st_mtime_ns > self.began:
+                    return True
+        return False
 
     def kill(self) -> None:
         """Kill it and its workers."""
@@ -80,16 +83,16 @@ class Sweep:
 def kill_once(sweep: Sweep, chance: random.Random, span: float) -> float:
     """Kill a sweep at a random moment; returns the seconds that it had."""
     starting, delay = chance.random() < 0.2, chance.random()
-    while not starting and not sweep.has_begun_a_run() and sweep.process.poll() is None:
+    while not starting and not sweep.has_ended_an_epoch() and sweep.process.poll() is None:
         time.sleep(0.005)
     time.sleep(delay * span)
     sweep.kill()
     return (time.time_ns() - sweep.began) / 1e9
 
 
-def left_behind(study: Path) -> tuple[int, list[int]]:
-    """Count the runs that are done, and for each other that has rows the epochs lost."""
-    done, lost = 0, []
+def left_behind(study: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Count the runs that are done, and for each other that has begun the epochs kept and lost."""
+    done, begun = 0, []
     for folder in (path for path in study.glob("*") if path.is_dir()):
         status = read_status(folder)
         if status is not None and status.done:
@@ -98,8 +101,8 @@ def left_behind(study: Path) -> tuple[int, list[int]]:
             rows = (folder / "metrics.csv").read_bytes().count(b"\n") - 1
             path = folder / "checkpoint.pt"
             kept = unpack(path.read_bytes())[0]["epoch"] + 1 if path.exists() else 0
-            lost.append(max(rows, 0) - kept)
-    return done, lost
+            begun.append((kept, max(rows, 0) - kept))
+    return done, begun
 
 
 def differences(study: Path, whole: Path) -> Iterator[str]:
@@ -131,22 +134,22 @@ def disturb(
 ) -> list[Path]:
     """Kill sweeps of a study, and let the last one finish; returns the studies' folders."""
     studies = [root / "0" / "kills"]
-    under_way, lost = 0, [0]
-    number = 0
+    number = resumed = lost = 0
     while True:
         sweep = Sweep(file, studies[-1].parent, workers)
         had = kill_once(sweep, chance, span) if number < kills else 0.0
         if not sweep.ended_well():
             number += 1
-            done, lost_now = left_behind(sweep.study)
-            under_way += len(lost_now)
-            lost += lost_now
-            told = f"{done} done, {len(lost_now)} under way, epochs lost: {lost_now or 'none'}"
-            print(f"kill {number}, study {len(studies)}, after {had:.2f} s: {told}", flush=True)
+            done, begun = left_behind(sweep.study)
+            resumed += sum(kept > 0 for kept, _ in begun)
+            lost = max(lost, *(lost_now for _, lost_now in begun), 0)
+            told = ", ".join(f"{kept} epochs kept and {gone} lost" for kept, gone in begun)
+            where = f"kill {number}, study {len(studies)}, after {had:.2f} s"
+            print(f"{where}: {done} runs done; under way: {told or 'none'}", flush=True)
         elif number < kills:
             studies.append(root / str(len(studies)) / "kills")
         else:
-            print(f"{under_way} times a run was under way; it lost at most {max(lost)} epochs")
+            print(f"{resumed} times a run had a checkpoint left; it lost {lost} epochs at most")
             return studies
 
 

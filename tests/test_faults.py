@@ -26,7 +26,8 @@ from nsrelu_bench.train import Epoch
 
 State = dict[str, bytes]
 
-ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "torn": errno.ENOSPC}
+#: "broken": it stays so for all operations that follow.
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "torn": errno.ENOSPC, "broken": errno.EIO}
 #: How the process or the machine ends. At a loss of power, what was not synced is cut off, or
 #: reads as zeros; "torn": half of what was to be written came to disk.
 DEATHS = ("killed", "killed torn", "power cut", "power zeros")
@@ -58,7 +59,7 @@ class Disk:
         if self.dead:
             raise Died
         self.count += 1
-        if self.count != self.at:
+        if self.count < self.at or (self.count > self.at and self.fault != "broken"):
             return
         if "torn" in self.fault:
             tear()

@@ -384,3 +384,16 @@ def test_a_status_says_what_is_wrong_with_it(results: Path) -> None:
     status = read_status(results / RUN)
     assert status is not None
     assert "status.json can't be read (Unterminated string starting at: line 1" in str(status.error)
+
+
+def test_names_may_be_given_with_commas(results: Path) -> None:
+    """As --format takes them."""
+    answer = ask("compare", "--metric", "zero_fraction, dead_units", "--format", "json")
+    content = json.loads(answer.out, parse_constant=lambda name: pytest.fail(name))
+    assert content["metrics"] == ["zero_fraction", "dead_units"]
+    answer = ask("plot", str(results), "--kind", "curves,leak", "--format", "svg")
+    assert (answer.code, answer.out) == (0, f"{results}/figures/curves.svg\n")
+    assert answer.err.startswith("no figure leak: ")
+    answer = ask("plot", str(results), "--kind", "curves,leek")
+    assert answer.code == 2
+    assert answer.err.startswith("nsrelu-bench: unknown figure 'leek'; did you mean 'leak'? ")

@@ -5,6 +5,7 @@ test_data.py and test_models.py hold the others.
 """
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asking import ask
 from conftest import tiny
 from torch import Tensor, nn
 
-from nsrelu_bench import NSReLU, data, train
+from nsrelu_bench import NSReLU, data, plot, records, train
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split
 from nsrelu_bench.errors import BenchError, UsageError
@@ -244,3 +246,18 @@ def test_a_network_of_dead_units_is_measured_and_not_diverged() -> None:
     assert found.layers[0]["grad_norm"] == 0
     values = [value for value in found.totals.values() if value is not None]
     assert np.isfinite(values).all()
+
+
+def test_json_is_json_even_where_a_number_is_not_finite() -> None:
+    answer = ask("born-dead", "--width", "1", "--depth", "2", "--trials", "10", "--json")
+    assert answer.code == 0
+    json.loads(answer.out, parse_constant=lambda name: pytest.fail(name))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records._to_json({"time_s": math.nan})
+
+
+def test_the_interval_of_a_fraction_is_drawn_within_its_bounds() -> None:
+    assert plot._ends(95.0, 20.0, "test_accuracy") == [[20.0], [5.0]]
+    assert plot._ends(10.0, 20.0, "dead_fraction") == [[10.0], [20.0]]
+    assert plot._ends(10.0, 20.0, "grad_norm") == [[20.0], [20.0]]
+    assert all(math.isnan(end) for (end,) in plot._ends(95.0, math.nan, "test_accuracy"))

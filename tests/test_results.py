@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import make, tiny
+from filelock import FileLock
 
 from nsrelu_bench import results
 from nsrelu_bench.errors import BenchError
@@ -224,3 +225,14 @@ def test_what_can_be_drawn_is_a_run_or_the_studies_that_have_runs(copied: Path) 
     assert find_drawable(copied) == find_drawable(copied.parent) == [copied]
     with pytest.raises(BenchError, match="and no runs; its sweep makes"):
         find_drawable(copied.parent / "told")
+
+
+def test_a_run_that_is_killed_is_no_longer_told_as_running(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    with RunWriter(folder, tiny(), fresh=True):
+        begun = (folder / "status.json").read_bytes()
+    (folder / "status.json").write_bytes(begun)
+    time.sleep(TICK_S)
+    with FileLock(folder / ".lock"):
+        assert load_runs(tmp_path)["state"].tolist() == ["running"]
+    assert load_runs(tmp_path)["state"].tolist() == ["interrupted"]
