@@ -4,8 +4,9 @@
         [--model mlp cnn] [--workers 2]
 
 A kill is SIGKILL to the sweep and all its processes: one in five within `span` seconds of its
-start, the others within `span` seconds after it ended its first epoch. A study that is done gives way to the same one in
-a new folder. All CSV files but timing.csv, which tells of the clock, must have the same bytes.
+start, the others within `span` seconds after it ended its first epoch. A study that is done gives
+way to the same one in a new folder. All CSV files but timing.csv, which tells of the clock, must
+have the same bytes.
 """
 
 import argparse

@@ -247,7 +247,7 @@ def plan_phase(frames: Frames, metric: str | None = None) -> Plan:
     parts = {}
     for name, part in (by_leak if "leak" in pair else acts).items():
         texts = pd.Series(join_settings(part, rest), index=part.index)
-        for text, cell in part.groupby(texts):
+        for text, cell in part.groupby(texts, sort=False):
             parts[f"{name} {text}".strip()] = cell
     refuse_many(len(parts), MAX_PANELS, "panels")
     norm = linear_norm(cells_of(part, x, y, metric) for part in parts.values())

@@ -76,9 +76,11 @@ def name_groups(
     and setting.
 
     Raises:
-        BenchError: Two runs of a group have the same seed.
+        BenchError: There is no run, or two runs of a group have the same seed.
     """
     runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
+    if runs.empty:
+        raise BenchError("no run has a configuration that can be read")
     frame = unique_runs(runs, ["study", "run_id"] if "study" in config_columns else ["run_id"])
     others = settings_of(frame, config_columns)
     parts = []

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,9 @@ def test_a_run_that_stands_in_two_studies_is_drawn_once() -> None:
 
 
 @pytest.mark.parametrize("losses", [(1.0, 0.9), (100.0, 0.1), (20000.0, 0.05)])
-def test_a_logarithmic_axis_has_some_numbers_on_it_and_not_too_many(losses: tuple[float, float]) -> None:
+def test_a_logarithmic_axis_has_some_numbers_on_it_and_not_too_many(
+    losses: tuple[float, float],
+) -> None:
     metrics = FRAMES.metrics.assign(train_loss=np.geomspace(*losses, len(FRAMES.metrics)))
     ax = plot.curves(FRAMES.runs, metrics, CONFIG, metric="train_loss")
     low, high = ax.get_ylim()
@@ -160,6 +163,16 @@ def test_the_phase_diagram_marks_diverged_cells() -> None:
     assert texts[6] == "100% div."
     assert re.fullmatch(r"\d\d\.\d\n33% div\.", texts[7])
     assert sum("div." in text for text in texts) == 2
+
+
+def test_the_panels_of_phase_diagrams_stand_in_the_order_of_numbers() -> None:
+    runs = pd.concat(
+        GRID.runs.assign(width=width, run_id=GRID.runs["run_id"] + f"-{width}")
+        for width in (16, 2, 8)
+    )
+    frames = replace(GRID, runs=runs, config_columns=[*CONFIG, "width"])
+    titles = [title for title, _ in figures.plan_phase(frames).panels]
+    assert titles == ["nsrelu width=2", "nsrelu width=8", "nsrelu width=16"]
 
 
 def test_a_panel_refuses_runs_that_it_would_mix() -> None:

@@ -158,9 +158,11 @@ def test_a_report_lists_the_runs_that_are_damaged(results: Path) -> None:
 def test_a_study_of_damaged_runs_alone_is_one_line(results: Path) -> None:
     for folder in results.iterdir():
         (folder / "config.yaml").write_text("x: 1")
-    answer = ask("compare")
-    assert answer.code == 1
-    assert answer.err.splitlines()[-1] == "nsrelu-bench: no runs to compare"
+    told = {"compare": "no runs to compare", "plot": "no run has a configuration that can be read"}
+    for command, line in told.items():
+        answer = ask(command)
+        assert answer.code == 1
+        assert answer.err.splitlines()[-1] == f"nsrelu-bench: {line}"
 
 
 def test_many_damaged_runs_do_not_fill_the_screen(results: Path) -> None:

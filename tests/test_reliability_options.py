@@ -165,7 +165,7 @@ def test_a_study_that_makes_no_sense_is_one_line_a_mistake(text: str, line: str 
     assert not Path("results").exists()
 
 
-@pytest.mark.parametrize("key", ["lr", "act", "name", "seeds", "grid: {lr"])
+@pytest.mark.parametrize("key", ["lr", "act", "name", "seeds", "grid", "grid: {lr"])
 def test_a_bomb_of_anchors_is_refused_at_once_and_not_printed(key: str) -> None:
     levels = ["a: &a [" + "x, " * 10 + "]"]
     levels += [

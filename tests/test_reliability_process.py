@@ -274,8 +274,8 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_when_there_is_room
     )
     if mounted.returncode:
         pytest.skip("can't mount a small file system here")
-    # 64 KiB hold some steps of the 40.
-    command = [*ONE, "--probe-every", "1", "--epochs", "2", "--results", str(place)]
+    # 64 KiB hold some of the 200 steps.
+    command = [*ONE, "--probe-every", "1", "--epochs", "10", "--results", str(place)]
     try:
         answer = ask(*command)
         assert answer.code == 1

@@ -24,7 +24,9 @@ STUDIES = [path.parent.name for path in sorted((ROOT / "results").glob("*/summar
 TABLES = [
     (readme, command)
     for readme in READMES
-    for command in re.findall(r"^    nsrelu-bench (compare .*--format md)$", readme.read_text(), re.M)
+    for command in re.findall(
+        r"^    nsrelu-bench (compare .*--format md)$", readme.read_text(), re.M
+    )
 ]
 
 #: A row of the table of FINDINGS.md: its number, and the text of what was measured.
