@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nsrelu_bench.checkpoint import unpack
-from nsrelu_bench.records import read_status
+from nsrelu_bench.records import CHECKPOINT, read_status
 
 STUDY = """\
 name: kills
@@ -58,7 +58,7 @@ class Sweep:
 
     def has_ended_an_epoch(self) -> bool:
         """Whether it has left a checkpoint."""
-        for path in self.study.glob("*/checkpoint.pt"):
+        for path in self.study.glob(f"*/{CHECKPOINT}"):
             with suppress(FileNotFoundError):  # the run is done by now
                 if path.stat().st_mtime_ns > self.began:
                     return True
@@ -100,19 +100,22 @@ def left_behind(study: Path) -> tuple[int, list[tuple[int, int]]]:
             done += 1
         elif (folder / "metrics.csv").exists():
             rows = (folder / "metrics.csv").read_bytes().count(b"\n") - 1
-            path = folder / "checkpoint.pt"
+            path = folder / CHECKPOINT
             kept = unpack(path.read_bytes())[0]["epoch"] + 1 if path.exists() else 0
             begun.append((kept, max(rows, 0) - kept))
     return done, begun
 
 
 def differences(study: Path, whole: Path) -> Iterator[str]:
-    """Compare a study with the one left in peace, and look for what should not be there."""
+    """Compare a study with the one left in peace, and look for what should not be there.
+
+    A kill between the last status and the end may leave the checkpoint of a run that is done.
+    """
     for folder in (path for path in whole.glob("*") if path.is_dir()):
         ours = study / folder.name
         names = sorted(path.name for path in folder.iterdir())
         found = sorted(path.name for path in ours.iterdir()) if ours.is_dir() else []
-        if names != found:
+        if names != [name for name in found if name != CHECKPOINT]:
             yield f"{ours} has {', '.join(found)}"
             continue
         for name in (n for n in names if n.endswith((".csv", ".yaml"))):

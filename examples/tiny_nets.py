@@ -1,6 +1,6 @@
 """Two networks of about 300 parameters for MNIST, as models of one's own (docs/models.md).
 
-    nsrelu-bench train --dataset mnist --model examples.tiny_nets:pooled_mlp --act 'nsrelu(0.1)'
+``nsrelu-bench train --dataset mnist --model examples.tiny_nets:pooled_mlp --act 'nsrelu(0.1)'``
 """
 
 from collections.abc import Callable

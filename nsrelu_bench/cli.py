@@ -133,9 +133,16 @@ Model = Annotated[
 ]
 Width = Annotated[
     int | None,
-    _option("--width", "units a layer, or channels of the first", "by model", parser=count),
+    _option(
+        "--width",
+        "units a layer, or channels of the first",
+        "128 of mlp, else by model",
+        parser=count,
+    ),
 ]
-Depth = Annotated[int | None, _option("--depth", "hidden layers", "by model", parser=count)]
+Depth = Annotated[
+    int | None, _option("--depth", "hidden layers", "3 of mlp, else by model", parser=count)
+]
 BatchNorm = Annotated[
     bool | None, _option("--batch-norm/--no-batch-norm", "batch norm before activations", "no")
 ]

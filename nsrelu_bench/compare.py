@@ -48,6 +48,7 @@ VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
 RUN_COLUMNS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
     *("section", "shared", "line", "setting", "group"),
+    *ENVIRONMENT,
 )
 
 #: Names of metrics for people: in figures, and short in tables.

@@ -273,9 +273,9 @@ def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[s
     if "act" in stronger:
         # A stronger activation stands for itself; what the weaker source says of its leak is gone.
         merged = {k: v for k, v in merged.items() if k not in LABEL_PARTS or k in stronger}
-    if "act" not in stronger and set(LABEL_PARTS) & set(stronger) and "act" in settings:
+    elif isinstance(settings.get("act"), str):
         # A separate leak or backward replaces what the weaker source's label says of it.
-        merged["act"] = forget(str(settings["act"]), set(LABEL_PARTS) & set(stronger))
+        merged["act"] = forget(settings["act"], set(LABEL_PARTS) & set(stronger))
     return merged
 
 

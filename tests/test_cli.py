@@ -360,7 +360,7 @@ def test_where_there_are_no_results_it_says_how_to_make_some(tmp_path: Path) -> 
         )
 
 
-STUDY = """
+SMALL = """
 dataset: digits
 width: 8
 depth: 1
@@ -371,7 +371,7 @@ seeds: 2
 
 
 def test_a_dry_run_lists_the_runs_and_makes_none(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(STUDY)
+    (tmp_path / "small.yaml").write_text(SMALL)
     told = nsrelu("sweep", "small.yaml", "--dry-run", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[:2] for line in told[:-1]] == [["run", "new"]] * 4
     assert told[-1] == "4 runs, 4 to make"
@@ -385,7 +385,7 @@ def test_a_dry_run_lists_the_runs_and_makes_none(tmp_path: Path) -> None:
 
 
 def test_shards_make_every_run_once(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(STUDY)
+    (tmp_path / "small.yaml").write_text(SMALL)
     first = nsrelu("sweep", "small.yaml", "--shard", "1/3", cwd=tmp_path)
     assert first.stdout.startswith("2 runs in results/small: 2 completed")
     for shard in ("2/3", "3/3"):
@@ -413,7 +413,7 @@ def test_shards_make_every_run_once(tmp_path: Path) -> None:
 def test_a_wrong_way_to_make_a_study_is_one_line(
     arguments: list[str], line: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "small.yaml").write_text(STUDY)
+    (tmp_path / "small.yaml").write_text(SMALL)
     answer = nsrelu("sweep", "small.yaml", *arguments, cwd=tmp_path, code=2)
     assert answer.stderr == f"nsrelu-bench: {line}\n"
 

@@ -13,6 +13,7 @@ from scipy import stats
 from nsrelu_bench import compare as c
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.groups import STATES
+from nsrelu_bench.records import COLUMNS
 from nsrelu_bench.tables import FORMATS, format_table
 
 # Statistics.
@@ -47,6 +48,12 @@ def test_sign_flip_p_can_not_go_below_2_over_2_to_the_n(n: int, least: float) ->
     p = c.sign_flip_p(np.linspace(1, 2, n)[None])
     assert p == pytest.approx([least])
     assert c.least_p(n) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e6])
+def test_sign_flip_p_does_not_depend_on_the_scale(scale: float) -> None:
+    differences = np.array([[1.0, 2, 3, -1], [1, 2, 3, 4]])
+    assert c.sign_flip_p(scale * differences) == pytest.approx(c.sign_flip_p(differences))
 
 
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=8), st.sampled_from([359, 1000, 3500]))
@@ -317,6 +324,16 @@ def test_by_makes_tables() -> None:
     assert list(comparison.rows["group"].unique()) == ["relu", "nsrelu(0.1)"]
 
 
+def test_counts_are_whole_numbers_and_0_where_there_is_nothing() -> None:
+    rows = c.compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG).rows
+    assert {column: rows[column].dtype.kind for column in ("n", "pairs")} == {
+        "n": "i",
+        "pairs": "i",
+    }
+    assert rows.loc[rows["act"] == "relu", "pairs"].tolist() == [0] * 4
+    assert rows.loc[rows["act"] == "nsrelu(1)", "n"].tolist() == [0] * 4
+
+
 def test_nothing_to_compare() -> None:
     with pytest.raises(BenchError, match="no runs to compare"):
         c.compare(TWO.iloc[:0], CONFIG)
@@ -332,6 +349,7 @@ def test_nothing_to_compare() -> None:
         (0.1, 0.05, 0.05, 10, "no difference shown"),
         (0.1, 0.0625, 0.0625, 5, "too few seeds to tell"),
         (0.1, 0.002, 0.004, 10, "higher"),
+        (0.1, 0.03, 0.05, 10, "higher (Holm p 0.05)"),
         (-0.1, 0.002, 0.004, 10, "lower"),
         (-0.1, 0.031, 0.25, 6, "lower (Holm p 0.25)"),
     ],
@@ -353,6 +371,90 @@ def test_a_verdict_in_full() -> None:
         f"nsrelu(0.1) vs relu: accuracy +0.0 pp [-{half:.1f}, {half:.1f}], p = 1: no difference "
         "shown; zeros 50.0 % -> 50.0 %, p = 1: no difference shown; dead units 19.4 % -> 7.9 %, "
         "p = 0.002: lower"
+    ]
+
+
+def test_a_verdict_on_accuracy_has_its_interval_in_points() -> None:
+    comparison = c.compare(TWO, CONFIG, metrics=["test_accuracy"])
+    half = stats.t.ppf(0.975, 5) * np.std([2, 1, 1, 2, 1, 2], ddof=1) / 6**0.5
+    ends = f"{1.5 - half:.1f}, {1.5 + half:.1f}"
+    assert c.verdicts(comparison) == [
+        f"nsrelu(0.1) vs relu: accuracy +1.5 pp [{ends}], p = 0.031: higher"
+    ]
+
+
+def test_two_pairs_are_tested_and_too_few() -> None:
+    comparison = c.compare(TWO.query("seed < 2"), CONFIG, metrics=["grad_norm"])
+    assert c.verdicts(comparison) == [
+        "nsrelu(0.1) vs relu: grad norm 1.91 -> 1.92, p = 0.5: too few seeds to tell"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "sign", "text"),
+    [
+        (-0.04, 1, "", "0.0"),
+        (-0.04, 1, "+", "+0.0"),
+        (-0.06, 1, "", "-0.1"),
+        (2.345, 2, "", "2.35"),
+    ],
+)
+def test_a_number_has_so_many_places_and_no_minus_before_zero(
+    value: float, places: int, sign: str, text: str
+) -> None:
+    assert c.fixed(value, places, sign) == text
+
+
+@pytest.mark.parametrize(
+    ("halves", "places"),
+    [
+        ([], 1),
+        ([0, 0], 1),
+        ([5.0], 1),
+        ([0.5], 1),
+        ([0.05], 2),
+        ([0.003, 0, 0.004], 3),
+        ([1e-9], 4),
+    ],
+)
+def test_places_show_the_middle_half_width(halves: list[float], places: int) -> None:
+    assert c.places_for(halves) == places
+
+
+def test_metrics_have_names_for_people() -> None:
+    measured = {*COLUMNS["metrics.csv"], "diverged_fraction"}
+    assert {*c.LABELS, *c.SHORT_LABELS, *c.TABLE_METRICS, *c.VERDICT_METRICS} <= measured
+    assert c.label("grad_norm") == "gradient norm"
+    assert c.label("test_accuracy") == "test accuracy"
+    assert c.format_p(0.0312) == "0.031"
+    assert c.format_p(float("nan")) == "-"
+
+
+@pytest.mark.parametrize("column", [column for column in c.RUN_COLUMNS if column != "study"])
+def test_what_is_no_metric_can_not_be_compared(column: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown metric '{column}'"):
+        c.compare(TWO.assign(**{column: TWO.get(column, 1)}), CONFIG, metrics=[column])
+
+
+def test_sorting_by_a_setting_goes_from_small_to_large() -> None:
+    runs = study(TWO.assign(lr=0.3), make_runs("relu", RELU, lr=0.05))
+    runs = study(runs, make_runs("relu", RELU, lr=0.1))
+    heads = c.compare(runs, CONFIG, sort="lr").rows.drop_duplicates("group")
+    assert list(heads["group"]) == [
+        "relu lr=0.05",
+        "relu lr=0.1",
+        "relu lr=0.3",
+        "nsrelu(0.1) lr=0.3",
+    ]
+
+
+def test_the_foot_says_how_pairs_were_made_and_tested() -> None:
+    three = ["test_accuracy", "zero_fraction", "grad_norm"]
+    assert c.notes(c.compare(TWO, CONFIG, metrics=three)) == [
+        "Mean ± half-width of the 95% t interval, over 12 of 12 runs, all completed.",
+        "vs relu: paired by seed; p by exact sign flips, two-sided; * where it stays below 0.05"
+        " after Holm's adjustment over 3 tests.",
+        "3 tests need 7 pairs for a * to be possible.",
     ]
 
 

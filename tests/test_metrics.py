@@ -217,6 +217,25 @@ def test_sparsity_in_closed_form(index):
     assert index(post_update(half)) == pytest.approx((1 - 2 / 8) / (1 - 1 / 8))
 
 
+def test_squares_of_many_small_values_do_not_vanish():
+    x = torch.rand(3000, 6, generator=torch.Generator().manual_seed(0))
+    expected = metrics.lifetime_sparsity(post_update(x))
+    assert metrics.lifetime_sparsity(post_update(2e-20 * x)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_effective_rank_of_a_wide_layer_leaves_out_the_noise_of_the_gram_matrix():
+    generator = torch.Generator().manual_seed(2)
+    left, right = torch.randn(300, 2, generator=generator), torch.randn(2, 200, generator=generator)
+    post = left.double() @ right.double()
+    assert metrics.effective_rank(post_update(post)) == pytest.approx(
+        slow_effective_rank(post.numpy()), rel=1e-6
+    )
+
+
+def test_gradients_that_are_equal_disagree_nowhere():
+    assert metrics.sign_disagreement(weight_update(torch.tensor([1.0, -2.0, 0.0]))) == 0
+
+
 def test_rounding_leaves_no_index_and_no_cosine_outside_its_range():
     for count in range(2, 60):  # of these some come out at 1 + 1e-7 and at -1e-7
         for value in (0.1, 0.7, 1.1):
@@ -329,7 +348,7 @@ def test_large_finite_values_are_finite():
 
 
 def test_effective_rank_needs_the_gram_matrix():
-    with pytest.raises(ValueError, match="gram=False"):
+    with pytest.raises(ValueError, match=r"^the sums were gathered with gram=False: "):
         metrics.effective_rank(post_update(torch.eye(3), gram=False))
 
 
@@ -350,7 +369,8 @@ def test_every_measure_is_documented(name):
 
 
 def test_counts_are_exact_where_float32_has_no_odd_numbers():
-    zeros = torch.zeros(1, 1, 2**24 + 1)
+    zeros = torch.zeros(3, 1, 5_592_407)  # 2^24 + 5 observations of one unit
+    assert metrics.post_update(zeros, gram=False).zeros.tolist() == [2**24 + 5]
     assert metrics.dead_units(metrics.post_update(zeros, gram=False)) == 1
     assert metrics.zero_fraction(metrics.post_update(zeros, gram=False)) == 1.0
 
@@ -360,5 +380,7 @@ def test_the_measures_have_the_names_that_a_probe_gives_them():
 
 
 def test_nothing_can_not_be_measured():
-    with pytest.raises(UsageError, match=r"nothing to measure in values of shape \(0, 3\)"):
+    with pytest.raises(
+        UsageError, match=r"^there is nothing to measure in values of shape \(0, 3\)"
+    ):
         metrics.pre_update(torch.zeros(0, 3))

@@ -49,13 +49,14 @@ def test_fresh_makes_runs_again(tmp_path: Path) -> None:
     assert not any(event.kept for event in run_all(RUNS[:1], tmp_path, manner=Manner(fresh=True)))
 
 
-def test_a_damaged_run_is_made_again_and_is_the_same(tmp_path: Path) -> None:
+def test_a_damaged_run_is_set_aside_and_made_again_the_same(tmp_path: Path) -> None:
     list(run_all(RUNS[:1], tmp_path))
     path = tmp_path / RUNS[0].run_id / "metrics.csv"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     list(run_all(RUNS[:1], tmp_path))
     assert path.read_bytes() == whole
+    assert path.with_name("metrics.csv.damaged").read_bytes() == whole[:-20]
 
 
 def test_events_tell_every_epoch_and_the_end(tmp_path: Path) -> None:
