@@ -27,7 +27,10 @@ from nsrelu_bench.ray_engine import on_ray
 from nsrelu_bench.records import read_status
 from nsrelu_bench.sweep import USUAL
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux"),
+    pytest.mark.xdist_group("ray"),  # one cluster at a time
+]
 
 #: How long to wait for what takes seconds on a quiet machine.
 PATIENCE_S = 120
