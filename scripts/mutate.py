@@ -31,8 +31,9 @@ PACKAGE = ROOT / "nsrelu_bench"
 
 MODULES = ("activations", "metrics", "compare")
 
-# pytest warns of plugins that were imported before it.
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+# In one process, the mutant's; pytest warns of plugins that were imported before it.
+OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 #: Imported before the forks; nothing of the package, whose modules import each other.
 HEAVY = ("hypothesis", "matplotlib", "pandas", "pydantic", "scipy.stats", "torch")

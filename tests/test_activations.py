@@ -406,6 +406,11 @@ def test_references_are_leaky_relu_and_differ_only_in_the_gradient_at_0(referenc
     assert gradient[0] in slopes_at_0
 
 
+@pytest.mark.parametrize("reference", [leaky_relu_clamp, leaky_relu_where])
+def test_references_have_the_default_slope_of_the_project(reference):
+    assert reference(torch.tensor([-1.0, 1.0])).tolist() == pytest.approx([-0.1, 1])
+
+
 def test_the_reference_function_works_with_vmap_and_twice():
     x = torch.tensor([[-2.0, 3.0], [0.0, -1.0]], dtype=torch.float64)
     y = torch.func.vmap(lambda x: LeakyReLUFunction.apply(x, 0.25))(x)

@@ -195,7 +195,8 @@ def test_one_seed_has_means_and_nothing_more() -> None:
     found = row(comparison, "nsrelu(0.1)")
     assert found["diff"] == pytest.approx(0.02)
     assert found[["sd", "low", "diff_low", "p", "p_holm", "d_z"]].isna().all()
-    assert "one pair, no test" in c.verdicts(comparison)[0]
+    (verdict,) = c.verdicts(comparison)
+    assert verdict.startswith("nsrelu(0.1) vs relu: accuracy +2.0 pp: one pair, no test; zeros ")
 
 
 def test_a_baseline_that_is_not_there_is_said() -> None:
@@ -208,7 +209,8 @@ def test_a_baseline_that_is_not_there_is_said() -> None:
 
 def test_a_bare_name_is_a_baseline_where_it_has_one_leak() -> None:
     assert c.compare(TWO, CONFIG, baseline="nsrelu").baseline == "nsrelu(0.1)"
-    with pytest.raises(UsageError, match="one of several"):
+    several = r"^baseline 'nsrelu' is one of several: nsrelu\(0.1\), nsrelu\(1\)$"
+    with pytest.raises(UsageError, match=several):
         c.compare(study(TWO, make_runs("nsrelu(1)", RELU)), CONFIG, baseline="nsrelu")
 
 
@@ -383,6 +385,26 @@ def test_a_verdict_on_accuracy_has_its_interval_in_points() -> None:
     ]
 
 
+def test_runs_that_nothing_pairs_with_are_told() -> None:
+    later = make_runs("nsrelu(0.1)", BETTER).assign(seed=range(6, 12))
+    assert c.verdicts(c.compare(study(make_runs("relu", RELU), later), CONFIG)) == [
+        "nsrelu(0.1) vs relu: no completed run with the same settings and seed to pair with"
+    ]
+
+
+def test_one_pair_each_is_told_at_the_foot() -> None:
+    assert c.notes(c.compare(TWO.query("seed == 0"), CONFIG))[-1] == (
+        "vs relu: paired by settings and seed; one pair each, so no interval and no test."
+    )
+
+
+def test_runs_without_a_validation_accuracy_can_not_be_tuned() -> None:
+    runs = TWO.drop(columns="val_accuracy")
+    with pytest.raises(BenchError) as caught:
+        c.compare(runs, CONFIG, tune=["lr", "epochs"])
+    assert str(caught.value) == ("tune lr, epochs: the runs have no val_accuracy to choose by")
+
+
 def test_two_pairs_are_tested_and_too_few() -> None:
     comparison = c.compare(TWO.query("seed < 2"), CONFIG, metrics=["grad_norm"])
     assert c.verdicts(comparison) == [
@@ -424,6 +446,8 @@ def test_places_show_the_middle_half_width(halves: list[float], places: int) -> 
 def test_metrics_have_names_for_people() -> None:
     measured = {*COLUMNS["metrics.csv"], "diverged_fraction"}
     assert {*c.LABELS, *c.SHORT_LABELS, *c.TABLE_METRICS, *c.VERDICT_METRICS} <= measured
+    percent = [c.is_percent(m) for m in ("test_accuracy", "dead_fraction", "grad_norm")]
+    assert percent == [True, True, False]
     assert c.label("grad_norm") == "gradient norm"
     assert c.label("test_accuracy") == "test accuracy"
     assert c.format_p(0.0312) == "0.031"
