@@ -107,16 +107,17 @@ def left_of(process: "subprocess.Popen[str]") -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def settings() -> Iterator[dict[str, str]]:
     """The environment of all processes of a cluster."""
-    scratch = tmp_path_factory.mktemp("ray")
-    return {
-        "HOME": str(scratch),
-        "RAY_TMPDIR": str(scratch),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "of-this-test-and-long-enough-to-be-one",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback
-    }
+    # Not of pytest's: the path of a socket has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-") as scratch:
+        yield {
+            "HOME": scratch,
+            "RAY_TMPDIR": scratch,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "of-this-test-and-long-enough-to-be-one",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback
+        }
 
 
 @pytest.fixture(scope="module")

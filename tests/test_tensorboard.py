@@ -12,14 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nsrelu_bench import tensorboard
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.records import read_status
-from nsrelu_bench.sweep import run_all
+from nsrelu_bench.sweep import Manner, run_all
 
 RUN = tiny(act="nsrelu(0.1)")
 DIVERGING = tiny(act="nsrelu(1)", lr=1e4, epochs=3)
 
 
 def follow(study: Path, *runs: RunConfig, workers: int = 1, fresh: bool = False) -> None:
-    list(tensorboard.follow(run_all(runs, study, workers=workers, fresh=fresh), study))
+    list(
+        tensorboard.follow(run_all(runs, study, workers=workers, manner=Manner(fresh=fresh)), study)
+    )
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
