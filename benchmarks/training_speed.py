@@ -8,7 +8,7 @@ the ResNet. All ways take turns in one process: a round is a turn of each, a tur
 as take about --turn seconds of the run's way. Shown are the median time of a step over that of
 another way, half its interquartile range, and "=" where the weights after 3 steps are those of
 that way, bit for bit. A DataLoader script is what people write: a DataLoader without workers, and
-`loss.item()` after every step.
+`loss.item()` after every step. Of seeds that are stacked it is the time of a step of each.
 
 On cuda every turn ends with a synchronisation; there are no threads to vary.
 """
@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.models import build_model
+from nsrelu_bench.networks import Alone, Stack
 
 Batch = tuple[Tensor, Tensor]
 SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
@@ -48,6 +48,7 @@ class Way:
     update: str = "fused"
     threads: int = 1
     loader: bool = False
+    seeds: int = 1
 
 
 RUN, ADAM = Way(), Way(optimizer="Adam")
@@ -61,6 +62,8 @@ WAYS: dict[str, tuple[Way, Way]] = {
     "compiled, bf16": (Way(compiled=True, precision="bf16"), RUN),
     "2 threads": (Way(threads=2), RUN),
     "DataLoader script": (Way(loader=True), RUN),
+    "4 seeds stacked": (Way(seeds=4), RUN),
+    "16 seeds stacked": (Way(seeds=16), RUN),
     "SGD, foreach": (Way(update="foreach"), RUN),
     "SGD, for loop": (Way(update="for loop"), RUN),
     "Adam, fused": (ADAM, RUN),
@@ -78,10 +81,11 @@ class Trainer:
         self.way, self.device = way, device
         last = way.channels_last and name != "mlp"
         memory_format = torch.channels_last if last else torch.contiguous_format
-        model = build_model(RunConfig(model=name, batch_norm=name == "resnet18"), shape, 10)
-        self.model = model.to(device).to(memory_format=memory_format)
-        self.called = torch.compile(self.model) if way.compiled else self.model
-        self.optimizer = optimizer(self.model, way)
+        config = RunConfig(model=name, batch_norm=name == "resnet18")
+        models = [build_model(config, shape, 10) for _ in range(way.seeds)]
+        models = [model.to(device).to(memory_format=memory_format) for model in models]
+        self.net = Stack(models) if way.seeds > 1 else Alone(models[0], compiled=way.compiled)
+        self.optimizer = optimizer(self.net.parameters(), way)
         images = torch.randn(examples, *shape).to(device, memory_format=memory_format)
         self.data = images, torch.arange(examples, device=device) % 10
         self.batches = self._batches(batch_size)
@@ -101,15 +105,14 @@ class Trainer:
         for images, labels in itertools.islice(self.batches, count):
             self.step(images.to(self.device), labels.to(self.device))
         self._wait()
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / count / self.way.seeds
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.way.precision == "bf16"):
-            logits = self.called(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        inputs, labels = (self.net.join([part] * self.way.seeds) for part in (images, labels))
+        loss = self.net.loss(inputs, labels, self.way.precision)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss.sum())
         self.optimizer.step()
         if self.way.loader:
             loss.item()
@@ -120,15 +123,15 @@ class Trainer:
 
     def weights(self) -> list[Tensor]:
         """Return a copy of the weights."""
-        return [parameter.detach().clone() for parameter in self.model.parameters()]
+        return [parameter.detach().clone() for parameter in self.net.network(0).parameters()]
 
 
-def optimizer(model: nn.Module, way: Way) -> torch.optim.Optimizer:
+def optimizer(parameters: list[nn.Parameter], way: Way) -> torch.optim.Optimizer:
     """Return the optimizer of a way."""
     kinds = {"fused": way.update == "fused", "foreach": way.update == "foreach"}
     if way.optimizer == "SGD":
-        return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, **kinds)
-    return torch.optim.Adam(model.parameters(), lr=1e-4, **kinds)
+        return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, **kinds)
+    return torch.optim.Adam(parameters, lr=1e-4, **kinds)
 
 
 def compare(name: str, given: argparse.Namespace) -> dict[str, str]:

@@ -180,6 +180,9 @@ Precision = Annotated[
     str | None, _option("--precision", "fp32 or bf16 (mixed, in training)", "fp32")
 ]
 Compile = Annotated[bool | None, _option("--compile/--no-compile", "compile the model", "no")]
+Stack = Annotated[
+    bool | None, _option("--stack/--no-stack", "train all seeds as one, for GPUs", "no")
+]
 Config = Annotated[Path | None, _option("--config", "take settings from a run's config.yaml")]
 
 ResultsDir = Annotated[Path, _option("--results", "folder of all results", "results")]
@@ -245,6 +248,7 @@ def train(
     device: Device = None,
     precision: Precision = None,
     compile: Compile = None,  # noqa: A002
+    stack: Stack = None,
     config: Config = None,
     results: ResultsDir = Path("results"),
     workers: Workers = None,
@@ -282,6 +286,7 @@ def sweep(
     ] = None,
     seeds: Seeds = None,
     data_dir: DataDir = None,
+    stack: Stack = None,
     results: ResultsDir = Path("results"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list the runs and how they stand, and make none")
@@ -318,8 +323,8 @@ def sweep(
     from nsrelu_bench.sweep import run_all, standing
 
     overrides = dict(read_setting(change) for change in changes or ())
-    if data_dir is not None:
-        overrides["data_dir"] = data_dir
+    given = {"data_dir": data_dir, "stack": stack}
+    overrides |= {name: value for name, value in given.items() if value is not None}
     if seeds is not None:
         _check("--seeds", seeds)
         overrides["seeds"] = seeds

@@ -94,6 +94,7 @@ class RunConfig(BaseModel):
     ] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    stack: bool = False  # train the seeds of this configuration as one
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +151,14 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _fits_a_stack(self) -> Self:
+        if self.stack and self.compile:
+            raise ValueError("stack: can't be compiled, got compile: true")
+        if self.stack and self.dropout:
+            raise ValueError(f"stack: works without dropout only, got dropout: {self.dropout}")
+        return self
+
+    @model_validator(mode="after")
     def _clear_unused(self) -> Self:
         """Clear what the other settings leave unused, so that it makes no second identity."""
         if self.optimizer != "sgd":
@@ -183,7 +192,8 @@ class RunConfig(BaseModel):
     @property
     def run_id(self) -> str:
         """A readable slug and 8 hex digits of the hash of all that decides the numbers."""
-        decisive = self.model_dump(exclude={"data_dir"}) | {"numerics": NUMERICS}
+        without = {"data_dir"} if self.stack else {"data_dir", "stack"}  # ids from before it stay
+        decisive = self.model_dump(exclude=without) | {"numerics": NUMERICS}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name = "-".join([self.dataset, self.model, self.act])
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]

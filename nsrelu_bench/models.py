@@ -125,9 +125,14 @@ def _add_site(
 
 def _mean_and_head(channels: int, classes: int) -> Layers:
     """Return the end of a convolutional model: the mean over all positions, and a linear layer."""
-    return OrderedDict(
-        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=nn.Linear(channels, classes)
-    )
+    return OrderedDict(pool=_Mean(), head=nn.Linear(channels, classes))
+
+
+class _Mean(nn.Module):
+    """The mean over all positions, with the bits of `nn.AdaptiveAvgPool2d(1)`; can be stacked."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
 
 
 class ResNet18(nn.Module):
@@ -195,7 +200,7 @@ class ResNet18(nn.Module):
             branch = self._pass(f"conv{last} norm{last}", branch)
             shortcut = self._pass(f"shortcut{last}", values)
             values = self._pass(f"act{last}", shortcut.add(branch, alpha=self.branch_scale))
-        return self._pass("pool flatten head", values)
+        return self._pass("pool head", values)
 
     def _pass(self, names: str, values: Tensor) -> Tensor:
         for name in names.split():

@@ -112,6 +112,8 @@ def on_ray(
     """
     if gpus is not None and not 0 < gpus <= 1:
         raise UsageError(f"--gpus-per-run: must be above 0 and at most 1, got {gpus:g}")
+    if any(config.stack for config in runs):
+        raise UsageError("stack: Ray makes each run by itself; leave it out, or --engine ray")
     if not runs:
         return
     loopback = address is None or _reach(address)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pathlib import Path
 from traceback import format_exc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import UsageError
@@ -35,6 +35,9 @@ from nsrelu_bench.records import (
     read_status,
     writing,
 )
+
+if TYPE_CHECKING:
+    from nsrelu_bench.train import Epoch
 
 #: How often to look again after a run that another process is making.
 LOOK_S = 0.5
@@ -138,37 +141,75 @@ def run_all(
         elif status is not None:
             yield Event(config, status, kept=True)
     if engine is None:
-        engine = partial(_pooled, min(workers, len(left))) if workers else _in_turn
+        engine = partial(_pooled, workers) if workers else _in_turn
     yield from engine(left, study, manner)
 
 
+def _jobs(runs: Sequence[RunConfig]) -> Iterator[list[RunConfig]]:
+    """Tell which runs are made together: the seeds of a stack."""
+    stacks: dict[RunConfig, list[RunConfig]] = {}
+    for config in runs:
+        if config.stack:
+            stacks.setdefault(config.model_copy(update={"seed": 0}), []).append(config)
+        else:
+            yield [config]
+    yield from stacks.values()
+
+
 def _in_turn(runs: Sequence[RunConfig], study: Path, manner: Manner) -> Iterator[Event]:
-    waiting = deque(runs)
+    waiting = deque(_jobs(runs))
     looked: dict[str, float] = {}
     while waiting:
-        config = waiting.popleft()
-        time.sleep(max(0.0, looked.get(config.run_id, 0.0) + LOOK_S - time.monotonic()))
-        for event in execute(config, study / config.run_id, manner):
+        job = waiting.popleft()
+        time.sleep(max(0.0, looked.get(job[0].run_id, 0.0) + LOOK_S - time.monotonic()))
+        for event in _execute_job(job, study, manner):
             if event.elsewhere:
-                looked[config.run_id] = time.monotonic()
-                waiting.append(config)
+                looked[event.config.run_id] = time.monotonic()
+                waiting.append([event.config])
             yield event
 
 
-def execute(config: RunConfig, folder: Path, manner: Manner = USUAL) -> Iterator[Event]:
+def _execute_job(job: Sequence[RunConfig], study: Path, manner: Manner) -> Iterator[Event]:
+    """Make the runs of a job in step: all have ended an epoch before any begins the next."""
+    if len(job) == 1:
+        yield from execute(job[0], study / job[0].run_id, manner)
+        return
+    from nsrelu_bench.train import Together
+
+    train = Together().run
+    under_way = [execute(config, study / config.run_id, manner, train) for config in job]
+    while under_way:
+        events = [(run, next(run, None)) for run in under_way]
+        under_way = [run for run, event in events if event is not None]
+        yield from (event for _, event in events if event is not None)
+
+
+def execute(
+    config: RunConfig,
+    folder: Path,
+    manner: Manner = USUAL,
+    train: Callable[..., "Iterator[Epoch]"] | None = None,
+) -> Iterator[Event]:
     """Make one run and write it down; yields an event an epoch, and one at the end.
 
     An error ends the run as failed, and no other. A run that another process is making, or has
     just made, is left to it.
+
+    Args:
+        config: The run.
+        folder: Its own.
+        manner: How.
+        train: What trains it instead of `train.run`; called before the first event.
     """
     metrics: dict[str, Any] = {}
     writer = RunWriter(folder, config, fresh=manner.anew, checkpoint_after=manner.checkpoint_after)
     try:
         with writer:
-            yield Event(config, writer.status)
             from nsrelu_bench.train import run
 
-            for epoch in run(config, writer.checkpoint):
+            epochs = (train or run)(config, writer.checkpoint)
+            yield Event(config, writer.status)
+            for epoch in epochs:
                 writer.append(epoch)
                 metrics = epoch.metrics
                 if writer.status.state == "running":
@@ -184,7 +225,10 @@ def execute(config: RunConfig, folder: Path, manner: Manner = USUAL) -> Iterator
 
 
 class _Worker:
-    """A process that makes one run after another, and the connection to it."""
+    """A process that makes one job after another, and the connection to it.
+
+    `left` are the runs of its job that have not ended, by their ids.
+    """
 
     def __init__(self, context: SpawnContext, study: Path, manner: Manner) -> None:
         self.connection, theirs = context.Pipe()
@@ -192,13 +236,13 @@ class _Worker:
         with _signals_held():
             self.process.start()
         theirs.close()
-        self.config: RunConfig | None = None
+        self.left: dict[str, RunConfig] = {}
 
-    def begin(self, config: RunConfig) -> None:
-        self.config = config
+    def begin(self, job: list[RunConfig]) -> None:
+        self.left = {config.run_id: config for config in job}
         # A process that is gone is found when it is waited for.
         with suppress(OSError):
-            self.connection.send(config)
+            self.connection.send(job)
 
     def receive(self) -> Event | None:
         """Take the next event; None if the process is gone."""
@@ -207,13 +251,13 @@ class _Worker:
         except (EOFError, OSError):
             return None
         if event.status.state != "running" or event.elsewhere:
-            self.config = None
+            del self.left[event.config.run_id]
         return event
 
     def ask_to_end(self) -> None:
         """Let the process end by itself, or at once if it has a run."""
         self.connection.close()
-        if self.config is not None:
+        if self.left:
             self.process.kill()
 
     def end(self) -> int | None:
@@ -228,51 +272,52 @@ class _Worker:
 def _pooled(
     workers: int, runs: Sequence[RunConfig], study: Path, manner: Manner
 ) -> Iterator[Event]:
-    waiting = deque(runs)
+    waiting = deque(_jobs(runs))
+    workers = min(workers, len(waiting))
     context = multiprocessing.get_context("spawn")
     crew = [_Worker(context, study, manner) for _ in range(workers)]
     later: deque[tuple[float, RunConfig]] = deque()  # runs that are made elsewhere
     try:
-        while waiting or later or any(worker.config for worker in crew):
+        while waiting or later or any(worker.left for worker in crew):
             while later and later[0][0] <= time.monotonic():
-                waiting.append(later.popleft()[1])
+                waiting.append([later.popleft()[1]])
             for index, worker in enumerate(crew):
-                if worker.config is None and waiting:
+                if not worker.left and waiting:
                     if not worker.process.is_alive():
                         crew[index] = worker = _Worker(context, study, manner)
                     worker.begin(waiting.popleft())
-            busy = [worker for worker in crew if worker.config]
+            busy = [worker for worker in crew if worker.left]
             pause = max(0.0, later[0][0] - time.monotonic()) if later else None
             ready = wait([worker.connection for worker in busy], pause)
             for worker in [worker for worker in busy if worker.connection in ready]:
-                config = worker.config
                 event = worker.receive()
-                if event is None and config is not None:  # killed, or out of memory
+                if event is None:  # killed, or out of memory
                     error = f"its process ended with exit code {worker.end()}"
-                    event = Event(config, mark(study / config.run_id, "failed", error))
-                    worker.config = None
-                if event is not None:
-                    if event.elsewhere:
-                        later.append((time.monotonic() + LOOK_S, event.config))
-                    yield event
+                    lost, worker.left = worker.left, {}
+                    for config in lost.values():
+                        yield Event(config, mark(study / config.run_id, "failed", error))
+                    continue
+                if event.elsewhere:
+                    later.append((time.monotonic() + LOOK_S, event.config))
+                yield event
     finally:
         for worker in crew:
             worker.ask_to_end()
         for worker in crew:
             worker.end()
-            if worker.config is not None:
-                mark(study / worker.config.run_id, "interrupted")
+            for run_id in worker.left:
+                mark(study / run_id, "interrupted")
 
 
 def _work(connection: Connection, study: Path, manner: Manner) -> None:
-    """Make the runs that come over the connection until it is closed."""
+    """Make the jobs that come over the connection until it is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            config: RunConfig = connection.recv()
+            job: list[RunConfig] = connection.recv()
         except EOFError:
             return
-        for event in execute(config, study / config.run_id, manner):
+        for event in _execute_job(job, study, manner):
             connection.send(event)
 
 

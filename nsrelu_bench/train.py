@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ from nsrelu_bench.data import Dataset, Split, load_dataset
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.metrics import Lives
 from nsrelu_bench.models import build_model
+from nsrelu_bench.networks import Alone, Stack
 from nsrelu_bench.probe import Measurement, measure, pre_quantiles
 
 Row = dict[str, Any]
@@ -62,95 +64,201 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
     Raises:
         BenchError: The data set or the device can't be had.
     """
+    for _, epoch in _train([config], [checkpoint]):
+        yield epoch
+
+
+class Together:
+    """Makes the runs of one configuration with `stack`: its seeds, trained as one.
+
+    `run` gives each its epochs, as if it were made by itself; the first that asks for an epoch
+    computes it for all. All runs are to be given before any epoch is asked for, and all have taken
+    an epoch before the next is asked for. Only runs that go on from the same epoch are trained as
+    one. What raises in training, raises for each.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[RunConfig, Mapping[str, Any] | None]] = []
+        self._trained: dict[int | None, Iterator[tuple[int, Epoch]]] = {}
+        self._ready: dict[int, deque[Epoch]] = {}
+        self._errors: dict[int | None, Exception] = {}
+
+    def run(
+        self, config: RunConfig, checkpoint: Mapping[str, Any] | None = None
+    ) -> Iterator[Epoch]:
+        """Enter a run; returns its epochs, as `run` does."""
+        self._runs.append((config, checkpoint))
+        return self._epochs(len(self._runs) - 1)
+
+    def _epochs(self, number: int) -> Iterator[Epoch]:
+        after = _epoch_of(self._runs[number][1])
+        if after not in self._trained:
+            members = [n for n, (_, state) in enumerate(self._runs) if _epoch_of(state) == after]
+            self._ready |= {member: deque() for member in members}
+            configs, checkpoints = zip(*(self._runs[member] for member in members), strict=True)
+            trained = _train(configs, checkpoints)
+            self._trained[after] = ((members[index], epoch) for index, epoch in trained)
+        while True:
+            while not self._ready[number]:
+                if after in self._errors:
+                    raise self._errors[after]
+                try:
+                    member, epoch = next(self._trained[after])
+                except StopIteration:
+                    return
+                except Exception as error:
+                    self._errors[after] = error
+                    raise
+                self._ready[member].append(epoch)
+            yield self._ready[number].popleft()
+
+
+def _epoch_of(checkpoint: Mapping[str, Any] | None) -> int | None:
+    return None if checkpoint is None else checkpoint["epoch"]
+
+
+@dataclass
+class _Run:
+    """One of the runs that are trained together, and what it was measured to be.
+
+    `data` is that of its task, `inputs` and `labels` are its probe set.
+    """
+
+    config: RunConfig
+    measured: Measurement | None = None
+    seen: Measurement | None = None  # between epochs
+    between: list[Row] = field(default_factory=list)
+    diverged: bool = False
+    data: Dataset = field(init=False)
+    inputs: Tensor = field(init=False)
+    labels: Tensor = field(init=False)
+
+    def turn_to(self, data: Dataset) -> None:
+        """Take up a task."""
+        probe = data.probe(self.config.probe_size)
+        self.data, self.inputs, self.labels = data, data.inputs(probe.images), probe.labels
+
+    def take(self, network: nn.Module, previous: Measurement | None) -> Measurement:
+        """Measure the network."""
+        measures = ("loss", "accuracy", *self.config.measured)
+        return measure(network, self.inputs, self.labels, measures=measures, previous=previous)
+
+
+def _train(
+    configs: Sequence[RunConfig], checkpoints: Sequence[Mapping[str, Any] | None]
+) -> Iterator[tuple[int, Epoch]]:
+    """Train runs as one, which may differ in their seeds; yields the epochs of all in turn.
+
+    The checkpoints are of the same epoch, or there is none.
+    """
+    config, *_ = configs
     data = load_dataset(config)
     if config.batch_norm and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
         raise BenchError(
             f"batch_norm: needs two examples a batch, and {len(data.train)} examples by batch_size"
             f" {config.batch_size} leave one alone; change batch_size or train_size"
         )
-    with _isolated(config, "weights"):
-        model = build_model(config, data.shape, data.classes)
-    model, data = _place(model, data, config.device)
-    optimizer = _optimizer(model, config)
-    stepped: Callable[..., Any] = torch.compile(model) if config.compile else model
-
-    take = partial(measure, measures=("loss", "accuracy", *config.measured))
-    measured = seen = None
+    networks = []
+    for one in configs:
+        with _isolated(one, "weights"):
+            networks.append(build_model(one, data.shape, data.classes))
+    states = [state for state in checkpoints if state is not None]
+    for network, state in zip(networks, states, strict=False):
+        network.load_state_dict(state["model"])
+    networks, data = _place(networks, data, config.device)
+    net = Stack(networks) if config.stack else Alone(networks[0], compiled=config.compile)
+    optimizer = _optimizer(net.parameters(), config)
     step, first = 0, 0
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        measured, seen = (_of_lives(checkpoint[name]) for name in ("measured", "seen"))
-        step, first = checkpoint["step"], checkpoint["epoch"] + 1
-    epochs = config.total_epochs
-    steps = math.ceil(len(data.train) / config.batch_size) * epochs
-    for epoch in range(first, epochs + 1):
+    if states:
+        optimizer.load_state_dict(net.state_of([state["optimizer"] for state in states]))
+        step, first = states[0]["step"], states[0]["epoch"] + 1
+    members = [_Run(one) for one in configs]
+    for member, state in zip(members, states, strict=False):
+        member.measured, member.seen = _of_lives(state["measured"]), _of_lives(state["seen"])
+    steps = math.ceil(len(data.train) / config.batch_size) * config.total_epochs
+    for epoch in range(first, config.total_epochs + 1):
         task = (max(epoch, 1) - 1) // config.epochs
         if epoch == first or (epoch - 1) % config.epochs == 0:
-            now = _permuted(data, config.seed, task) if task else data
-            probe = now.probe(config.probe_size)
-            inputs = now.inputs(probe.images)
+            for member in members:
+                member.turn_to(_permuted(data, member.config.seed, task) if task else data)
         with _isolated(config, f"noise/{epoch}"):
-            clock = [time.perf_counter()]
+            began, rate = time.perf_counter(), config.lr
             losses: list[Tensor] = []
-            between: list[Row] = []
-            for images, labels in _batches(now, config, epoch) if epoch else ():
+            batches = (_batches(member.data, member.config, epoch) for member in members)
+            for batch in zip(*batches, strict=True) if epoch else ():
                 rate = _set_lr(optimizer, config, step / steps)
-                losses.append(_train_step(stepped, optimizer, images, labels, config.precision))
+                images, labels = (net.join(part) for part in zip(*batch, strict=True))
+                losses.append(
+                    _train_step(net, optimizer, data.inputs(images), labels, config.precision)
+                )
                 step += 1
                 if config.probe_every and step % config.probe_every == 0:
-                    seen = take(model, inputs, probe.labels, previous=seen)
-                    between.append({"epoch": epoch, "step": step, **_of_train(seen.totals)})
-            diverged_step = _first_non_finite(model, losses, step)
-            clock.append(time.perf_counter())
-
-            measured = take(model, inputs, probe.labels, previous=measured)
-            if diverged_step is None and not measured.finite:
-                diverged_step = step
-            clock.append(time.perf_counter())
-
-            metrics: Row = {"epoch": epoch, "step": step, "task": task + 1}
-            metrics["lr"] = rate if epoch else config.lr
-            layers = [{"epoch": epoch, **layer} for layer in measured.layers]
-            if diverged_step is None:
-                metrics |= _of_train(measured.totals)
-                for name, split in (("val", now.val), ("test", now.test)):
-                    loss, accuracy = _evaluate(model, now, split)
-                    metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-            else:  # a diverged network has no numbers, even where some can be computed
-                layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
-            clock.append(time.perf_counter())
-            last = epoch == epochs and diverged_step is None and config.measured
-            quantiles = pre_quantiles(model, inputs) if last else []
-        yield Epoch(
-            metrics,
-            layers,
-            _timing(epoch, clock),
-            diverged_step,
-            between,
-            quantiles,
-            partial(_checkpoint, epoch, step, model, optimizer, measured, seen),
-        )
-        if diverged_step is not None:
+                    for number, member in enumerate(members):
+                        member.seen = member.take(net.network(number), member.seen)
+                        values = _of_train(member.seen.totals)
+                        member.between.append({"epoch": epoch, "step": step, **values})
+            lost = torch.stack(losses).view(len(losses), -1).cpu() if losses else None  # waits
+            train_s = (time.perf_counter() - began) / len(members)
+            place: Row = {"epoch": epoch, "step": step, "task": task + 1, "lr": rate}
+            ended = []
+            for number, member in enumerate(members):
+                if not member.diverged:
+                    mine = None if lost is None else lost[:, number]
+                    record = _measured(member, net.network(number), place, train_s, mine)
+                    ended.append((number, record))
+        for number, record in ended:
+            keep = partial(_checkpoint, members[number], net, optimizer, number, place)
+            yield number, replace(record, checkpoint=keep)
+        if all(member.diverged for member in members):
             return
 
 
+def _measured(
+    run: _Run, network: nn.Module, place: Row, train_s: float, losses: Tensor | None
+) -> Epoch:
+    """Measure a run at the end of an epoch; `losses` (T,) are those of its steps."""
+    clock = [time.perf_counter()]
+    epoch, step = place["epoch"], place["step"]
+    diverged_step = _first_non_finite(network, losses, step)
+    run.measured = run.take(network, run.measured)
+    if diverged_step is None and not run.measured.finite:
+        diverged_step = step
+    clock.append(time.perf_counter())
+
+    metrics = dict(place)
+    layers = [{"epoch": epoch, **layer} for layer in run.measured.layers]
+    if diverged_step is None:
+        metrics |= _of_train(run.measured.totals)
+        for name, split in (("val", run.data.val), ("test", run.data.test)):
+            loss, accuracy = _evaluate(network, run.data, split)
+            metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    else:  # a diverged network has no numbers, even where some can be computed
+        layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
+    clock.append(time.perf_counter())
+    run.diverged = diverged_step is not None
+    between, run.between = run.between, []
+    last = epoch == run.config.total_epochs and not run.diverged and run.config.measured
+    return Epoch(
+        metrics,
+        layers,
+        _timing(epoch, train_s, clock),
+        diverged_step,
+        between,
+        pre_quantiles(network, run.inputs) if last else [],
+    )
+
+
 def _checkpoint(
-    epoch: int,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    measured: Measurement | None,
-    seen: Measurement | None,
+    run: _Run, net: Alone | Stack, optimizer: torch.optim.Optimizer, number: int, place: Row
 ) -> Row:
     """What decides all that comes after an epoch; the random streams begin anew in each."""
     return {
-        "epoch": epoch,
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "measured": _lives_of(measured),
-        "seen": _lives_of(seen),
+        "epoch": place["epoch"],
+        "step": place["step"],
+        "model": net.network(number).state_dict(),
+        "optimizer": net.part_of(optimizer.state_dict(), number),
+        "measured": _lives_of(run.measured),
+        "seen": _lives_of(run.seen),
     }
 
 
@@ -185,24 +293,22 @@ def _of_train(totals: Row) -> Row:
 
 
 def _train_step(
-    model: Callable[..., Any],
+    net: Alone | Stack,
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
     labels: Tensor,
     precision: str = "fp32",
 ) -> Tensor:
     """Take one step; return the loss, still on the device, so that nothing waits for it."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(inputs)
-    loss = F.cross_entropy(logits.float(), labels)
+    loss = net.loss(inputs, labels, precision)
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss.sum())
     optimizer.step()
     return loss.detach()
 
 
 def _batches(data: Dataset, config: RunConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut the training split, in the epoch's order, into batches of inputs; the last is smaller."""
+    """Cut the training split, in the epoch's order, into batches of images; the last is smaller."""
     order, chance = (_generator(config.seed, f"{name}/{epoch}") for name in ("batches", "augment"))
     split = data.train
     shuffled = split[torch.randperm(len(split), generator=order).to(split.labels.device)]
@@ -210,7 +316,7 @@ def _batches(data: Dataset, config: RunConfig, epoch: int) -> Iterator[tuple[Ten
     for images, labels in zip(*parts, strict=True):
         if config.augment != "none":
             images = augmented(images, config.augment, data.mean, chance)
-        yield data.inputs(images), labels
+        yield images, labels
 
 
 @torch.no_grad()
@@ -227,23 +333,29 @@ def _evaluate(model: nn.Module, data: Dataset, split: Split) -> tuple[float | No
 
 
 @torch.no_grad()
-def _first_non_finite(model: nn.Module, losses: list[Tensor], step: int) -> int | None:
-    """Find the step, counted from 1, at which the loss or the weights stopped being finite."""
-    if losses:
-        bad = ~torch.stack(losses).isfinite()
+def _first_non_finite(network: nn.Module, losses: Tensor | None, step: int) -> int | None:
+    """Find the step, counted from 1, at which the loss or the weights stopped being finite.
+
+    Args:
+        network: As it is after the step.
+        losses: Of the last steps, (T,); None if there was none.
+        step: The last of them.
+    """
+    if losses is not None:
+        bad = ~losses.isfinite()
         if bad.any():
             return step - len(losses) + int(bad.int().argmax()) + 1
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    finite = all(bool(parameter.isfinite().all()) for parameter in network.parameters())
     return None if finite else step
 
 
-def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
     # Fused: up to 1.3 times the speed of the default for Adam on the CPU, and as deterministic.
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum or 0, **shared)
+        return torch.optim.SGD(parameters, momentum=config.momentum or 0, **shared)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), **shared)
+    return kind(parameters, **shared)
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, config: RunConfig, progress: float) -> float:
@@ -256,23 +368,24 @@ def _set_lr(optimizer: torch.optim.Optimizer, config: RunConfig, progress: float
     return rate
 
 
-def _place(model: nn.Module, data: Dataset, device: str) -> tuple[nn.Module, Dataset]:
-    """Put the model and the whole data set on the device; convolutions like channels last."""
-    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+def _place(
+    networks: list[nn.Module], data: Dataset, device: str
+) -> tuple[list[nn.Module], Dataset]:
+    """Put networks and the whole data set on the device; convolutions like channels last."""
+    convolutional = any(isinstance(module, nn.Conv2d) for module in networks[0].modules())
     memory_format = torch.channels_last if convolutional else torch.contiguous_format
     try:
-        model = model.to(device).to(memory_format=memory_format)
-        return model, data.to(device, memory_format)
+        placed = [net.to(device).to(memory_format=memory_format) for net in networks]
+        return placed, data.to(device, memory_format)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BenchError(f"device: {device!r} can't be used here ({reason})") from error
 
 
-def _timing(epoch: int, clock: list[float]) -> Row:
-    names = ("train_s", "measure_s", "evaluate_s")
-    spent = [after - before for before, after in itertools.pairwise(clock)]
-    total = {"epoch": epoch, "time_s": clock[-1] - clock[0]}
-    return total | dict(zip(names, spent, strict=True))
+def _timing(epoch: int, train_s: float, clock: list[float]) -> Row:
+    measure_s, evaluate_s = (after - before for before, after in itertools.pairwise(clock))
+    total = {"epoch": epoch, "time_s": train_s + clock[-1] - clock[0]}
+    return total | {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
 
 
 def _generator(seed: int, stream: str) -> torch.Generator:

@@ -78,6 +78,7 @@ def test_every_setting_that_decides_the_numbers_is_part_of_the_run_id(name: str)
         "augment": "flip",
         "precision": "bf16",
         "compile": True,
+        "stack": True,
     }
     value = other.get(name, 7)
     assert RunConfig(**{name: value}).run_id != RunConfig().run_id

@@ -153,9 +153,10 @@ def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
 
 def test_the_step_of_divergence_is_the_first_whose_loss_is_not_finite() -> None:
     model = torch.nn.Linear(2, 2)
-    losses = [torch.tensor(x) for x in (1.0, 2.0, float("nan"), float("inf"))]
+    losses = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
     assert train._first_non_finite(model, losses, 14) == 13
     assert train._first_non_finite(model, losses[:2], 12) is None
+    assert train._first_non_finite(model, None, 0) is None
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
     assert train._first_non_finite(model, losses[:2], 12) == 12
