@@ -1,5 +1,6 @@
 """What the tests share: one torch thread, and a run that takes a fraction of a second."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.sweep import execute
 
 TINY = {"dataset": "digits", "width": 8, "depth": 2, "epochs": 2, "probe_size": 200}
+
+
+# A shell ignores it for what it starts in the background, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
