@@ -236,7 +236,9 @@ def _memory(form: Form, x: Tensor, grad: Tensor) -> tuple[int, int]:
         torch.autograd.grad(y, x, grad)
         return kept, torch.cuda.max_memory_allocated() - start
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells stderr of every start
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # PyTorch 2.10 warns of every profile that does not add up its events.
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         y = form(x + 0)
         with record_function("between"):
             pass

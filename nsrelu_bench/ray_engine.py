@@ -185,7 +185,8 @@ def _connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
 def _why_not(error: Exception, address: str | None) -> str:
     """Say in one line why Ray can't be had."""
     place = "engine ray" if address is None else f"--address: {address}"
-    text = f"{error} {error.__cause__ or ''}"
+    # Ray 2.54 tells it in the context alone.
+    text = f"{error} {error.__cause__ or error.__context__ or ''}".strip()
     if "InvalidAuthToken" in text:
         return f"{place} refuses this token; {HINT}"
     if "token" in text:
