@@ -315,8 +315,8 @@ def figure(plan: Plan, style: str = "paper") -> Figure:
             # Said here, or the number of ticks follows from the style at the time of saving.
             ax.tick_params(labelsize=mpl.rcParams["font.size"])
             panel(ax=ax)
-            # A letter is some 0.6 of its height wide.
-            letters = width / columns * 72 / (0.6 * mpl.rcParams["axes.titlesize"])
+            # A letter is some 0.6 of its height wide, and the axes have 0.85 of the panel's width.
+            letters = 0.85 * width / columns * 72 / (0.6 * mpl.rcParams["axes.titlesize"])
             ax.set_title(textwrap.fill(title, int(letters)))
             axes.append(ax)
         if plan.alike:

@@ -1,6 +1,7 @@
 """What figures look like: one look for an activation everywhere, styles, legends, colour bars."""
 
 import math
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ SHADES = {
     "nsrelu": ("#66cdaa", "#1f83c4", "#3b0f70"),
 }
 OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
+#: These are compared with each other: each has the colour of `OTHERS` at its place.
+NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
 
 HEAT = "viridis"
 HATCH: dict[str, Any] = {"fill": False, "hatch": "////", "ec": "0.6", "lw": 0}
@@ -70,16 +73,17 @@ def appearance(act: str) -> Look:
     """Return how an activation is drawn: the same in every figure, whatever else is in it.
 
     relu is black and solid. The shade and the marker of nsrelu (green to violet, dash-dotted) and
-    leaky_relu (yellow to brown, dashed, hollow) follow their leak. Others get a colour and a
-    marker by their name.
+    leaky_relu (yellow to brown, dashed, hollow) follow their leak. Others get a colour by their
+    name, those in `NAMED` one of their own, and a marker by their name and parameters.
     """
     family, leak = parse_act(act)
     if act == "relu":
         return Look("#000000", "o", "-", "#000000")
     if leak is None or family not in SHADES:
-        code = zlib.crc32(act.encode())
-        color = OTHERS[code % len(OTHERS)]
-        return Look(color, MARKERS[code // 97 % len(MARKERS)], ":", color)
+        name = re.sub(r"\(.*?\)", "", act)
+        hue = NAMED.index(name) if name in NAMED else zlib.crc32(name.encode()) % len(OTHERS)
+        marker = MARKERS[zlib.crc32(act.encode()) // 97 % len(MARKERS)]
+        return Look(OTHERS[hue], marker, ":", OTHERS[hue])
     # Leaks are chosen as 0.01, 0.1, 0.2, 0.5, 1: the cube root spaces these evenly.
     place = min(max(leak, 0.0), 1.0) ** (1 / 3)
     color = to_hex(LinearSegmentedColormap.from_list(family, SHADES[family])(place))

@@ -1,6 +1,7 @@
 """Figures of several panels, their legends, and what the files are like."""
 
 import io
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -82,6 +83,19 @@ def test_legends_cover_no_data_and_nothing_is_cut(kind: str, frames: MadeUp) -> 
     assert tight.y0 >= -0.03
     assert tight.x1 <= size[0] + 0.03
     assert tight.y1 <= size[1] + 0.03
+
+
+def test_long_titles_are_not_cut_and_do_not_meet() -> None:
+    plan = figures.FIGURES["tradeoff"](FRAMES, None)
+    (_, panel), *_ = plan.panels
+    title = "optimizer=sgd lr=0.02 momentum=0.9"
+    figure = figures.figure(replace(plan, panels=[(title, panel)] * 3))
+    figure.savefig(io.BytesIO(), format="png")
+    renderer = figure.canvas.get_renderer()
+    boxes = [ax.title.get_window_extent(renderer) for ax in figure.axes]
+    assert {ax.get_title().replace("\n", " ") for ax in figure.axes} == {title}
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 def test_settings_that_vary_have_a_panel_each_with_the_same_limits() -> None:

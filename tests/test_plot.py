@@ -199,6 +199,12 @@ def test_activations_can_be_told_apart_in_grey() -> None:
     assert len({x.color for x in looks}) == len(acts)
 
 
+def test_the_surrogates_that_are_compared_with_each_other_have_colours_of_their_own() -> None:
+    acts = ["relu/bsilu(1.67)", "relu/nelu(0.05)", "relu/helu(0.05)", "leaky_relu(0.1)/relu"]
+    assert len({appearance(act).color for act in acts}) == len(acts)
+    assert appearance("relu/bsilu(1.5)").color == appearance("relu/bsilu(1.67)").color
+
+
 def test_the_callers_axes_are_used_and_get_no_legend() -> None:
     ax = Figure().subplots()
     assert plot.curves(FRAMES.runs, FRAMES.metrics, CONFIG, ax=ax) is ax
