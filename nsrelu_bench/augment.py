@@ -49,7 +49,7 @@ def _crop(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
     count, channels, height, width = images.shape
     padded = F.pad(images, (PADDING,) * 4).flatten(2)
     shifts = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
-    top, left = shifts.to(images.device)
+    top, left = shifts.to(images.device, non_blocking=True)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     places = (rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]).view(count, 1, -1)
@@ -58,7 +58,8 @@ def _crop(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
 
 def _flip(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
     """Exchange left and right in every other image, on average."""
-    flipped = torch.randint(2, (len(images), 1), generator=generator).to(images.device)
+    drawn = torch.randint(2, (len(images), 1), generator=generator)
+    flipped = drawn.to(images.device, non_blocking=True)
     columns = torch.arange(images.shape[3], device=images.device)
     columns = torch.where(flipped == 1, columns.flip(0), columns)
     return images.gather(3, columns[:, None, None, :].expand(images.shape))
@@ -73,7 +74,8 @@ def _cutout(images: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
     """
     inside = []
     for side in images.shape[2:]:
-        centre = torch.randint(side, (len(images), 1), generator=generator).to(images.device)
+        drawn = torch.randint(side, (len(images), 1), generator=generator)
+        centre = drawn.to(images.device, non_blocking=True)
         place = torch.arange(side, device=images.device)
         first = centre - side // 4
         inside.append((first <= place) & (place < first + side // 2))

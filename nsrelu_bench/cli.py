@@ -320,7 +320,7 @@ def sweep(
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.progress import standing_text
     from nsrelu_bench.records import keep_study
-    from nsrelu_bench.sweep import run_all, standing
+    from nsrelu_bench.sweep import jobs, run_all, standing
 
     overrides = dict(read_setting(change) for change in changes or ())
     given = {"data_dir": data_dir, "stack": stack}
@@ -331,7 +331,9 @@ def sweep(
     study = read_study(config, overrides)
     folder = results / study.name
     manner = _manner(fresh, retry or (), checkpoint_after)
-    runs = study.runs[shard[0] - 1 :: shard[1]] if shard else study.runs
+    runs = study.runs
+    if shard:
+        runs = [run for job in list(jobs(runs))[shard[0] - 1 :: shard[1]] for run in job]
     on_cluster = _engine(engine, address, gpus, collect=collect)
     if dry_run:
         print(standing_text(standing(runs, folder, manner), as_json=as_json), end="")

@@ -156,6 +156,8 @@ class RunConfig(BaseModel):
             raise ValueError("stack: can't be compiled, got compile: true")
         if self.stack and self.dropout:
             raise ValueError(f"stack: works without dropout only, got dropout: {self.dropout}")
+        if self.stack and "rrelu" in (self.label.forward.name, self.label.backward.name):
+            raise ValueError(f"stack: works without random slopes only, got act: {self.act}")
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ that it would have by itself, to the rounding of sums that are added in another 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,6 +70,25 @@ class Stack:
         # A copy of its own: what is computed with the form must not change the stack.
         self._weights, self._buffers = stack_module_state(list(networks))
 
+    @torch.no_grad()
+    def check(self, networks: Sequence[nn.Module], inputs: Tensor) -> None:
+        """Compare, on a few inputs, what the stack computes with what each network does by itself.
+
+        Raises:
+            BenchError: The networks differ in more than their parameters and buffers.
+        """
+        for network in networks:
+            network.eval()
+        together = self._compute(self.join([inputs] * len(networks)), "fp32")
+        for network, logits in zip(networks, together, strict=True):
+            if not torch.allclose(network(inputs), logits, rtol=1e-3, atol=1e-3, equal_nan=True):
+                raise BenchError(
+                    "stack: the networks differ in more than their parameters and buffers, and"
+                    " would be taken for one another; register_buffer what the seed decides"
+                )
+        for network in networks:
+            network.train()
+
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer changes: (K, ...) of K networks."""
         return list(self._weights.values())
@@ -94,15 +114,17 @@ class Stack:
         Raises:
             BenchError: The network does what can't be done for several at once.
         """
+        return torch.vmap(F.cross_entropy)(self._compute(inputs, precision).float(), labels)
+
+    def _compute(self, inputs: Tensor, precision: str) -> Tensor:
         try:
             with _autocast(inputs, precision):
-                logits = torch.vmap(self._logits)(self._weights, self._buffers, inputs)
+                return torch.vmap(self._logits)(self._weights, self._buffers, inputs)
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise BenchError(f"stack: this model can't be computed stacked ({reason})") from error
-        return torch.vmap(F.cross_entropy)(logits.float(), labels)
 
     def _logits(self, weights: State, buffers: State, inputs: Tensor) -> Tensor:
         logits: Tensor = functional_call(self._form, (weights, buffers), (inputs,))
@@ -132,5 +154,7 @@ def _changed(states: Sequence[State], change: Callable[[list[Tensor]], Tensor]) 
     return first | {"state": kept}
 
 
-def _autocast(inputs: Tensor, precision: str) -> torch.autocast:
-    return torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16")
+def _autocast(inputs: Tensor, precision: str) -> AbstractContextManager[object]:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(inputs.device.type, torch.bfloat16)

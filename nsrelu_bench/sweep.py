@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: How often to look again after a run that another process is making.
 LOOK_S = 0.5
+#: How many seeds are trained as one: each keeps its files open.
+MAX_STACK = 64
 #: How long a worker without a run may take to end.
 GRACE_S = 3.0
 
@@ -145,19 +147,21 @@ def run_all(
     yield from engine(left, study, manner)
 
 
-def _jobs(runs: Sequence[RunConfig]) -> Iterator[list[RunConfig]]:
-    """Tell which runs are made together: the seeds of a stack."""
+def jobs(runs: Sequence[RunConfig]) -> Iterator[list[RunConfig]]:
+    """Tell which runs are made together: the seeds of a stack, `MAX_STACK` at most."""
     stacks: dict[RunConfig, list[RunConfig]] = {}
     for config in runs:
         if config.stack:
             stacks.setdefault(config.model_copy(update={"seed": 0}), []).append(config)
         else:
             yield [config]
-    yield from stacks.values()
+    for stack in stacks.values():
+        for first in range(0, len(stack), MAX_STACK):
+            yield stack[first : first + MAX_STACK]
 
 
 def _in_turn(runs: Sequence[RunConfig], study: Path, manner: Manner) -> Iterator[Event]:
-    waiting = deque(_jobs(runs))
+    waiting = deque(jobs(runs))
     looked: dict[str, float] = {}
     while waiting:
         job = waiting.popleft()
@@ -177,11 +181,15 @@ def _execute_job(job: Sequence[RunConfig], study: Path, manner: Manner) -> Itera
     from nsrelu_bench.train import Together
 
     train = Together().run
-    under_way = [execute(config, study / config.run_id, manner, train) for config in job]
-    while under_way:
-        events = [(run, next(run, None)) for run in under_way]
-        under_way = [run for run, event in events if event is not None]
-        yield from (event for _, event in events if event is not None)
+    with ExitStack() as ending:
+        under_way = [
+            ending.enter_context(closing(execute(config, study / config.run_id, manner, train)))
+            for config in job
+        ]
+        while under_way:
+            events = [(run, next(run, None)) for run in under_way]
+            under_way = [run for run, event in events if event is not None]
+            yield from (event for _, event in events if event is not None)
 
 
 def execute(
@@ -189,7 +197,7 @@ def execute(
     folder: Path,
     manner: Manner = USUAL,
     train: Callable[..., "Iterator[Epoch]"] | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Make one run and write it down; yields an event an epoch, and one at the end.
 
     An error ends the run as failed, and no other. A run that another process is making, or has
@@ -272,15 +280,17 @@ class _Worker:
 def _pooled(
     workers: int, runs: Sequence[RunConfig], study: Path, manner: Manner
 ) -> Iterator[Event]:
-    waiting = deque(_jobs(runs))
+    waiting = deque(jobs(runs))
     workers = min(workers, len(waiting))
     context = multiprocessing.get_context("spawn")
     crew = [_Worker(context, study, manner) for _ in range(workers)]
     later: deque[tuple[float, RunConfig]] = deque()  # runs that are made elsewhere
     try:
         while waiting or later or any(worker.left for worker in crew):
+            due = []
             while later and later[0][0] <= time.monotonic():
-                waiting.append([later.popleft()[1]])
+                due.append(later.popleft()[1])
+            waiting.extend(jobs(due))
             for index, worker in enumerate(crew):
                 if not worker.left and waiting:
                     if not worker.process.is_alive():

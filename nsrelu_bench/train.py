@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class Together:
         self._runs: list[tuple[RunConfig, Mapping[str, Any] | None]] = []
         self._trained: dict[int | None, Iterator[tuple[int, Epoch]]] = {}
         self._ready: dict[int, deque[Epoch]] = {}
-        self._errors: dict[int | None, Exception] = {}
+        self._errors: dict[int | None, tuple[Exception, TracebackType | None]] = {}
 
     def run(
         self, config: RunConfig, checkpoint: Mapping[str, Any] | None = None
@@ -98,19 +99,33 @@ class Together:
             configs, checkpoints = zip(*(self._runs[member] for member in members), strict=True)
             trained = _train(configs, checkpoints)
             self._trained[after] = ((members[index], epoch) for index, epoch in trained)
-        while True:
-            while not self._ready[number]:
-                if after in self._errors:
-                    raise self._errors[after]
-                try:
-                    member, epoch = next(self._trained[after])
-                except StopIteration:
+        config, _ = self._runs[number]
+        try:
+            while True:
+                while not self._ready[number]:
+                    self._advance(after)
+                epoch = self._ready[number].popleft()
+                yield epoch
+                # The others go on: a run that has ended must not ask for more.
+                if epoch.diverged_step is not None:
                     return
-                except Exception as error:
-                    self._errors[after] = error
-                    raise
-                self._ready[member].append(epoch)
-            yield self._ready[number].popleft()
+                if epoch.metrics["epoch"] == config.total_epochs:
+                    return
+        finally:
+            del self._ready[number]
+
+    def _advance(self, after: int | None) -> None:
+        """Take what was trained next, for the run that it is of."""
+        if after in self._errors:
+            error, traceback = self._errors[after]
+            raise error.with_traceback(traceback)
+        try:
+            member, epoch = next(self._trained[after])
+        except Exception as error:
+            self._errors[after] = error, error.__traceback__
+            raise
+        if member in self._ready:
+            self._ready[member].append(epoch)
 
 
 def _epoch_of(checkpoint: Mapping[str, Any] | None) -> int | None:
@@ -166,7 +181,10 @@ def _train(
     for network, state in zip(networks, states, strict=False):
         network.load_state_dict(state["model"])
     networks, data = _place(networks, data, config.device)
-    net = Stack(networks) if config.stack else Alone(networks[0], compiled=config.compile)
+    net: Alone | Stack = Alone(networks[0], compiled=config.compile)
+    if config.stack:
+        net = Stack(networks)
+        net.check(networks, data.inputs(data.train.images[:2]))
     optimizer = _optimizer(net.parameters(), config)
     step, first = 0, 0
     if states:
@@ -175,6 +193,7 @@ def _train(
     members = [_Run(one) for one in configs]
     for member, state in zip(members, states, strict=False):
         member.measured, member.seen = _of_lives(state["measured"]), _of_lives(state["seen"])
+    del networks, states, checkpoints  # what they hold may be large
     steps = math.ceil(len(data.train) / config.batch_size) * config.total_epochs
     for epoch in range(first, config.total_epochs + 1):
         task = (max(epoch, 1) - 1) // config.epochs
@@ -194,11 +213,14 @@ def _train(
                 step += 1
                 if config.probe_every and step % config.probe_every == 0:
                     for number, member in enumerate(members):
+                        if member.diverged:
+                            continue
                         member.seen = member.take(net.network(number), member.seen)
                         values = _of_train(member.seen.totals)
                         member.between.append({"epoch": epoch, "step": step, **values})
             lost = torch.stack(losses).view(len(losses), -1).cpu() if losses else None  # waits
-            train_s = (time.perf_counter() - began) / len(members)
+            alive = [member for member in members if not member.diverged]
+            train_s = (time.perf_counter() - began) / len(alive)
             place: Row = {"epoch": epoch, "step": step, "task": task + 1, "lr": rate}
             ended = []
             for number, member in enumerate(members):
