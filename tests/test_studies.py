@@ -94,9 +94,42 @@ def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> st
         return lost(act, float(kind.removeprefix("lost ")))
     if kind == "diverged":
         return f"{row['diverged']} of {row['runs']}"
+    if kind.startswith("below "):
+        return below(study, conditions, act, metric, float(kind.removeprefix("below ")))
     value, end = ("diff", "diff_high") if kind == "diff" else ("mean", "high")
     mean, half = 100 * row[value], 100 * (row[end] - row[value])
     return f"{fixed(mean, 1, '+' * (kind == 'diff'))} ± {fixed(half, 1)}"
+
+
+def below(study: str, conditions: list[str], act: str, metric: str, percent: float) -> str:
+    """Count the runs that end with a metric below so many percent, and all."""
+    runs = runs_of(study)
+    for name, value in (condition.split("=") for condition in conditions):
+        runs = runs[runs[name].map(format_setting) == value]
+    values = 100 * runs.loc[runs["act"] == act, metric]
+    return f"{(values < percent).sum()} of {len(values)}"
+
+
+def test_what_whole_runs_cost_is_in_their_seconds() -> None:
+    runs = pd.read_csv(ROOT / "results" / "cost" / "seconds.csv")
+    assert len(runs) == len(read_study(ROOT / "configs" / "cost.yaml").runs)
+    seconds = runs.assign(form=runs["act"] + ", " + runs["impl"]).pivot_table(
+        index=["model", "seed"], columns="form", values="train_s"
+    )
+    over = seconds.div(seconds.pop("relu, native"), axis=0)
+    readme = (ROOT / "results" / "cost" / "README.md").read_text()
+    told = {}
+    for form, ratios in over.items():
+        mlp, cnn = (
+            f"{some.median():.2f} ({some.min():.2f} to {some.max():.2f})"
+            for some in (ratios[over.index.get_level_values("model") == m] for m in ("mlp", "cnn"))
+        )
+        assert f"| {form} | {mlp} | {cnn} |" in readme
+        told[str(form)] = [mlp, cnn]
+    forms = ["nsrelu(0.1), native", "nsrelu(0.1), detach", "leaky_relu(0.1), native"]
+    assert re.findall(r"\d\.\d\d \(.*?\)", ROWS[22]) == [
+        cell for form in [*forms, "relu/bsilu(1.67), native"] for cell in told[form]
+    ]
 
 
 def lost(act: str, points: float) -> str:
@@ -177,16 +210,21 @@ MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {
         ("plasticity", "", "leaky_relu(0.1)/relu", "test_accuracy", "diff"),
     ],
     10: [
-        ("deep_narrow", "init=he depth=20", "relu", "dead_fraction", "mean"),
-        ("deep_narrow", "init=he depth=50", "relu", "dead_fraction", "mean"),
-        ("deep_narrow", "init=rai depth=20", "relu", "dead_fraction", "mean"),
-        ("deep_narrow", "init=rai depth=50", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=he depth=20", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=rai depth=20", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=rai depth=50", "relu", "dead_fraction", "mean"),
     ],
     11: [
-        ("deep_narrow", "init=he depth=20", "nsrelu(0.1)", "test_accuracy", "diff"),
-        ("deep_narrow", "init=he depth=50", "nsrelu(0.1)", "test_accuracy", "diff"),
-        ("deep_narrow", "init=he depth=20", "leaky_relu(0.1)", "test_accuracy", "diff"),
-        ("deep_narrow", "init=he depth=50", "leaky_relu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=5", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=20", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=5", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=20", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=rai depth=5", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=24 depth=20", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=24 depth=20", "leaky_relu(0.1)", "test_accuracy", "diff"),
     ],
     12: [
         ("tiny_lr1", "model=examples.tiny_nets:pooled_mlp lr=1", "relu", "test_accuracy", "mean"),
@@ -231,8 +269,12 @@ MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {
         ),
     ],
     14: [
-        ("cifar10_cnn", "lr=0.02", "relu", "test_accuracy", "mean"),
+        ("cifar10_cnn", "lr=0.01", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.01", "relu", "test_accuracy", "mean"),
         ("cifar10_cnn", "lr=0.02", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.02", "relu", "test_accuracy", "mean"),
+        ("cifar10_cnn", "lr=0.04", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.04", "relu", "test_accuracy", "mean"),
         ("cifar10_cnn", "lr=0.02", "nsrelu(0.1)", "test_accuracy", "diff"),
     ],
     15: [
@@ -256,5 +298,37 @@ MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {
         ("both_mnist", "optimizer=adam lr=0.01", "nsrelu(0.1)", "test_accuracy", "diff"),
         ("both_mnist", "optimizer=adam lr=0.01", "relu", "test_accuracy", "mean"),
         ("both_mnist", "optimizer=adam lr=0.01", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    20: [
+        ("both_mnist_cnn", "optimizer=sgd", "relu", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=sgd", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=sgd", "relu", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=sgd", "nsrelu(0.1)", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=sgd", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("both_mnist_cnn", "optimizer=sgd", "relu", "test_accuracy", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "relu", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "relu", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "nsrelu(0.1)", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.001", "relu", "test_accuracy", "mean"),
+    ],
+    21: [
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "relu", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "relu", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "zero_fraction", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "relu", "test_accuracy", "mean"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "relu", "test_accuracy", "below 50"),
+        (
+            "both_mnist_cnn",
+            "optimizer=adam lr=0.01",
+            "leaky_relu(0.1)",
+            "test_accuracy",
+            "below 50",
+        ),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "test_accuracy", "below 50"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "leaky_relu(0.1)", "test_accuracy", "mean"),
     ],
 }
