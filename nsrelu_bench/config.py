@@ -194,8 +194,8 @@ class RunConfig(BaseModel):
     @property
     def run_id(self) -> str:
         """A readable slug and 8 hex digits of the hash of all that decides the numbers."""
-        without = {"data_dir"} if self.stack else {"data_dir", "stack"}  # ids from before it stay
-        decisive = self.model_dump(exclude=without) | {"numerics": NUMERICS}
+        unsaid = {name for name, usual in ADDED.items() if getattr(self, name) == usual}
+        decisive = self.model_dump(exclude={"data_dir", *unsaid}) | {"numerics": NUMERICS}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name = "-".join([self.dataset, self.model, self.act])
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
@@ -559,6 +559,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 #: Settings that are given beside `act` and become part of its label.
 LABEL_PARTS = ("leak", "alpha", "backward")
+
+#: Settings that came after results were published, each with the value that all had before: with
+#: it a run keeps the id that it had.
+ADDED: dict[str, Any] = {"stack": False}
 
 #: All that a run can be given.
 SETTINGS = (*RunConfig.model_fields, *LABEL_PARTS)

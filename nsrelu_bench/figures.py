@@ -223,6 +223,7 @@ def plan_leak(frames: Frames, metric: str | None = None) -> Plan:
     panels = [
         (setting, partial(leak_curve, part, frames.config_columns, metric=m))
         for setting, part in _facets(of_family, len(there))
+        if any(map(several_leaks, families_of(part).values()))
         for m in there
     ]
     same = len({frozenset(part["act"]) for _, part in _facets(of_family)}) == 1

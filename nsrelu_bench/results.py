@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsrelu_bench.config import RunConfig, read_yaml
+from nsrelu_bench.config import ADDED, RunConfig, read_yaml
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import DONE, VOUCHED, Status, damage, read_status, replace_file, writing
 
@@ -278,7 +278,10 @@ def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     ended = (field.name for field in fields(Status))
     columns = ["study", "run_id", *ended, *CONFIG_COLUMNS, *ENVIRONMENT]
     table = pd.DataFrame(rows)
-    return table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
+    table = table.reindex(columns=[*columns, *(c for c in table if c not in columns)])
+    # A summary of an older version, or a row in it, has none of what was added since.
+    said = {name: table[name].astype(object).fillna(usual) for name, usual in ADDED.items()}
+    return table.assign(**said).astype({name: type(usual) for name, usual in ADDED.items()})
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

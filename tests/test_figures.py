@@ -107,6 +107,12 @@ def test_settings_that_vary_have_a_panel_each_with_the_same_limits() -> None:
     assert "diverged run" in texts
 
 
+def test_a_setting_with_one_leak_has_no_panel_over_the_leak_and_the_others_are_drawn() -> None:
+    few = GRID.runs[(GRID.runs["lr"] == 0.1) | GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
+    figure = drawn("leak", replace(GRID, runs=few))
+    assert [ax.get_title() for ax in figure.axes] == ["lr=0.1"]
+
+
 def test_too_many_panels_or_lines_are_refused() -> None:
     many = made_up(acts=("relu",), lrs=tuple(range(1, 14)), seeds=1, epochs=1)
     with pytest.raises(plot.NothingToDrawError, match="13 panels are more than the 12"):

@@ -194,6 +194,20 @@ def test_a_study_may_be_a_summary_alone(copied: Path) -> None:
         load_runs(copied)
 
 
+def test_a_summary_from_before_a_setting_was_there_is_compared_with_new_runs(
+    copied: Path, tmp_path: Path
+) -> None:
+    write_summary(copied)
+    old = tmp_path / "old"
+    old.mkdir()
+    pd.read_csv(copied / "summary.csv").drop(columns="stack").to_csv(
+        old / "summary.csv", index=False
+    )
+    together = load_runs(old, copied)
+    assert len(together) == 2 * len(load_runs(copied))
+    assert together["stack"].tolist() == [False] * len(together)
+
+
 def test_a_folder_that_is_read_only_can_be_compared(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
