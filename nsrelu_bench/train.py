@@ -132,31 +132,36 @@ def _epoch_of(checkpoint: Mapping[str, Any] | None) -> int | None:
     return None if checkpoint is None else checkpoint["epoch"]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is learnt, and the probe set of it."""
+
+    data: Dataset
+    inputs: Tensor
+    labels: Tensor
+
+
+def _probed(data: Dataset, size: int) -> _Task:
+    probe = data.probe(size)
+    return _Task(data, data.inputs(probe.images), probe.labels)
+
+
 @dataclass
 class _Run:
-    """One of the runs that are trained together, and what it was measured to be.
-
-    `data` is that of its task, `inputs` and `labels` are its probe set.
-    """
+    """One of the runs that are trained together, and what it was measured to be."""
 
     config: RunConfig
     measured: Measurement | None = None
     seen: Measurement | None = None  # between epochs
     between: list[Row] = field(default_factory=list)
     diverged: bool = False
-    data: Dataset = field(init=False)
-    inputs: Tensor = field(init=False)
-    labels: Tensor = field(init=False)
-
-    def turn_to(self, data: Dataset) -> None:
-        """Take up a task."""
-        probe = data.probe(self.config.probe_size)
-        self.data, self.inputs, self.labels = data, data.inputs(probe.images), probe.labels
+    task: _Task = field(init=False)
 
     def take(self, network: nn.Module, previous: Measurement | None) -> Measurement:
         """Measure the network."""
         measures = ("loss", "accuracy", *self.config.measured)
-        return measure(network, self.inputs, self.labels, measures=measures, previous=previous)
+        inputs, labels = self.task.inputs, self.task.labels
+        return measure(network, inputs, labels, measures=measures, previous=previous)
 
 
 def _train(
@@ -181,10 +186,12 @@ def _train(
     for network, state in zip(networks, states, strict=False):
         network.load_state_dict(state["model"])
     networks, data = _place(networks, data, config.device)
-    net: Alone | Stack = Alone(networks[0], compiled=config.compile)
+    net: Alone | Stack
     if config.stack:
         net = Stack(networks)
         net.check(networks, data.inputs(data.train.images[:2]))
+    else:
+        net = Alone(networks[0], compiled=config.compile)
     optimizer = _optimizer(net.parameters(), config)
     step, first = 0, 0
     if states:
@@ -195,15 +202,23 @@ def _train(
         member.measured, member.seen = _of_lives(state["measured"]), _of_lives(state["seen"])
     del networks, states, checkpoints  # what they hold may be large
     steps = math.ceil(len(data.train) / config.batch_size) * config.total_epochs
+    # The first task is the same for all: its probe set, which may be large, is there once.
+    same = _probed(data, config.probe_size)
     for epoch in range(first, config.total_epochs + 1):
+        alive = [(number, member) for number, member in enumerate(members) if not member.diverged]
+        if not alive:
+            return
         task = (max(epoch, 1) - 1) // config.epochs
         if epoch == first or (epoch - 1) % config.epochs == 0:
             for member in members:
-                member.turn_to(_permuted(data, member.config.seed, task) if task else data)
+                member.task = same
+                if task:
+                    permuted = _permuted(data, member.config.seed, task)
+                    member.task = _probed(permuted, config.probe_size)
         with _isolated(config, f"noise/{epoch}"):
             began, rate = time.perf_counter(), config.lr
             losses: list[Tensor] = []
-            batches = (_batches(member.data, member.config, epoch) for member in members)
+            batches = (_batches(member.task.data, member.config, epoch) for member in members)
             for batch in zip(*batches, strict=True) if epoch else ():
                 rate = _set_lr(optimizer, config, step / steps)
                 images, labels = (net.join(part) for part in zip(*batch, strict=True))
@@ -212,27 +227,21 @@ def _train(
                 )
                 step += 1
                 if config.probe_every and step % config.probe_every == 0:
-                    for number, member in enumerate(members):
-                        if member.diverged:
-                            continue
+                    for number, member in alive:
                         member.seen = member.take(net.network(number), member.seen)
                         values = _of_train(member.seen.totals)
                         member.between.append({"epoch": epoch, "step": step, **values})
             lost = torch.stack(losses).view(len(losses), -1).cpu() if losses else None  # waits
-            alive = [member for member in members if not member.diverged]
             train_s = (time.perf_counter() - began) / len(alive)
             place: Row = {"epoch": epoch, "step": step, "task": task + 1, "lr": rate}
             ended = []
-            for number, member in enumerate(members):
-                if not member.diverged:
-                    mine = None if lost is None else lost[:, number]
-                    record = _measured(member, net.network(number), place, train_s, mine)
-                    ended.append((number, record))
+            for number, member in alive:
+                mine = None if lost is None else lost[:, number]
+                record = _measured(member, net.network(number), place, train_s, mine)
+                ended.append((number, record))
         for number, record in ended:
             keep = partial(_checkpoint, members[number], net, optimizer, number, place)
             yield number, replace(record, checkpoint=keep)
-        if all(member.diverged for member in members):
-            return
 
 
 def _measured(
@@ -251,8 +260,9 @@ def _measured(
     layers = [{"epoch": epoch, **layer} for layer in run.measured.layers]
     if diverged_step is None:
         metrics |= _of_train(run.measured.totals)
-        for name, split in (("val", run.data.val), ("test", run.data.test)):
-            loss, accuracy = _evaluate(network, run.data, split)
+        data = run.task.data
+        for name, split in (("val", data.val), ("test", data.test)):
+            loss, accuracy = _evaluate(network, data, split)
             metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     else:  # a diverged network has no numbers, even where some can be computed
         layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
@@ -266,7 +276,7 @@ def _measured(
         _timing(epoch, train_s, clock),
         diverged_step,
         between,
-        pre_quantiles(network, run.inputs) if last else [],
+        pre_quantiles(network, run.task.inputs) if last else [],
     )
 
 
