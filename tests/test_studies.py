@@ -17,8 +17,8 @@ from nsrelu_bench.results import CONFIG_COLUMNS, load_runs
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-READMES = sorted((ROOT / "results").glob("*/README.md"))
-STUDIES = [path.parent.name for path in sorted((ROOT / "results").glob("*/summary.csv"))]
+READMES = sorted((ROOT / "findings").glob("*/README.md"))
+STUDIES = [path.parent.name for path in sorted((ROOT / "findings").glob("*/summary.csv"))]
 
 #: A table and the command that printed it.
 TABLES = [
@@ -42,7 +42,7 @@ NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
 
 @cache
 def runs_of(study: str) -> pd.DataFrame:
-    return load_runs(ROOT / "results" / study)
+    return load_runs(ROOT / "findings" / study)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -66,7 +66,7 @@ def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> No
 
 
 @pytest.mark.parametrize(("readme", "command"), TABLES, ids=lambda value: str(value)[-60:])
-def test_a_table_in_a_results_readme_is_what_its_command_prints(
+def test_a_table_in_a_studys_readme_is_what_its_command_prints(
     readme: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -111,13 +111,13 @@ def below(study: str, conditions: list[str], act: str, metric: str, percent: flo
 
 
 def test_what_whole_runs_cost_is_in_their_seconds() -> None:
-    runs = pd.read_csv(ROOT / "results" / "cost" / "seconds.csv")
+    runs = pd.read_csv(ROOT / "findings" / "cost" / "seconds.csv")
     assert len(runs) == len(read_study(ROOT / "configs" / "cost.yaml").runs)
     seconds = runs.assign(form=runs["act"] + ", " + runs["impl"]).pivot_table(
         index=["model", "seed"], columns="form", values="train_s"
     )
     over = seconds.div(seconds.pop("relu, native"), axis=0)
-    readme = (ROOT / "results" / "cost" / "README.md").read_text()
+    readme = (ROOT / "findings" / "cost" / "README.md").read_text()
     told = {}
     for form, ratios in over.items():
         mlp, cnn = (
@@ -134,7 +134,7 @@ def test_what_whole_runs_cost_is_in_their_seconds() -> None:
 
 def lost(act: str, points: float) -> str:
     """Count the runs of plasticity that lost so many points of accuracy, and all."""
-    tasks = pd.read_csv(ROOT / "results" / "plasticity" / "tasks.csv")
+    tasks = pd.read_csv(ROOT / "findings" / "plasticity" / "tasks.csv")
     accuracy = tasks[tasks["act"] == act].pivot_table(
         index="run_id", columns="task", values="test_accuracy"
     )
