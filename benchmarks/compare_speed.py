@@ -21,8 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from nsrelu_bench.config import RunConfig, write_yaml
-from nsrelu_bench.records import COLUMNS, VOUCHED
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.config.yaml import write_yaml
+from nsrelu_bench.records.schema import COLUMNS
+from nsrelu_bench.records.status import VOUCHED
 
 ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
 RATES = tuple(0.01 * 1.5**i for i in range(10))

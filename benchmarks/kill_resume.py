@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from nsrelu_bench.checkpoint import unpack
-from nsrelu_bench.records import CHECKPOINT, read_status
+from nsrelu_bench.records.checkpoint import unpack
+from nsrelu_bench.records.writer import CHECKPOINT
+from nsrelu_bench.records.status import read_status
 
 STUDY = """\
 name: kills

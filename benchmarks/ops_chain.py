@@ -11,7 +11,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import IMPLS, NSReLU
+from nsrelu_bench.activations.functional import IMPLS
+from nsrelu_bench.activations.modules import NSReLU
 
 ACTIVATIONS = {
     "relu": nn.ReLU(),

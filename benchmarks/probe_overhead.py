@@ -11,8 +11,9 @@ import argparse
 import statistics
 from collections import defaultdict
 
-from nsrelu_bench.config import MEASURES, RunConfig
-from nsrelu_bench.train import run
+from nsrelu_bench.config.registry import MEASURES
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.training.loop import run
 
 GRADIENT = (
     *("grad_norm", "pre_grad_norm", "zero_grad_units"),

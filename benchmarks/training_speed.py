@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nsrelu_bench.config import RunConfig
+from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.models import build_model
-from nsrelu_bench.networks import Alone, Stack
+from nsrelu_bench.training.ensemble import Alone, Stack
 
 Batch = tuple[Tensor, Tensor]
 SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}

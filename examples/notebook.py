@@ -10,11 +10,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from nsrelu_bench import RunConfig, load
-from nsrelu_bench.compare import compare, verdicts
-from nsrelu_bench.figures import draw_all
-from nsrelu_bench.plot import curves, tradeoff
-from nsrelu_bench.report import write_report
-from nsrelu_bench.sweep import run_all
+from nsrelu_bench.compare.comparison import compare
+from nsrelu_bench.compare.verdicts import verdicts
+from nsrelu_bench.plot.figures import draw_all
+from nsrelu_bench.plot.panels import curves, tradeoff
+from nsrelu_bench.plot.report import write_report
+from nsrelu_bench.sweep.scheduler import run_all
 
 # %% Train three activations with four seeds each; runs that are done are kept.
 STUDY = Path("results/notebook")

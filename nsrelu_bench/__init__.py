@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from nsrelu_bench.activations import from_derivative as from_derivative
     from nsrelu_bench.activations import nsrelu as nsrelu
     from nsrelu_bench.activations import surrogate as surrogate
+    from nsrelu_bench.activations import swap_activations as swap_activations
     from nsrelu_bench.config import RunConfig as RunConfig
-    from nsrelu_bench.probe import ActivationProbe as ActivationProbe
-    from nsrelu_bench.probe import measure as measure
-    from nsrelu_bench.results import load as load
-    from nsrelu_bench.swap import swap_activations as swap_activations
-    from nsrelu_bench.train import run as run
+    from nsrelu_bench.measures import ActivationProbe as ActivationProbe
+    from nsrelu_bench.measures import measure as measure
+    from nsrelu_bench.records import load as load
+    from nsrelu_bench.training import run as run
 
 _HOMES = {
-    "ActivationProbe": "probe",
+    "ActivationProbe": "measures",
     "NSReLU": "activations",
     "RunConfig": "config",
     "Surrogate": "activations",
     "from_derivative": "activations",
-    "load": "results",
-    "measure": "probe",
+    "load": "records",
+    "measure": "measures",
     "nsrelu": "activations",
-    "run": "train",
+    "run": "training",
     "surrogate": "activations",
-    "swap_activations": "swap",
+    "swap_activations": "activations",
 }
 
 __all__ = list(_HOMES)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsrelu_bench import activations
+from nsrelu_bench.activations import build
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError, UsageError, lookup
 
@@ -41,7 +41,7 @@ def build_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
         model = _own_model(config, shape, classes)
     else:
         # In place, all that can: their values and gradients are the same, and they keep one tensor.
-        activation = partial(activations.build, config.label, config.impl, inplace=True)
+        activation = partial(build, config.label, config.impl, inplace=True)
         model = lookup(MODELS, config.model, "model")(config, shape, classes, activation)
     initialise(model, config.init)
     return model
@@ -224,7 +224,7 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
 
     def activation() -> nn.Module:
         # Not in place: a model that was not written for it may need the input again.
-        made.add(module := activations.build(config.label, config.impl))
+        made.add(module := build(config.label, config.impl))
         return module
 
     try:

@@ -3,15 +3,9 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from nsrelu_bench.config import RunConfig
-from nsrelu_bench.sweep import execute
-
-TINY = {"dataset": "digits", "width": 8, "depth": 2, "epochs": 2, "probe_size": 200}
-
+from helpers.tiny_runs import DIVERGING, make
 
 # A shell ignores it for what it starts in the background, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,19 +26,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def tiny(**settings: Any) -> RunConfig:
-    return RunConfig(**(TINY | settings))
-
-
-DIVERGING: dict[str, Any] = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3}
-
-
-def make(study: Path, **settings: object) -> Path:
-    config = tiny(**settings)
-    list(execute(config, study / config.run_id))
-    return study / config.run_id
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with two completed runs and a diverged one."""
@@ -53,3 +34,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make(folder, act="nsrelu(0.1)")
     make(folder, **DIVERGING)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "reliability" in item.path.parts:
+            item.add_marker(pytest.mark.reliability)

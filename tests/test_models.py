@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsrelu_bench.born_dead import born_dead
-from nsrelu_bench.config import FIXED_DEPTH, RunConfig
+from nsrelu_bench.config.registry import FIXED_DEPTH
+from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.models import INITS, MODELS, RAI_DEVIATION, build_model, initialise
-from nsrelu_bench.probe import measure
-from nsrelu_bench.train import run
+from nsrelu_bench.tools.born_dead import born_dead
+from nsrelu_bench.training.loop import run
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8)]
 SITES = {"mlp": 4, "deep_narrow": 4, "cnn": 4, "vgg11": 8, "vgg16": 13, "resnet18": 17}

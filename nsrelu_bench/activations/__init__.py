@@ -1,0 +1,34 @@
+"""Activations whose backward pass is not their forward's own, as functions and modules."""
+
+from nsrelu_bench.activations.functional import (
+    DTYPES,
+    FUNCTIONS,
+    IMPLS,
+    PAIR_IMPLS,
+    FWBWMismatch,
+    from_derivative,
+    multiplication_trick,
+    nsrelu,
+    nsrelu_,
+    surrogate,
+)
+from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
+from nsrelu_bench.activations.replace import swap_activations
+
+__all__ = [
+    "DTYPES",
+    "FUNCTIONS",
+    "IMPLS",
+    "PAIR_IMPLS",
+    "FWBWMismatch",
+    "NSReLU",
+    "Surrogate",
+    "build",
+    "from_derivative",
+    "multiplication_trick",
+    "nsrelu",
+    "nsrelu_",
+    "surrogate",
+    "swap_activations",
+    "true_gradients",
+]

@@ -1,0 +1,284 @@
+"""Commands that run: train, sweep."""
+
+import os
+import shlex
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nsrelu_bench.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    from nsrelu_bench.config import RunConfig
+    from nsrelu_bench.sweep import Event, Executor, RunPolicy
+from nsrelu_bench.cli.app import TRACEBACK, app
+from nsrelu_bench.cli.options import (
+    Act,
+    Alpha,
+    AsJson,
+    Augment,
+    Backward,
+    BatchNorm,
+    BatchSize,
+    CheckpointAfter,
+    Compile,
+    Config,
+    Data,
+    DataDir,
+    Decay,
+    Depth,
+    Device,
+    Dropout,
+    Epochs,
+    Fresh,
+    Impl,
+    Init,
+    Leak,
+    Measures,
+    Model,
+    Momentum,
+    Optimizer,
+    Precision,
+    ProbeEvery,
+    ProbeSize,
+    Quiet,
+    Rate,
+    ResultsDir,
+    Schedule,
+    Seed,
+    Seeds,
+    Stack,
+    Tasks,
+    TensorBoard,
+    Threads,
+    TrainSize,
+    Width,
+    Workers,
+    check_range,
+    flag_of,
+    make_option,
+    number,
+    part,
+)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    act: Act = None,
+    leak: Leak = None,
+    alpha: Alpha = None,
+    backward: Backward = None,
+    impl: Impl = None,
+    dataset: Data = None,
+    data_dir: DataDir = None,
+    train_size: TrainSize = None,
+    probe_size: ProbeSize = None,
+    measures: Measures = None,
+    probe_every: ProbeEvery = None,
+    model: Model = None,
+    width: Width = None,
+    depth: Depth = None,
+    batch_norm: BatchNorm = None,
+    dropout: Dropout = None,
+    init: Init = None,
+    epochs: Epochs = None,
+    tasks: Tasks = None,
+    augment: Augment = None,
+    batch_size: BatchSize = None,
+    optimizer: Optimizer = None,
+    lr: Rate = None,
+    momentum: Momentum = None,
+    weight_decay: Decay = None,
+    schedule: Schedule = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    threads: Threads = None,
+    device: Device = None,
+    precision: Precision = None,
+    compile: Compile = None,  # noqa: A002
+    stack: Stack = None,
+    config: Config = None,
+    results: ResultsDir = Path("results"),
+    workers: Workers = None,
+    fresh: Fresh = False,
+    checkpoint_after: CheckpointAfter = None,
+    tensorboard: TensorBoard = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one activation, with one seed or several, into RESULTS/runs."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    from nsrelu_bench.config import SETTINGS, make_study, override, read_run
+    from nsrelu_bench.sweep import run_all
+
+    variables, flags = _by_source(context, {k: v for k, v in given.items() if k in SETTINGS})
+    settings = override(override(read_run(config) if config else {}, variables), flags)
+    if seeds is not None:
+        first = settings.pop("seed", 0)
+        check_range("--seeds", seeds)
+        settings["seeds"] = list(range(first, first + seeds))
+    study = make_study(settings, "runs", flag_of)
+    folder = results / study.name
+    events = run_all(
+        study.runs, folder, workers=_workers(workers), policy=_policy(fresh, (), checkpoint_after)
+    )
+    _follow(study.runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="a study's YAML file", show_default=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a setting of the file, e.g. lr=0.1; repeat it for more"),
+    ] = None,
+    seeds: Seeds = None,
+    data_dir: DataDir = None,
+    stack: Stack = None,
+    results: ResultsDir = Path("results"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the runs and how they stand, and make none")
+    ] = False,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option("--retry", help="make only runs that ended so, e.g. failed; repeat for more"),
+    ] = None,
+    fresh: Fresh = False,
+    shard: Annotated[
+        Any, typer.Option("--shard", help="the K-th of N parts, for array jobs", parser=part)
+    ] = None,
+    workers: Workers = None,
+    engine: Annotated[str, make_option("--engine", "local or ray", "local")] = "local",
+    address: Annotated[
+        str | None, make_option("--address", "of the Ray cluster", "one on this machine")
+    ] = None,
+    collect: Annotated[
+        bool, typer.Option("--collect", help="the Ray nodes share no folder: send results back")
+    ] = False,
+    gpus: Annotated[
+        float | None,
+        make_option("--gpus-per-run", "share of a GPU that a run takes on Ray", "1", parser=number),
+    ] = None,
+    checkpoint_after: CheckpointAfter = None,
+    tensorboard: TensorBoard = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study, a grid of settings times seeds, into RESULTS/<its name>; done runs are kept."""
+    from nsrelu_bench.config import read_setting, read_study
+    from nsrelu_bench.records import save_study
+    from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
+    from nsrelu_bench.sweep.progress import standing_text
+
+    overrides = dict(read_setting(change) for change in changes or ())
+    given = {"data_dir": data_dir, "stack": stack}
+    overrides |= {name: value for name, value in given.items() if value is not None}
+    if seeds is not None:
+        check_range("--seeds", seeds)
+        overrides["seeds"] = seeds
+    study = read_study(config, overrides)
+    folder = results / study.name
+    policy = _policy(fresh, retry or (), checkpoint_after)
+    runs = study.runs
+    if shard:
+        runs = [run for job in list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]] for run in job]
+    on_cluster = _engine(engine, address, gpus, collect=collect)
+    if dry_run:
+        print(standing_text(plan_runs(runs, folder, policy), as_json=as_json), end="")
+        return
+    save_study(study, folder)
+    events = run_all(runs, folder, workers=_workers(workers), policy=policy, engine=on_cluster)
+    _follow(runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
+
+
+def _engine(
+    name: str, address: str | None, gpus: float | None, *, collect: bool
+) -> "Executor | None":
+    """What makes the runs instead of processes on this machine, if anything."""
+    from nsrelu_bench.errors import lookup
+
+    ray = lookup({"local": False, "ray": True}, name, "engine")
+    for flag, given in (("--address", address), ("--gpus-per-run", gpus), ("--collect", collect)):
+        if given and not ray:
+            raise UsageError(f"{flag}: goes with --engine ray")
+    if gpus is not None and not 0 < gpus <= 64:
+        raise UsageError(f"--gpus-per-run: must be above 0 and at most 64, got {gpus:g}")
+    if not ray:
+        return None
+    from nsrelu_bench.sweep.executors.ray import on_ray
+
+    return partial(on_ray, address=address, collect=collect, gpus=gpus)
+
+
+def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "RunPolicy":
+    from nsrelu_bench.sweep import RunPolicy
+
+    if checkpoint_after is None:
+        return RunPolicy(fresh, retry)
+    if not 0 <= checkpoint_after <= 1e9:
+        raise UsageError(f"--checkpoint-after: must be from 0 to 1e9, got {checkpoint_after:g}")
+    return RunPolicy(fresh, retry, checkpoint_after)
+
+
+def _workers(given: int | None) -> int:
+    if given is not None:
+        check_range("--workers", given, most=1024)
+    return given or os.cpu_count() or 1
+
+
+def _follow(
+    runs: "Sequence[RunConfig]",
+    folder: Path,
+    events: "Generator[Event, None, None]",
+    *,
+    tensorboard: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Show how the runs of a study go, and say how they ended."""
+    from nsrelu_bench.records import write_summary
+    from nsrelu_bench.sweep import progress
+
+    if tensorboard:
+        from nsrelu_bench.sweep import tensorboard as event_files
+
+        events = event_files.follow(events, folder)
+    with closing(events):
+        try:
+            ended = progress.follow(events, len(runs), quiet=quiet)
+        except (KeyboardInterrupt, SystemExit):
+            command = ["nsrelu-bench", *(a for a in sys.argv[1:] if a != "--fresh")]
+            told = f"interrupted; to go on: {shlex.join(command)}"
+            print(f"nsrelu-bench: {told}", file=sys.stderr)
+            raise
+    failures = [event for event in ended if event.status.state == "failed" and not event.kept]
+    if TRACEBACK in sys.argv:
+        print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
+    if failures and len(runs) == 1:
+        raise BenchError(str(failures[0].status.error))
+    summary = write_summary(folder).set_index("run_id")
+    # A run that was killed before it made its folder has no row.
+    table = summary.reindex([run.run_id for run in runs])
+    if as_json:
+        print(table.reset_index().to_json(orient="records", indent=2))
+    else:
+        print("\n".join(progress.closing_lines(ended, table, folder)))
+    others = len(summary.index.difference(table.index))
+    if others and len(runs) > 1 and not quiet:
+        told = f"{others} other runs lie in {folder}, and are compared and drawn with these"
+        print(f"nsrelu-bench: {told}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(3)
+
+
+def _by_source(context: typer.Context, given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Tell the settings that variables gave from those that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in given}
+    variables = {k: v for k, v in given.items() if "ENVIRONMENT" in str(sources[k])}
+    return variables, {k: v for k, v in given.items() if k not in variables}

@@ -1,0 +1,194 @@
+"""Commands beside the main way: check, born-dead, ops, list, data, doctor."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nsrelu_bench.cli.app import app
+from nsrelu_bench.cli.options import (
+    KINDS,
+    METRICS,
+    AsJson,
+    DataDir,
+    Device,
+    Quiet,
+    ResultsDir,
+    Threads,
+    check_range,
+    count,
+    counts,
+    flag_of,
+    make_option,
+    terminal_width,
+)
+
+
+@app.command()
+def check(
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="check under torch.compile too")
+    ] = True,
+) -> None:
+    """Hold every implementation of NSReLU against its definition; exit code 1 on disagreement."""
+    from nsrelu_bench.tools.verify import format_checks, run_checks
+
+    checks = run_checks(compiled=compiled)
+    print(format_checks(checks, terminal_width()))
+    if any(check.outcome == "disagrees" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command(name="born-dead")
+def born_dead(
+    width: Annotated[
+        Any, typer.Option("--width", help="units a layer, with commas", parser=counts)
+    ] = "2,3,5,10",
+    depth: Annotated[
+        Any, typer.Option("--depth", help="layers with the output, with commas", parser=counts)
+    ] = "10",
+    trials: Annotated[
+        int | None, make_option("--trials", "networks", "20000", parser=count)
+    ] = None,
+    seed: Annotated[
+        int | None, make_option("--seed", "decides the weights", "0", parser=count)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how likely a ReLU network is dead before the first step, by width and depth."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from nsrelu_bench.tools.born_dead import born_dead as estimate
+
+    for flag, values, least in (("--width", width, 1), ("--depth", depth, 2)):
+        for value in values:
+            check_range(flag, value, least=least)
+    if trials is not None:
+        check_range("--trials", trials, most=10**9)
+    if seed is not None:
+        check_range("--seed", seed, least=0, most=2**63 - 1)
+    given = {"trials": trials, "seed": seed}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    rows = []
+    for units, layers in itertools.product(width, depth):
+        found = estimate(units, layers, **chosen)
+        low, high = found.interval
+        rows.append(asdict(found) | {"probability": found.probability, "low": low, "high": high})
+    table = pd.DataFrame(rows)
+    print(table.to_json(orient="records") if as_json else table.to_string(index=False))
+
+
+@app.command()
+def ops(
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="numbers of elements as powers of 2, with commas")
+    ] = "8,12,16,20,24",
+    dtypes: Annotated[
+        str, typer.Option("--dtypes", help="float32, float64, float16, bfloat16, with commas")
+    ] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="compiled too, some minutes more")
+    ] = False,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option("--out", help="folder of ops.csv and ops.png")] = Path(
+        "results/ops"
+    ),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure time and memory of every implementation of NSReLU, forward and backward."""
+    exponents = [count(size) for size in sizes.split(",")]
+    for exponent in exponents:
+        check_range("--sizes", exponent, most=28)
+    threads = 1 if threads is None else threads
+    check_range("--threads", threads, most=1024)
+
+    import json
+    from dataclasses import asdict
+
+    import torch
+
+    from nsrelu_bench.files import wrap_write_errors
+    from nsrelu_bench.tools.op_benchmark import format_ops, run_ops, save_ops
+
+    with wrap_write_errors(out):  # before the minutes of measuring
+        out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    rows = run_ops(
+        [2**exponent for exponent in exponents],
+        dtypes.split(","),
+        compiled=compiled,
+        device=device or "cpu",
+        tell=None if quiet else lambda line: print(line, file=sys.stderr),
+    )
+    paths = save_ops(rows, out)
+    found = [asdict(row) for row in rows]
+    print(json.dumps(found, indent=2) if as_json else format_ops(rows, terminal_width()))
+    if not quiet:
+        print(*paths, sep="\n", file=sys.stderr)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            help="activations, models, datasets, metrics or figures", show_default="all"
+        ),
+    ] = None,
+) -> None:
+    """List what can be named."""
+    from nsrelu_bench.config import ALIASES, DATASETS, FUNCTIONS, MEASURES, MODELS
+    from nsrelu_bench.errors import lookup
+
+    kinds = {
+        "activations": [*FUNCTIONS, *ALIASES],
+        "models": [*MODELS],
+        "datasets": [f"{name}: {text}" for name, text in DATASETS.items()],
+        "metrics": [
+            *(f"{split}_{name}" for split in ("train", "val", "test") for name in METRICS),
+            *(f"{name}: {text}" for name, text in MEASURES.items()),
+        ],
+        "figures": [*KINDS],
+    }
+    for name in kinds if kind is None else [kind]:
+        print(f"{name}:", *lookup(kinds, name, "kind"), sep="\n  ")
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="a name (see list), or folder:PATH of your own")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a data set if it is not there, check it, and say what is in it."""
+    import json
+
+    from nsrelu_bench.config import run_config
+    from nsrelu_bench.data import describe, format_description
+
+    settings = {"dataset": name} | ({} if data_dir is None else {"data_dir": data_dir})
+    about = describe(run_config(settings, lambda key: "NAME" if key == "dataset" else flag_of(key)))
+    print(json.dumps(about, indent=2) if as_json else format_description(about))
+
+
+@app.command()
+def doctor(
+    data_dir: DataDir = None,
+    results: ResultsDir = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, devices, data sets and folders, and what is wrong with the installation."""
+    import json
+
+    from nsrelu_bench.tools.doctor import examine, format_findings, is_well, to_json
+
+    findings = examine(Path(data_dir or "data"), results)
+    print(json.dumps(to_json(findings), indent=2) if as_json else format_findings(findings))
+    if not is_well(findings):
+        raise typer.Exit(1)

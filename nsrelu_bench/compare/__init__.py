@@ -1,0 +1,42 @@
+"""Comparing groups of runs: statistics over seeds, verdicts, tables."""
+
+from nsrelu_bench.compare.comparison import Comparison, compare, summarise
+from nsrelu_bench.compare.grouping import (
+    ACT_COLUMNS,
+    STATES,
+    act_order,
+    format_setting,
+    join_settings,
+    name_groups,
+    parse_act,
+    varying_settings,
+)
+from nsrelu_bench.compare.labels import is_percent, label
+from nsrelu_bench.compare.statistics import cohen_dz, holm, sign_flip_p, t_half_width
+from nsrelu_bench.compare.tables import format_table, sheets_of
+from nsrelu_bench.compare.verdicts import notes, verdict_clauses, verdicts
+
+__all__ = [
+    "ACT_COLUMNS",
+    "STATES",
+    "Comparison",
+    "act_order",
+    "cohen_dz",
+    "compare",
+    "format_setting",
+    "format_table",
+    "holm",
+    "is_percent",
+    "join_settings",
+    "label",
+    "name_groups",
+    "notes",
+    "parse_act",
+    "sheets_of",
+    "sign_flip_p",
+    "summarise",
+    "t_half_width",
+    "varying_settings",
+    "verdict_clauses",
+    "verdicts",
+]

@@ -1,0 +1,43 @@
+"""What a run and a study are: activations by name, settings, grids. No torch."""
+
+from nsrelu_bench.config.activation_spec import (
+    ALIASES,
+    FUNCTIONS,
+    LEARNABLE,
+    ActivationSpec,
+    FunctionSpec,
+    check_parameter,
+    format_number,
+    parse_activation,
+)
+from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, MEASURES, MODELS
+from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
+from nsrelu_bench.config.study import Study, make_study, read_study
+from nsrelu_bench.config.yaml import read_setting, read_yaml, write_yaml
+
+__all__ = [
+    "ADDED",
+    "ALIASES",
+    "AUGMENTATIONS",
+    "DATASETS",
+    "FUNCTIONS",
+    "LEARNABLE",
+    "MEASURES",
+    "MODELS",
+    "SETTINGS",
+    "ActivationSpec",
+    "FunctionSpec",
+    "RunConfig",
+    "Study",
+    "check_parameter",
+    "format_number",
+    "make_study",
+    "override",
+    "parse_activation",
+    "read_run",
+    "read_setting",
+    "read_study",
+    "read_yaml",
+    "run_config",
+    "write_yaml",
+]

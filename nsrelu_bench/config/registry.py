@@ -1,0 +1,60 @@
+"""What can be named in a configuration, with descriptions and defaults; no torch."""
+
+import re
+
+#: The user's own model: a module's dotted name and a function in it.
+PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+#: What can be named, with the defaults that go with it; the code is in models.py, data.py and
+#: augment.py.
+MODELS: dict[str, dict[str, int]] = {
+    "mlp": {"width": 128, "depth": 3},
+    "deep_narrow": {"width": 16, "depth": 20},
+    "cnn": {"width": 16, "depth": 3},
+    "vgg11": {"width": 64, "depth": 11},
+    "vgg16": {"width": 64, "depth": 16},
+    "resnet18": {"width": 64, "depth": 18},
+}
+FIXED_DEPTH = ("vgg11", "vgg16", "resnet18")
+OPTIMIZERS: dict[str, float] = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
+DATASETS: dict[str, str] = {
+    "mnist5k": "5,000 real MNIST digits, 28x28, embedded",
+    "digits": "1,797 real digits, 8x8, embedded",
+    "synthetic": "4,000 generated images, 8x8, for tests",
+    "mnist": "70,000 digits, 28x28, through torchvision",
+    "fashion_mnist": "70,000 articles of clothing, 28x28, through torchvision",
+    "kmnist": "70,000 cursive Japanese characters, 28x28, through torchvision",
+    "emnist": "131,600 letters and digits in 47 balanced classes, 28x28, through torchvision",
+    "svhn": "99,289 house numbers, 32x32 in colour, through torchvision",
+    "cifar10": "60,000 photographs, 32x32 in colour, through torchvision",
+    "cifar100": "60,000 photographs in 100 classes, 32x32 in colour, through torchvision",
+}
+AUGMENTATIONS: dict[str, str] = {
+    "crop": "a random crop of the image with 4 pixels of zeros around it",
+    "flip": "left and right exchanged with probability 1/2",
+    "cutout": "a square of half the side set to the mean (DeVries & Taylor 2017)",
+}
+
+#: What is measured at the activation sites, in the order of the columns; docs/metrics.md defines
+#: each, and the code is in metrics.py.
+MEASURES: dict[str, str] = {
+    "zero_fraction": "fraction of the outputs that are exactly 0",
+    "negative_fraction": "fraction of the inputs that are <= 0",
+    "dead_units": "units with output 0 for every example",
+    "dead_fraction": "dead units over units",
+    "submerged_units": "units with input <= 0 for every example",
+    "dormant_units": "units with at most 0.025 of the layer's mean output",
+    "died_units": "units alive at the last measurement and dead now",
+    "revived_units": "units dead at the last measurement and alive now",
+    "grad_norm": "norm of the gradient of the parameters (needs a backward pass)",
+    "zero_grad_units": "units whose inputs get no gradient at all (needs a backward pass)",
+    "surrogate_cosine": "cosine of the gradient followed and the true one (needs another pass)",
+    "submerged_fraction": "submerged units over units",
+    "ever_dead_units": "units dead at this or an earlier measurement",
+    "recovered_units": "units dead at one measurement and alive at a later one",
+    "pre_grad_norm": "norm of the gradient at the inputs (needs a backward pass)",
+    "sign_disagreement": "parameters whose two gradients have opposite signs (the same pass)",
+    "lifetime_sparsity": "how few of the examples a unit responds to",
+    "population_sparsity": "how few of the units respond to an example",
+    "effective_rank": "effective number of dimensions of the outputs (costly in wide layers)",
+}

@@ -1,0 +1,319 @@
+"""What a run and a study are: validated, resolved, hashed, expanded. No torch.
+
+A `RunConfig` holds all that decides a run's numbers: two equal ones give the same metrics.csv,
+bit for bit. What a run does not use is resolved away (the leak of relu, the momentum of Adam),
+so that it is no part of its identity.
+"""
+
+import hashlib
+import json
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from nsrelu_bench.config.activation_spec import ActivationSpec, forget, parse_activation
+from nsrelu_bench.config.registry import (
+    AUGMENTATIONS,
+    DATASETS,
+    FIXED_DEPTH,
+    MEASURES,
+    MODELS,
+    OPTIMIZERS,
+    PLUGIN,
+)
+from nsrelu_bench.config.yaml import read_yaml
+from nsrelu_bench.errors import UsageError, lookup, unknown
+
+#: Raised by one when a change of the code changes the numbers that a configuration gives, so that
+#: "the same run id means the same numbers" holds across versions too.
+NUMERICS = 1
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+#: -0.0 becomes 0.0: one value, one run id.
+_Unsigned = AfterValidator(abs)
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _Unsigned]
+Fraction = Annotated[float, Field(ge=0, lt=1), _Unsigned]
+Choice = Annotated[str, Field(max_length=200)]
+
+
+class RunConfig(BaseModel):
+    """One configuration with one seed, every setting resolved.
+
+    `leak` and `backward` may be given beside `act` and become part of its label:
+    ``RunConfig(act="nsrelu", leak=0.2)`` equals ``RunConfig(act="nsrelu(0.2)")``.
+
+    Raises:
+        pydantic.ValidationError: A setting is unknown or out of range. `run_config` says the
+            same in one line a mistake.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    act: Choice = "nsrelu"  # resolved to its canonical label, nsrelu(0.1)
+    impl: Literal["native", "detach", "function", "mismatch"] = "native"
+    dataset: Choice = "mnist5k"
+    data_dir: str = "data"
+    train_size: Count | None = None
+    probe_size: Count = 2000
+    measures: Annotated[str, Field(max_length=1000)] = (
+        "all"  # or "none", names with commas, or -name to leave out
+    )
+    probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps; 0: every epoch alone
+    model: Choice = "mlp"
+    width: Count = Field(default_factory=lambda known: _size(known["model"], "width"))
+    depth: Count = Field(default_factory=lambda known: _size(known["model"], "depth"))
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+    init: Literal["he", "xavier", "default", "rai"] = "he"
+    epochs: Count = 10  # of each task
+    tasks: Annotated[int, Field(ge=1, le=10_000)] = 1  # one after another, the pixels permuted
+    augment: Annotated[str, Field(max_length=100)] = "none"  # or names with + between them
+    batch_size: Count = 64
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Amount = Field(default_factory=lambda known: OPTIMIZERS[known["optimizer"]])
+    momentum: Fraction | None = 0.9  # of sgd alone
+    weight_decay: Amount = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: _device(name))
+    ] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    stack: bool = False  # train the seeds of this configuration as one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_label(cls, data: Any) -> Any:
+        """Make `leak` and `backward` part of the activation's label."""
+        if not isinstance(data, Mapping):
+            return data
+        settings = dict(data)
+        parts = {key: settings.pop(key) for key in LABEL_PARTS if key in settings}
+        act = settings.get("act", forget(cls.model_fields["act"].default, parts))
+        if isinstance(act, str):
+            settings["act"] = str(parse_activation(act, **parts))
+        return settings
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        if not PLUGIN.fullmatch(name):
+            lookup(MODELS, name, "model")
+        return name
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        if not name.removeprefix("folder:") or not name.startswith("folder:"):
+            lookup(DATASETS, name, "dataset")
+        return name
+
+    @field_validator("augment")
+    @classmethod
+    def _canonical_augment(cls, text: str) -> str:
+        names = [part.strip() for part in text.split("+")]
+        if names == ["none"]:
+            return text
+        for name in names:
+            lookup(AUGMENTATIONS, name, "augmentation")
+        return "+".join(name for name in AUGMENTATIONS if name in names)
+
+    @field_validator("measures")
+    @classmethod
+    def _canonical_measures(cls, text: str) -> str:
+        return _measures_text(_read_measures(text))
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        if self.model in FIXED_DEPTH and self.depth != _size(self.model, "depth"):
+            depth = _size(self.model, "depth")
+            raise ValueError(f"depth: {self.model} has {depth} layers, got {self.depth}")
+        if ":" in self.model:
+            usual = {name: _size(self.model, name) for name in ("width", "depth")}
+            for name, value in (usual | {"batch_norm": False, "dropout": 0.0}).items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name}: {self.model} takes none, got {getattr(self, name)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_stack(self) -> Self:
+        if self.stack and self.compile:
+            raise ValueError("stack: can't be compiled, got compile: true")
+        if self.stack and self.dropout:
+            raise ValueError(f"stack: works without dropout only, got dropout: {self.dropout}")
+        if self.stack and "rrelu" in (self.label.forward.name, self.label.backward.name):
+            raise ValueError(f"stack: works without random slopes only, got act: {self.act}")
+        return self
+
+    @model_validator(mode="after")
+    def _clear_unused(self) -> Self:
+        """Clear what the other settings leave unused, so that it makes no second identity."""
+        if self.optimizer != "sgd":
+            object.__setattr__(self, "momentum", None)
+        elif self.momentum is None:
+            object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
+        if not self.label.uses_impl:
+            object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
+        return self
+
+    @property
+    def label(self) -> ActivationSpec:
+        """The activation."""
+        return parse_activation(self.act)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all tasks."""
+        return self.epochs * self.tasks
+
+    @property
+    def measured(self) -> list[str]:
+        """The names of the measures to take, as in `MEASURES`."""
+        return _read_measures(self.measures)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, in order, as config.yaml holds them."""
+        return self.model_dump()
+
+    @property
+    def run_id(self) -> str:
+        """A readable slug and 8 hex digits of the hash of all that decides the numbers."""
+        unsaid = {name for name, usual in ADDED.items() if getattr(self, name) == usual}
+        decisive = self.model_dump(exclude={"data_dir", *unsaid}) | {"numerics": NUMERICS}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        name = "-".join([self.dataset, self.model, self.act])
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
+        return f"{slug}-s{self.seed}-{digest[:8]}"
+
+
+def _size(model: str, name: str) -> int:
+    return MODELS.get(model, MODELS["mlp"])[name]
+
+
+def _device(name: str) -> str:
+    """Tell what "auto" is here: it is no part of a run's identity, the device is."""
+    if name != "auto":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _read_measures(text: str) -> list[str]:
+    """Read which measures to take: all, none, names, or names with a minus to leave out."""
+    names = [part.strip() for part in text.split(",")]
+    left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
+    if names == ["none"]:
+        return []
+    if names == ["all"] or len(left_out) == len(names) - (names[0] == "all"):
+        taken = set(MEASURES) - set(left_out)
+    elif left_out or {"all", "none", ""} & set(names):
+        raise UsageError(f"must be all, none, names, or names with a minus, got {text!r}")
+    else:
+        taken = set(names)
+    for name in (*left_out, *sorted(taken)):
+        lookup(MEASURES, name, "measure")
+    return [name for name in MEASURES if name in taken]
+
+
+def _measures_text(taken: Sequence[str]) -> str:
+    """Write which measures to take in the shortest of the ways that `_read_measures` reads."""
+    if not taken:
+        return "none"
+    left_out = [f"-{name}" for name in MEASURES if name not in taken]
+    if not left_out:
+        return "all"
+    return ",".join(left_out if len(left_out) < len(taken) else taken)
+
+
+def run_config(settings: Mapping[str, Any], place: Callable[[str], str] = str) -> RunConfig:
+    """Make a run's configuration of plain settings; `place` names a setting to the user.
+
+    Raises:
+        UsageError: One line a mistake: the setting, its value and what is allowed.
+    """
+    try:
+        return RunConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UsageError("\n".join(mistake_lines(error, place))) from None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the settings of one run from a YAML file such as a run folder's config.yaml.
+
+    Raises:
+        UsageError: The file is no such file, or a setting in it is wrong.
+    """
+    settings = read_yaml(path)
+    run_config(settings, lambda key: f"{path}: {key}")
+    return settings
+
+
+def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings of two sources, such as a file and the command line."""
+    merged = {**settings, **stronger}
+    if "act" in stronger:
+        # A stronger activation stands for itself; what the weaker source says of its leak is gone.
+        merged = {k: v for k, v in merged.items() if k not in LABEL_PARTS or k in stronger}
+    elif isinstance(settings.get("act"), str):
+        # A separate leak or backward replaces what the weaker source's label says of it.
+        merged["act"] = forget(settings["act"], set(LABEL_PARTS) & set(stronger))
+    return merged
+
+
+def mistake_lines(error: ValidationError, place: Callable[[str], str]) -> list[str]:
+    """Say each mistake that pydantic found in one line."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # it waits for a setting whose own mistake is told
+        message = detail["msg"].replace("Input should be", "must be")
+        message = message.removeprefix("Value error, ")
+        # A mistake in a label is found before pydantic looks at its field, and names its part.
+        part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
+        key = str(detail["loc"][0]) if detail["loc"] else part
+        named, _, rest = message.partition(": ")
+        if not detail["loc"] and named in RunConfig.model_fields:
+            key, message = named, rest
+        if detail["type"] == "extra_forbidden":
+            message = str(unknown(key, SETTINGS, "setting", brief=True))
+        elif detail["type"] != "value_error":
+            message = f"{message}, got {brief(detail['input'])}"
+        where = place(key)
+        lines.append(f"{where}: {message.removeprefix(f'{key} ') if key in where else message}")
+    return lines
+
+
+def brief(value: Any) -> str:
+    """Write a wrong value, however large it is, in some words."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
+
+
+#: Settings that are given beside `act` and become part of its label.
+LABEL_PARTS = ("leak", "alpha", "backward")
+
+#: Settings that came after results were published, each with the value that all had before: with
+#: it a run keeps the id that it had.
+ADDED: dict[str, Any] = {"stack": False}
+
+#: All that a run can be given.
+SETTINGS = (*RunConfig.model_fields, *LABEL_PARTS)

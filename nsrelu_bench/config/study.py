@@ -1,0 +1,195 @@
+"""What a study is: a grid of settings times seeds, expanded to runs."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from nsrelu_bench.config.run import RunConfig, brief, mistake_lines, override, run_config
+from nsrelu_bench.config.yaml import read_yaml
+from nsrelu_bench.errors import UsageError
+
+#: A grid larger than this is a mistake, and is refused before it is expanded.
+MAX_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one config file, without doubles, in the order of the grid.
+
+    `asked` are the settings as they were given, before they were expanded.
+    """
+
+    name: str
+    runs: list[RunConfig]
+    asked: Mapping[str, Any]
+
+
+def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study: settings, a grid of lists to combine, what to leave out and add, and seeds.
+
+    Raises:
+        UsageError: One line for each mistake in the file, with its place and what is allowed.
+    """
+    stronger = overrides or {}
+    settings = override(read_yaml(path), stronger)
+    if "grid" in settings:
+        settings["grid"] = _without(settings["grid"], stronger)
+    if isinstance(settings.get("include"), list):
+        settings["include"] = [_without(entry, stronger) for entry in settings["include"]]
+    return make_study(settings, path.stem, lambda key: f"{path}: {key}", strict=not stronger)
+
+
+def _without(grid: Any, keys: Collection[str]) -> Any:
+    """Drop from a grid what a stronger source says."""
+    return {k: v for k, v in grid.items() if k not in keys} if isinstance(grid, Mapping) else grid
+
+
+def make_study(
+    settings: Mapping[str, Any],
+    default_name: str,
+    place: Callable[[str], str] = str,
+    *,
+    strict: bool = True,
+) -> Study:
+    """Expand settings with a `grid` and `seeds` to the runs of a study.
+
+    `exclude` leaves out the combinations that have all values of one of its entries; each entry
+    of `include` adds a grid of its own, on top of the settings that stand outside. `strict`: an
+    entry of `exclude` that leaves nothing out is a mistake.
+
+    Raises:
+        UsageError: One line for each mistake, with its place and what is allowed.
+    """
+    fixed = dict(settings)
+    name = fixed.pop("name", default_name)
+    seeds = fixed.pop("seeds", None)
+    grid = fixed.pop("grid", None) or {}
+    exclude = fixed.pop("exclude", None) or []
+    include = fixed.pop("include", None) or []
+    mistakes = _study_mistakes(name, fixed, grid, seeds, place)
+    mistakes += _entry_mistakes(exclude, place("exclude"))
+    mistakes += _entry_mistakes(include, place("include"))
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+    if isinstance(seeds, int):
+        seeds = list(range(seeds))
+    seeding = {} if seeds is None else {"seed": seeds}
+    parts = [(override(fixed, entry), entry) for entry in map(_listed, include)]
+    grids = [
+        (base, {**axes, **(seeding if "seed" not in axes else {})})
+        for base, axes in ((fixed, grid), *parts)
+    ]
+    size = sum(math.prod(map(len, axes.values())) for _, axes in grids)
+    if size > MAX_RUNS:
+        raise UsageError(f"{place('grid')}: makes {size} runs, at most {MAX_RUNS} are allowed")
+    runs, *added = [_expand(base, axes, place) for base, axes in grids]
+    for index, entry in enumerate(map(_listed, exclude)):
+        left = [run for run in runs if not _has_all(run, entry)]
+        if strict and len(left) == len(runs):
+            raise UsageError(f"{place('exclude')}[{index}]: leaves out no run of the grid")
+        runs = left
+    every = itertools.chain(runs, *added)
+    asked = {"name": name, **{key: value for key, value in settings.items() if key != "name"}}
+    return Study(name, list({run.run_id: run for run in every}.values()), asked)
+
+
+def _listed(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
+
+
+def _expand(
+    base: Mapping[str, Any], axes: Mapping[str, list[Any]], place: Callable[[str], str]
+) -> list[RunConfig]:
+    combinations = itertools.product(*axes.values())
+    return [
+        run_config({**base, **dict(zip(axes, values, strict=True))}, place)
+        for values in combinations
+    ]
+
+
+def _has_all(run: RunConfig, entry: Mapping[str, list[Any]]) -> bool:
+    return all(any(_has(run, key, value) for value in values) for key, values in entry.items())
+
+
+def _has(run: RunConfig, key: str, value: Any) -> bool:
+    """Whether a run has a setting: giving it leaves the run the same."""
+    if key in ("leak", "alpha") and key not in run.label.forward.values | run.label.backward.values:
+        return False
+    try:
+        return run_config(override(run.settings, {key: value})) == run
+    except UsageError:  # it contradicts another setting of the run
+        return False
+
+
+def _study_mistakes(
+    name: Any, fixed: Mapping[str, Any], grid: Any, seeds: Any, place: Callable[[str], str]
+) -> list[str]:
+    """Check each setting of a study by itself, so that all mistakes are told at once."""
+    mistakes = []
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        mistakes.append(
+            f"{place('name')}: must be letters, digits, '.', '_' and '-', at most 64,"
+            f" and begin with a letter or digit, got {brief(name)}"
+        )
+    if seeds is not None and not _valid_seeds(seeds):
+        mistakes.append(f"{place('seeds')}: must be a number from 1 or a list, got {brief(seeds)}")
+    if seeds is not None and "seed" in {**fixed, **(grid if isinstance(grid, Mapping) else {})}:
+        mistakes.append(f"{place('seed')}: can't stand beside seeds")
+    for key, value in fixed.items():
+        mistakes += _setting_mistakes(key, value, place(str(key)))
+    if not isinstance(grid, Mapping):
+        return [*mistakes, f"{place('grid')}: must map settings to lists, got {brief(grid)}"]
+    for key, values in grid.items():
+        where = place(f"grid.{key}")
+        if not isinstance(values, list) or not values:
+            mistakes.append(f"{where}: must be a list of values, got {brief(values)}")
+            continue
+        if key in fixed:
+            mistakes.append(f"{where}: stands outside the grid too")
+        for index, value in enumerate(values):
+            mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
+    return mistakes
+
+
+def _entry_mistakes(entries: Any, where: str) -> list[str]:
+    """Check a list of mappings from settings to a value or a list of values."""
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return [
+            f"{where}: must be a list of mappings from settings to values, got {brief(entries)}"
+        ]
+    mistakes = []
+    for index, entry in enumerate(entries):
+        if not entry or [] in entry.values():
+            mistakes.append(
+                f"{where}[{index}]: must name a setting and its values, got {brief(entry)}"
+            )
+        for key, values in _listed(entry).items():
+            for value in values:
+                mistakes += _setting_mistakes(key, value, f"{where}[{index}].{key}")
+    return mistakes
+
+
+def _valid_seeds(seeds: Any) -> bool:
+    if isinstance(seeds, list):
+        return bool(seeds) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    return isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= MAX_RUNS
+
+
+def _setting_mistakes(key: Any, value: Any, where: str) -> list[str]:
+    try:
+        RunConfig.model_validate({key: value})
+    except ValidationError as error:
+        return mistake_lines(error, lambda _: where)
+    return []
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)

@@ -1,0 +1,89 @@
+"""YAML 1.2 files that hold one mapping of settings."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+
+from nsrelu_bench.errors import UsageError
+
+MAX_FILE_BYTES = 1_000_000
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 file that holds one mapping; tags and doubled keys are mistakes.
+
+    Raises:
+        UsageError: There is no such file, or it can't be read as a mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text") from None
+    except MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        problem = str(error.problem).partition(" with value")[0]  # they may fill the screen
+        raise UsageError(f"{path}:{line} {problem}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: brackets stand too deep in each other") from None
+    except (YAMLError, ValueError) as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+class _Resolver(VersionedResolver):
+    """Takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Return the tag of a value."""
+        if kind is ScalarNode and implicit[0] and "_" in value:
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Parse YAML text that holds one mapping with names as keys.
+
+    Raises:
+        ValueError: It is something else.
+        YAMLError: It is no YAML.
+    """
+    if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
+        raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver = _Resolver
+    content = yaml.load(text)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError("must be a mapping of settings")
+    return content
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value``, the value as in a file.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    key, equals, value = text.partition("=")
+    try:
+        if equals and key.isidentifier():
+            return key, parse_yaml(f"value: {value}")["value"]
+    except (YAMLError, ValueError):
+        pass
+    raise UsageError(f"--set: must be a setting and its value, e.g. lr=0.1, got {text!r}")
+
+
+def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
+    """Write settings as YAML, one a line, in their order."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(dict(settings), stream)

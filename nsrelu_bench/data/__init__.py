@@ -1,0 +1,6 @@
+"""Data sets as tensors in memory."""
+
+from nsrelu_bench.data.augment import augment_batch
+from nsrelu_bench.data.dataset import Dataset, Split, describe, format_description, load_dataset
+
+__all__ = ["Dataset", "Split", "augment_batch", "describe", "format_description", "load_dataset"]

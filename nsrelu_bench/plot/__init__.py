@@ -1,0 +1,6 @@
+"""Figures and the HTML report."""
+
+from nsrelu_bench.plot.figures import draw_all
+from nsrelu_bench.plot.report import write_report
+
+__all__ = ["draw_all", "write_report"]

@@ -1,0 +1,204 @@
+"""The report: one HTML page with the verdicts, tables, figures and what made them. No torch."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nsrelu_bench.compare import (
+    ACT_COLUMNS,
+    STATES,
+    compare,
+    format_setting,
+    name_groups,
+    notes,
+    sheets_of,
+    verdict_clauses,
+)
+from nsrelu_bench.files import write_text
+from nsrelu_bench.plot.figures import FIGURES, Frames, to_svg
+from nsrelu_bench.plot.panel_data import NothingToDrawError
+from nsrelu_bench.records import find_runs, load
+
+#: What a figure shows, in the order of the page.
+CAPTIONS = {
+    "tradeoff": "Accuracy against sparsity: means with 95 % t intervals over seeds, a dot a run.",
+    "curves": "Over the epochs: means over completed runs with 95 % t bands.",
+    "units": "Units that are dead, submerged, dormant or came back, over the epochs.",
+    "leak": "What the leak does; leak 0 is relu.",
+    "cosine": "Cosine between the gradient that trains and the true one; 1 where they agree.",
+    "gradient_depth": "Gradient norm by layer and epoch; grey is zero, hatched is no value.",
+    "histogram": "Inputs of the activations at each site after the last epoch, over all seeds.",
+    "phase": "Final metric over two settings; hatched cells have diverged runs.",
+}
+
+#: More lost runs than this are counted, not listed.
+MAX_LOST = 200
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for wide and narrow windows, or the reason why there is none."""
+
+    kind: str
+    caption: str
+    wide: str = ""
+    narrow: str = ""
+    missing: str = ""
+
+
+def write_report(*paths: Path, out: Path, baseline: str = "relu", tune: Sequence[str] = ()) -> Path:
+    """Write the report on the runs at some paths to one HTML file; returns its path.
+
+    The page needs no network. Its bytes depend on the runs, the paths and the options alone.
+
+    Raises:
+        BenchError: There are no runs, they can't be compared, or the file can't be written.
+    """
+    command = ["nsrelu-bench", "report", *map(str, paths)]
+    command += ["--baseline", baseline] * (baseline != "relu")
+    for setting in tune:
+        command += ["--tune", setting]
+    folders = {folder.resolve() for path in paths for folder in find_runs(path)}
+    page = render(
+        load(*paths),
+        environments=[_read_json(folder / "env.json") for folder in sorted(folders)],
+        command=shlex.join(command),
+        baseline=baseline,
+        tune=tune,
+    )
+    write_text(out, page)
+    return out
+
+
+def render(
+    frames: Frames,
+    *,
+    environments: Iterable[Mapping[str, Any]] = (),
+    command: str = "nsrelu-bench report",
+    baseline: str = "relu",
+    tune: Sequence[str] = (),
+) -> str:
+    """Return the page as text.
+
+    Args:
+        frames: What `nsrelu_bench.load` gives.
+        environments: What the runs' env.json files hold.
+        command: What makes the page again.
+        baseline: As for `compare`.
+        tune: As for `compare`.
+
+    Raises:
+        BenchError: The runs can't be compared.
+    """
+    comparison = compare(frames.runs, frames.config_columns, baseline=baseline, tune=tune)
+    named = name_groups(frames.runs, frames.config_columns)
+    unreadable = frames.runs[frames.runs["act"].isna()]
+    lost = pd.concat([named[named["state"] != "completed"], unreadable])
+    environments = list(environments)
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template("report.html.jinja").render(
+        title=", ".join(sorted(set(frames.runs["study"].astype(str)))),
+        baseline=comparison.baseline,
+        counts=_counts(named),
+        seeds=named["seed"].nunique(),
+        verdicts=verdict_clauses(comparison),
+        sheets=sheets_of(comparison),
+        notes=notes(comparison),
+        drawings=[_draw(kind, caption, frames) for kind, caption in CAPTIONS.items()],
+        lost=_lost_runs(lost.head(MAX_LOST)),
+        unlisted=max(len(lost) - MAX_LOST, 0),
+        settings=_settings(named, frames.config_columns),
+        versions=_versions(environments),
+        made_by=_commands(environments),
+        command=command,
+    )
+
+
+def _counts(runs: pd.DataFrame) -> str:
+    """Count the runs by state: "144 runs: 140 completed, 4 diverged"."""
+    states = runs["state"].where(runs["state"].isin(STATES), "unfinished")
+    counts = [f"{(states == state).sum()} {state}" for state in STATES if (states == state).any()]
+    return f"{len(runs)} runs: {', '.join(counts)}"
+
+
+def _draw(kind: str, caption: str, frames: Frames) -> Drawing:
+    try:
+        plan = FIGURES[kind](frames, None)
+        wide, narrow = (to_svg(plan, f"{kind}-{s}", s) for s in ("paper", "column"))
+    except NothingToDrawError as reason:
+        return Drawing(kind, caption, missing=str(reason))
+    return Drawing(kind, caption, Markup(wide), Markup(narrow))  # noqa: S704
+
+
+def _lost_runs(runs: pd.DataFrame) -> list[list[str]]:
+    """Say of each run that was not completed which it was, when it ended, and why."""
+    columns = ["group", "seed", "state", "diverged_epoch", "diverged_step", "error", "run_id"]
+    there = runs.reindex(columns=columns)
+    return [[format_setting(value) for value in row] for row in there.itertuples(index=False)]
+
+
+def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """List each setting, its values, and whether it has several."""
+    found = []
+    for column in [c for c in config_columns if c in runs and c not in {*ACT_COLUMNS[1:]}]:
+        values = [format_setting(value) for value in dict.fromkeys(runs[column].dropna())]
+        if values:
+            several = len(values) > 1
+            if column == "seed":
+                values = [format_setting(value) for value in sorted(runs[column].unique())]
+            found.append((column, ", ".join(values), several))
+    return sorted(found, key=lambda setting: not setting[2])
+
+
+#: What env.json holds beside versions: how a run was begun.
+NOT_VERSIONS = ("command", "packages", "resumed_after", "refused")
+
+
+def _versions(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """List what the runs were made with; several values where the runs differ."""
+    values: dict[str, dict[str, None]] = {}
+    for environment in environments:
+        flat = {k: v for k, v in environment.items() if k not in NOT_VERSIONS}
+        packages = environment.get("packages")
+        for name, value in (flat | (packages if isinstance(packages, dict) else {})).items():
+            if value is not None:
+                values.setdefault(str(name).replace("_", " "), {})[str(value)] = None
+    return [(name, ", ".join(there)) for name, there in values.items()]
+
+
+def _commands(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """List the command lines that made the runs, and how many each made."""
+    commands = Counter(_command(environment.get("command")) for environment in environments)
+    return [(command, count) for command, count in sorted(commands.items()) if command]
+
+
+def _command(argv: object) -> str:
+    """Write a command line as a person would type it."""
+    if not isinstance(argv, list) or not argv:
+        return ""
+    program, *rest = map(str, argv)
+    ours = Path(program).name in ("nsrelu-bench", "__main__.py")
+    return shlex.join(["nsrelu-bench", *rest] if ours else ["python", program, *rest])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; nothing where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

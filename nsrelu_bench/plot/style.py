@@ -1,0 +1,216 @@
+"""What figures look like: one look for an activation everywhere, styles, legends, colour bars."""
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+from nsrelu_bench.compare import parse_act
+
+# Hues that colour-blind people tell apart, and that fall in luminance with the leak.
+
+MARKERS = ("v", "<", "^", ">", "s", "D", "p", "P", "d", "*")
+DASHES = {"leaky_relu": "--", "nsrelu": "-."}
+SHADES = {
+    "leaky_relu": ("#f0b030", "#d95f02", "#7a2804"),
+    "nsrelu": ("#66cdaa", "#1f83c4", "#3b0f70"),
+}
+OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
+#: These are compared with each other: each has the colour of `OTHERS` at its place.
+NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
+
+HEAT = "viridis"
+HATCH: dict[str, Any] = {"fill": False, "hatch": "////", "ec": "0.6", "lw": 0}
+FRONT: dict[str, Any] = {
+    "color": "0.5",
+    "ls": ":",
+    "drawstyle": "steps-pre",
+    "label": "Pareto front",
+    "zorder": 0,
+}
+
+#: Whatever the user's matplotlibrc says, figures look the same and SVGs have the same bytes.
+RC: dict[str, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.w_pad": 0.06,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "nsrelu-bench",
+}
+
+
+@dataclass(frozen=True)
+class ActivationStyle:
+    """How an activation is drawn: `color` as hex, the others as matplotlib has them."""
+
+    color: str
+    marker: str
+    dash: str
+    fill: str
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """Keyword arguments for a marker."""
+        return {"color": self.color, "marker": self.marker, "markerfacecolor": self.fill}
+
+
+def activation_style(act: str) -> ActivationStyle:
+    """Return how an activation is drawn: the same in every figure, whatever else is in it.
+
+    relu is black and solid. The shade and the marker of nsrelu (green to violet, dash-dotted) and
+    leaky_relu (yellow to brown, dashed, hollow) follow their leak. Others get a colour by their
+    name, those in `NAMED` one of their own, and a marker by their name and parameters.
+    """
+    family, leak = parse_act(act)
+    if act == "relu":
+        return ActivationStyle("#000000", "o", "-", "#000000")
+    if leak is None or family not in SHADES:
+        name = re.sub(r"\(.*?\)", "", act)
+        hue = NAMED.index(name) if name in NAMED else zlib.crc32(name.encode()) % len(OTHERS)
+        marker = MARKERS[zlib.crc32(act.encode()) // 97 % len(MARKERS)]
+        return ActivationStyle(OTHERS[hue], marker, ":", OTHERS[hue])
+    # Leaks are chosen as 0.01, 0.1, 0.2, 0.5, 1: the cube root spaces these evenly.
+    place = min(max(leak, 0.0), 1.0) ** (1 / 3)
+    color = to_hex(LinearSegmentedColormap.from_list(family, SHADES[family])(place))
+    marker = MARKERS[round(place * (len(MARKERS) - 1))]
+    return ActivationStyle(
+        color, marker, DASHES[family], "white" if family == "leaky_relu" else color
+    )
+
+
+@dataclass(frozen=True)
+class Style:
+    """Where a figure goes.
+
+    Attributes:
+        column: The width of a single panel in inches.
+        page: The width of several.
+        columns: How many may stand side by side.
+        dpi: Dots per inch of a PNG.
+        rc: Parameters of matplotlib.
+    """
+
+    column: float
+    page: float
+    columns: int
+    dpi: int
+    rc: dict[str, Any]
+
+
+def cross() -> dict[str, Any]:
+    """Return the mark of a diverged run, in proportion to the other marks."""
+    size, width = mpl.rcParams["lines.markersize"], mpl.rcParams["lines.linewidth"]
+    return {"marker": "x", "markersize": 1.2 * size, "markeredgewidth": width}
+
+
+def hatch_background(axes: Axes) -> None:
+    """Show cells without a value as hatched."""
+    axes.patch.set(facecolor="white", hatch=HATCH["hatch"], edgecolor=HATCH["ec"], lw=0)
+
+
+def log_norm(grids: Iterable[pd.DataFrame]) -> LogNorm:
+    """Return a scale over the positive values."""
+    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for grid in grids])
+    values = values[values > 0]
+    return LogNorm(values.min(), values.max()) if len(values) else LogNorm(0.1, 1)
+
+
+def linear_norm(grids: Iterable[pd.DataFrame]) -> Normalize:
+    """Return a scale over the finite values."""
+    values = np.concatenate([grid.to_numpy(dtype=float).ravel() for grid in grids])
+    values = values[np.isfinite(values)]
+    return Normalize(values.min(), values.max()) if len(values) else Normalize(0, 1)
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return a figure of that size in inches that lays itself out."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Add a legend below the axes, as wide as the figure allows, and make room for it."""
+    if not handles:
+        return
+    make = partial(figure.legend, handles=handles, loc="outside lower center")
+    for columns in range(min(len(handles), 6), 0, -1):
+        legend = make(ncols=columns)
+        if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    rows = math.ceil(len(handles) / columns)
+    legend.remove()
+    legend = make(ncols=math.ceil(len(handles) / rows))  # as few columns as those rows need
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + legend.get_window_extent().height / figure.dpi)
+
+
+def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Add the one colour bar of all heat maps, which share their scale."""
+    meshes = [mesh for ax in axes for mesh in ax.collections if isinstance(mesh, QuadMesh)]
+    if meshes:
+        norm, text = meshes[0].norm, str(meshes[0].get_label())[1:]
+        top = cast("float", norm.vmax)
+        beyond = any((np.asarray(mesh.get_array(), dtype=float) > top).any() for mesh in meshes)
+        extend = "max" if beyond else "neither"
+        width, height = figure.get_size_inches()
+        options: dict[str, Any] = {"label": text, "extend": extend}
+        if height > 2 * width:
+            options |= {"location": "top", "aspect": 30, "pad": 0.1 * width / height}
+        bar = figure.colorbar(meshes[0], ax=list(axes), **options)
+        if isinstance(norm, LogNorm):
+            decades = math.log10(top / cast("float", norm.vmin))
+            bar.locator = LogLocator(subs=(1, 2, 5) if decades <= 4 else (1,))
+            bar.formatter = StrMethodFormatter("{x:g}")
+            bar.minorticks_off()
+            bar.update_ticks()
+
+
+_PAPER = Style(
+    column=3.3,
+    page=6.9,
+    columns=3,
+    dpi=300,
+    rc={
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1,
+        "lines.markersize": 3.5,
+    },
+)
+
+#: "column" stacks the panels in one column of a paper, or on a telephone.
+STYLES: dict[str, Style] = {
+    "paper": _PAPER,
+    "column": replace(_PAPER, page=_PAPER.column, columns=1),
+    "talk": Style(
+        column=8,
+        page=13,
+        columns=3,
+        dpi=120,
+        rc={
+            "font.size": 16,
+            "axes.titlesize": 16,
+            "axes.linewidth": 1,
+            "lines.linewidth": 2.2,
+            "lines.markersize": 7,
+        },
+    ),
+}

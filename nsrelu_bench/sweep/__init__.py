@@ -1,0 +1,24 @@
+"""Many runs: which are due, who computes them, what a person sees meanwhile. No torch."""
+
+from nsrelu_bench.sweep.execution import (
+    DEFAULT_POLICY,
+    POLL_S,
+    Event,
+    Executor,
+    RunPolicy,
+    execute_run,
+    group_into_jobs,
+)
+from nsrelu_bench.sweep.scheduler import plan_runs, run_all
+
+__all__ = [
+    "DEFAULT_POLICY",
+    "POLL_S",
+    "Event",
+    "Executor",
+    "RunPolicy",
+    "execute_run",
+    "group_into_jobs",
+    "plan_runs",
+    "run_all",
+]

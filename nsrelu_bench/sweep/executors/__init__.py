@@ -1,0 +1,1 @@
+"""What computes runs: processes on this machine, or Ray."""

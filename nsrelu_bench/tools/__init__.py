@@ -1,0 +1,1 @@
+"""Commands beside the main way; each module is used by itself."""

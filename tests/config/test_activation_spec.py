@@ -1,0 +1,290 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsrelu_bench.config.activation_spec import (
+    ALIASES,
+    FUNCTIONS,
+    LEARNABLE,
+    LIMITS,
+    ActivationSpec,
+    FunctionSpec,
+    check_parameter,
+    forget,
+    parse_activation,
+)
+from nsrelu_bench.errors import UsageError, unknown
+
+leaks = st.floats(0, 1)
+functions = st.sampled_from([name for name in FUNCTIONS if name not in LEARNABLE])
+FUNCTION_NAMES = ", ".join(FUNCTIONS)
+EVERY_NAME = [*FUNCTIONS, *ALIASES]
+NAMES = ", ".join(EVERY_NAME)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("relu", "relu"),
+        ("leaky_relu", "leaky_relu(0.1)"),
+        ("leaky_relu(0.10)", "leaky_relu(0.1)"),
+        ("leaky_relu(.3333)", "leaky_relu(0.3333)"),
+        ("nsrelu", "nsrelu(0.1)"),
+        ("nsrelu(0)", "nsrelu(0)"),
+        ("nsrelu(-0.0)", "nsrelu(0)"),
+        ("nsrelu(1.)", "nsrelu(1)"),
+        ("nsrelu(+1E-5)", "nsrelu(1e-05)"),
+        ("  nsrelu  ( 0.2 )  ", "nsrelu(0.2)"),
+        ("relu/leaky_relu", "nsrelu(0.1)"),
+        (" relu / leaky_relu(0.3) ", "nsrelu(0.3)"),
+        ("leaky_relu/relu", "leaky_relu(0.1)/relu"),
+        ("leaky_relu(0.2)/leaky_relu(0.3)", "leaky_relu(0.2)/leaky_relu(0.3)"),
+        ("leaky_relu(0.2)/leaky_relu(0.20)", "leaky_relu(0.2)"),
+        ("relu/relu", "relu"),
+        ("relu/bsilu", "relu/bsilu(1.67)"),
+        ("relu/nelu(0.20)", "relu/nelu(0.2)"),
+        ("elu", "elu(1)"),
+        ("elu(2)/gelu", "elu(2)/gelu"),
+        ("rrelu(0.1, 0.30)", "rrelu(0.1, 0.3)"),
+        ("rrelu(0.1)", "rrelu(0.1, 0.3333333333333333)"),
+        ("ste", "nsrelu(1)"),
+        ("relu/identity", "nsrelu(1)"),
+        ("relu/leaky_relu(1)", "nsrelu(1)"),
+        ("identity/identity", "identity"),
+        ("gelu/identity", "gelu/identity"),
+    ],
+)
+def test_every_spelling_has_one_canonical_text(text, canonical):
+    label = parse_activation(text)
+    assert str(label) == canonical
+    assert parse_activation(canonical) == label
+    assert hash(parse_activation(canonical)) == hash(label)
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *ALIASES])
+def test_every_registered_name_stands_alone(name):
+    label = parse_activation(name)
+    assert str(label).split("(")[0] == name.replace("ste", "nsrelu")
+    assert label.tied == (name in FUNCTIONS)
+    assert label.uses_impl == (name in ALIASES)
+
+
+@pytest.mark.parametrize("pair", ALIASES.values(), ids=ALIASES)
+def test_an_alias_names_an_untied_pair_of_known_functions(pair):
+    assert pair[0] != pair[1]
+    assert set(pair) <= FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_default_lies_within_the_limits(name):
+    for parameter, default in FUNCTIONS[name].items():
+        low, high = LIMITS[parameter]
+        assert low <= default <= high
+
+
+def term(name, value):
+    """A term with parameters from low to high, each `value` of the way up."""
+    limits = [LIMITS[parameter] for parameter in FUNCTIONS[name]]
+    return FunctionSpec(name, tuple(low + value * (high - low) for low, high in limits))
+
+
+@given(functions, functions, leaks, leaks)
+def test_a_label_is_read_back_from_its_text_and_its_leak(forward, backward, one, other):
+    label = ActivationSpec(term(forward, one), term(backward, other))
+    assert parse_activation(str(label)) == label
+    assert parse_activation(str(label), leak=label.leak) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "leak"),
+    [
+        ("relu", None),
+        ("leaky_relu(0.2)", 0.2),
+        ("nsrelu(0)", 0.0),
+        ("leaky_relu(0.2)/relu", None),
+        ("leaky_relu(0.2)/leaky_relu(0.3)", 0.3),
+    ],
+)
+def test_leak_is_the_negative_slope_of_the_backward(text, leak):
+    assert parse_activation(text).leak == leak
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "canonical"),
+    [
+        ("nsrelu", {"leak": 0.2}, "nsrelu(0.2)"),
+        ("nsrelu(0.2)", {"leak": 0.2}, "nsrelu(0.2)"),
+        ("nsrelu", {"leak": 1}, "nsrelu(1)"),
+        ("nsrelu", {"leak": np.float64(0.5)}, "nsrelu(0.5)"),
+        ("relu", {"leak": 0.2}, "relu"),
+        ("leaky_relu", {"leak": 0.2}, "leaky_relu(0.2)"),
+        ("leaky_relu/relu", {"leak": 0.2}, "leaky_relu(0.2)/relu"),
+        ("relu", {"backward": "leaky_relu"}, "nsrelu(0.1)"),
+        ("relu", {"backward": " leaky_relu(0.2) "}, "nsrelu(0.2)"),
+        ("relu", {"backward": "leaky_relu", "leak": 0.2}, "nsrelu(0.2)"),
+        ("relu", {"backward": "relu"}, "relu"),
+        ("leaky_relu", {"backward": "relu", "leak": 0.2}, "leaky_relu(0.2)/relu"),
+        ("leaky_relu", {"backward": "leaky_relu", "leak": 0.2}, "leaky_relu(0.2)"),
+        (
+            "leaky_relu(0.2)",
+            {"backward": "leaky_relu", "leak": 0.3},
+            "leaky_relu(0.2)/leaky_relu(0.3)",
+        ),
+        ("nsrelu", {"backward": "leaky_relu(0.2)"}, "nsrelu(0.2)"),
+        ("nsrelu(0.2)", {"backward": "leaky_relu"}, "nsrelu(0.2)"),
+        ("relu", {"backward": "bsilu", "alpha": 2}, "relu/bsilu(2)"),
+        ("relu/elu", {"alpha": 2, "leak": 0.3}, "relu/elu(2)"),
+        ("nsrelu", {"alpha": 2}, "nsrelu(0.1)"),
+        ("elu(2)", {"backward": "bsilu", "alpha": 3}, "elu(2)/bsilu(3)"),
+        ("prelu", {"leak": 0.3}, "prelu(0.3)"),
+        ("ste", {"leak": 0.1}, "nsrelu(1)"),
+        ("relu", {"backward": "identity"}, "nsrelu(1)"),
+    ],
+)
+def test_separate_settings_make_the_same_label(text, settings, canonical):
+    assert str(parse_activation(text, **settings)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("gelo", {}, str(unknown("gelo", EVERY_NAME, "activation"))),
+        ("0.1", {}, f"unknown activation '0.1'; choose from: {NAMES}"),
+        (
+            "nsrelo",
+            {},
+            f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {NAMES}",
+        ),
+        ("relu/gelo", {}, str(unknown("gelo", FUNCTIONS, "backward"))),
+        (
+            "nsrelu/relu",
+            {},
+            str(unknown("nsrelu", FUNCTIONS, "forward")),
+        ),
+        ("relu", {"backward": "gelo"}, str(unknown("gelo", FUNCTIONS, "backward"))),
+        ("", {}, f"activation must not be empty; choose from: {NAMES}"),
+        ("  ", {}, f"activation must not be empty; choose from: {NAMES}"),
+        (
+            "relu" * 51,
+            {},
+            "activation has 204 characters, at most 200 are allowed: 'relurelurelurelurelu'...",
+        ),
+        (
+            "nsrelu(0.1",
+            {},
+            "activation must be name or name(number) or forward/backward, got 'nsrelu(0.1'",
+        ),
+        (
+            "relu/relu/relu",
+            {},
+            "activation must be name or name(number) or forward/backward, got 'relu/relu/relu'",
+        ),
+        (
+            "relu\nrelu x",
+            {},
+            "activation must be name or name(number) or forward/backward, got 'relu\\nrelu x'",
+        ),
+        ("nsrelu()", {}, "activation 'nsrelu()': '' is not a number"),
+        ("nsrelu(0,1)", {}, "wrong number of parameters for nsrelu: it takes 1 (leak), got 2"),
+        ("relu(0.1)", {}, "wrong number of parameters for relu: it takes none, got 1"),
+        ("nsrelu(1_0)", {}, "activation 'nsrelu(1_0)': '1_0' is not a number"),
+        ("nsrelu(٠.1)", {}, "activation 'nsrelu(٠.1)': '٠.1' is not a number"),  # noqa: RUF001
+        ("nsrelu(0x1)", {}, "activation 'nsrelu(0x1)': '0x1' is not a number"),
+        ("nsrelu(ınf)", {}, "activation 'nsrelu(ınf)': 'ınf' is not a number"),  # noqa: RUF001
+        ("nsrelu(-1)", {}, "leak must be from 0 to 1, got -1"),
+        ("nsrelu(1.5)", {}, "leak must be from 0 to 1, got 1.5"),
+        ("nsrelu(nan)", {}, "leak must be from 0 to 1, got nan"),
+        ("nsrelu(-inf)", {}, "leak must be from 0 to 1, got -inf"),
+        ("nsrelu(1e999)", {}, "leak must be from 0 to 1, got inf"),
+        ("nsrelu", {"leak": -1}, "leak must be from 0 to 1, got -1"),
+        ("nsrelu", {"leak": math.nan}, "leak must be from 0 to 1, got nan"),
+        ("relu", {"leak": math.inf}, "leak must be from 0 to 1, got inf"),
+        ("nsrelu", {"leak": True}, "leak must be from 0 to 1, got True"),
+        ("nsrelu", {"leak": "0.1"}, "leak must be from 0 to 1, got '0.1'"),
+        ("nsrelu(0.1)", {"leak": 0.2}, "leak 0.2 contradicts activation 'nsrelu(0.1)'"),
+        ("leaky_relu(1)/relu", {"leak": 0}, "leak 0 contradicts activation 'leaky_relu(1)/relu'"),
+        ("nsrelu", {"backward": "relu"}, "backward 'relu' contradicts activation 'nsrelu'"),
+        (
+            "nsrelu(0.1)",
+            {"backward": "leaky_relu(0.2)"},
+            "backward 'leaky_relu(0.2)' contradicts activation 'nsrelu(0.1)'",
+        ),
+        (
+            "relu/relu",
+            {"backward": "nope"},
+            f"unknown backward 'nope'; choose from: {FUNCTION_NAMES}",
+        ),
+        ("elu(-1)", {}, "alpha must be from 0 to 100, got -1"),
+        ("softplus(0)", {}, "beta must be from 0.01 to 100, got 0"),
+        ("relu", {"alpha": -1}, "alpha must be from 0 to 100, got -1"),
+        ("rrelu(0.3, 0.1)", {}, "lower must be at most upper, got rrelu(0.3, 0.1)"),
+        ("relu/elu(1)", {"alpha": 2}, "alpha 2 contradicts activation 'relu/elu(1)'"),
+        (
+            "relu/prelu",
+            {},
+            "prelu has a weight of its own, and makes no pair with another function",
+        ),
+        ("ste(0.1)", {}, "wrong number of parameters for ste: it takes none, got 1"),
+    ],
+)
+def test_what_makes_no_sense_gets_one_exact_line(text, settings, message):
+    with pytest.raises(UsageError) as caught:
+        parse_activation(text, **settings)
+    assert str(caught.value) == message
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_label_or_a_one_line_error(text):
+    try:
+        label, message = parse_activation(text), ""
+    except UsageError as error:
+        label, message = parse_activation("relu"), str(error)
+    assert parse_activation(str(label)) == label
+    assert len(message.splitlines()) <= 1
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("leaky_relu", (), "wrong number of parameters for leaky_relu: it takes 1 (leak), got 0"),
+        ("leaky_relu", (2.0,), "leak must be from 0 to 1, got 2"),
+        ("nsrelu", (), str(unknown("nsrelu", FUNCTIONS, "function"))),
+    ],
+)
+def test_no_term_can_be_made_that_does_not_exist(name, parameters, message):
+    with pytest.raises(UsageError) as caught:
+        FunctionSpec(name, parameters)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "left"),
+    [
+        ("nsrelu(0.3)", ["leak"], "nsrelu(0.1)"),
+        ("nsrelu(0.3)", ["alpha"], "nsrelu(0.3)"),
+        ("nsrelu(0.3)", ["backward"], "relu"),
+        ("elu(2)/leaky_relu(0.3)", ["leak"], "elu(2)/leaky_relu(0.1)"),
+        ("elu(2)/leaky_relu(0.3)", ["alpha", "backward"], "elu(1)"),
+    ],
+)
+def test_forget_drops_what_a_stronger_source_says(text, settings, left):
+    assert str(parse_activation(forget(text, settings))) == left
+
+
+def test_forget_leaves_a_mistake_to_be_told():
+    assert forget("gelo(0.1", ["leak"]) == "gelo(0.1"
+
+
+def test_minus_zero_is_zero():
+    assert math.copysign(1, check_parameter("leak", -0.0)) == 1
+
+
+def test_reading_labels_needs_no_torch():
+    code = "import sys, nsrelu_bench.config.activation_spec; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

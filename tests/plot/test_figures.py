@@ -1,0 +1,195 @@
+"""Figures of several panels, their legends, and what the files are like."""
+
+import io
+import itertools
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.made_up import ACTS, CONFIG, FRAMES, GONE, GRID, LOST, MadeUp, made_up
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.plot import figures
+from nsrelu_bench.plot import panels as plot
+from nsrelu_bench.plot.panel_data import NothingToDrawError
+from nsrelu_bench.plot.style import activation_style
+
+
+def line(ax: Axes, label: str):
+    return next(x for x in ax.lines if x.get_label() == label)
+
+
+def drawn(kind: str, frames: MadeUp) -> Figure:
+    return figures.figure(figures.FIGURES[kind](frames, None))
+
+
+def test_an_exploding_gradient_does_not_flatten_the_others() -> None:
+    layers = GONE.layers.copy()
+    layers.loc[layers["run_id"].str.startswith("nsrelu(1)"), "grad_norm"] = 1e10
+    figure = drawn("gradient_depth", replace(GONE, layers=layers))
+    assert {ax.collections[0].norm.vmax for ax in figure.axes[:5]} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "kind", ["curves", "tradeoff", "units", "gradient_depth", "cosine", "leak"]
+)
+def test_one_seed_and_one_epoch_are_enough(kind: str) -> None:
+    assert drawn(kind, made_up(seeds=1, epochs=1)).axes
+
+
+# What is the same everywhere.
+
+
+def test_an_activation_has_the_same_colour_in_each_figure() -> None:
+    color = activation_style("nsrelu(0.1)").color
+    panels = [
+        plot.curves(FRAMES.runs, FRAMES.metrics, CONFIG),
+        plot.curves(FRAMES.runs[FRAMES.runs["act"] != "relu"], FRAMES.metrics, CONFIG),
+        plot.tradeoff(LOST.runs, CONFIG),
+    ]
+    assert {to_hex(line(ax, "nsrelu(0.1)").get_color()) for ax in panels[:2]} == {color}
+    assert color in {to_hex(x.get_color()) for x in panels[2].lines}
+    for kind in ("tradeoff", "leak", "cosine"):
+        entries = drawn(kind, FRAMES).legends[0]
+        colors = {
+            t.get_text(): h
+            for t, h in zip(entries.get_texts(), entries.legend_handles, strict=True)
+        }
+        assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
+
+
+@pytest.mark.parametrize("frames", [LOST, GRID], ids=["lost", "grid"])
+@pytest.mark.parametrize("kind", figures.FIGURES)
+def test_legends_cover_no_data_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
+    try:
+        figure = drawn(kind, frames)
+    except NothingToDrawError:
+        assert (kind, frames is GRID) == ("phase", False)
+        return
+    figure.savefig(io.BytesIO(), format="png")  # outside the style that it was drawn in
+    renderer = figure.canvas.get_renderer()
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert not any(box.overlaps(ax.get_window_extent(renderer)) for ax in figure.axes)
+        assert not any(
+            box.overlaps(ax.xaxis.label.get_window_extent(renderer)) for ax in figure.axes
+        )
+    tight, size = figure.get_tightbbox(renderer), figure.get_size_inches()
+    assert tight.x0 >= -0.03
+    assert tight.y0 >= -0.03
+    assert tight.x1 <= size[0] + 0.03
+    assert tight.y1 <= size[1] + 0.03
+
+
+def test_long_titles_are_not_cut_and_do_not_meet() -> None:
+    plan = figures.FIGURES["tradeoff"](FRAMES, None)
+    (_, panel), *_ = plan.panels
+    title = "optimizer=sgd lr=0.02 momentum=0.9"
+    figure = figures.figure(replace(plan, panels=[(title, panel)] * 3))
+    figure.savefig(io.BytesIO(), format="png")
+    renderer = figure.canvas.get_renderer()
+    boxes = [ax.title.get_window_extent(renderer) for ax in figure.axes]
+    assert {ax.get_title().replace("\n", " ") for ax in figure.axes} == {title}
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
+
+
+def test_settings_that_vary_have_a_panel_each_with_the_same_limits() -> None:
+    figure = drawn("curves", GRID)
+    assert [ax.get_title() for ax in figure.axes] == ["lr=0.1", "lr=0.2"]
+    assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes}) == 1
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "nsrelu(0.1) (3/6 diverged)" in texts
+    assert "diverged run" in texts
+
+
+def test_a_setting_with_one_leak_has_no_panel_over_the_leak_and_the_others_are_drawn() -> None:
+    few = GRID.runs[(GRID.runs["lr"] == 0.1) | GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
+    figure = drawn("leak", replace(GRID, runs=few))
+    assert [ax.get_title() for ax in figure.axes] == ["lr=0.1"]
+
+
+def test_too_many_panels_or_lines_are_refused() -> None:
+    many = made_up(acts=("relu",), lrs=tuple(range(1, 14)), seeds=1, epochs=1)
+    with pytest.raises(NothingToDrawError, match="13 panels are more than the 12"):
+        drawn("curves", many)
+    many = made_up(acts=tuple(f"nsrelu({i / 20})" for i in range(1, 14)), seeds=1, epochs=1)
+    with pytest.raises(NothingToDrawError, match="13 lines are more than the 12"):
+        drawn("curves", many)
+
+
+# Files.
+
+
+def test_files_are_written_whole_and_what_has_no_data_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
+    paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
+    names = {"curves", "tradeoff", "gradient_depth", "leak", "histogram"}
+    assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
+    counts = "dead_units or submerged_units or dormant_units or revived_units"
+    assert told[0] == f"no figure units: no run has {counts}"
+    assert [re.match(r"no figure (\w+)", line)[1] for line in told] == ["units", "cosine", "phase"]
+    for path in paths:
+        if path.suffix == ".svg":
+            ET.parse(path)  # noqa: S314
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("fmt", ["svg", "pdf"])
+def test_the_same_data_gives_the_same_bytes(fmt: str, tmp_path: Path) -> None:
+    shuffled = replace(LOST, runs=LOST.runs.sample(frac=1, random_state=1))
+    first, second = (
+        figures.draw_all(frames, tmp_path / name, ["tradeoff"], [fmt])[0].read_bytes()
+        for name, frames in (("a", LOST), ("b", shuffled))
+    )
+    assert first == second
+
+
+def test_styles_have_their_widths(tmp_path: Path) -> None:
+    for style, width in (("paper", 3.3 * 300), ("talk", 8 * 120)):
+        [path] = figures.draw_all(FRAMES, tmp_path, ["tradeoff"], ["png"], style)
+        assert int.from_bytes(path.read_bytes()[16:20]) == round(width)
+
+
+def test_a_metric_may_be_chosen(tmp_path: Path) -> None:
+    assert figures.draw_all(FRAMES, tmp_path, ["curves"], ["svg"], metric="revived_units")
+    figure = figures.figure(figures.FIGURES["curves"](FRAMES, "revived_units"))
+    assert [ax.get_ylabel() for ax in figure.axes] == ["revived units"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": ["curve"]}, "unknown figure 'curve'; did you mean 'curves'?"),
+        ({"formats": ["gif"]}, "unknown format 'gif'"),
+        ({"style": "poster"}, "unknown style 'poster'"),
+    ],
+)
+def test_unknown_names_are_refused(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        figures.draw_all(FRAMES, tmp_path, **options)
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BenchError, match="can't write"):
+        figures.draw_all(FRAMES, tmp_path / "file", ["tradeoff"], ["svg"])
+
+
+def test_the_histogram_has_a_panel_a_layer_and_a_line_an_activation() -> None:
+    plan = figures.plan_histogram(made_up(seeds=2))
+    assert [title for title, _ in plan.panels] == ["fc1", "fc2"]
+    axes = plan.panels[0][1]()
+    assert len(axes.patches) == len(ACTS)
+    bare = replace(made_up(), quantiles=pd.DataFrame())
+    with pytest.raises(NothingToDrawError, match=r"no run has quantiles.csv"):
+        figures.plan_histogram(bare)

@@ -1,0 +1,164 @@
+"""The page as text: what stands in it, what is escaped, and that it needs nothing else."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.made_up import CONFIG, FRAMES, GRID, LOST, MadeUp
+from helpers.tiny_runs import tiny
+
+from nsrelu_bench.compare.comparison import compare
+from nsrelu_bench.compare.verdicts import verdict_clauses
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.plot import report
+from nsrelu_bench.plot.figures import FIGURES
+from nsrelu_bench.sweep.execution import execute_run
+
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "packages": {"torch": "2.15.0"},
+    "device": "cpu",
+    "git_commit": None,
+    "command": ["/env/bin/nsrelu-bench", "sweep", "my study.yaml"],
+}
+
+
+class Page(HTMLParser):
+    """The page's ids, text, and the attributes that could load something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                self.references.append(str(value))
+            self.references += [f"#{used}" for used in re.findall(r"url\(#(.+?)\)", str(value))]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def lost_page() -> str:
+    return report.render(LOST, environments=[ENVIRONMENT] * 2 + [{}], command="nsrelu-bench report")
+
+
+def test_the_page_says_what_the_study_says(lost_page: str) -> None:
+    text = Page(lost_page).text
+    comparison = compare(LOST.runs, CONFIG)
+    for name, clauses in verdict_clauses(comparison):
+        assert name in text
+        assert all(clause in text for clause in clauses)
+    assert "15 runs: 13 completed, 2 diverged; 3 seeds" in text
+    assert "nsrelu(1) 0 diverged 2" in text  # the first of the diverged runs, in epoch 2
+    for words in ("seed 0, 1, 2", "epochs 4", "Versions python 3.11.7", "torch 2.15.0"):
+        assert words in text
+
+
+def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
+    assert "2 runs: nsrelu-bench sweep 'my study.yaml' This page: nsrelu-bench report" in (
+        Page(lost_page).text
+    )
+    assert report._command(["/x/kernel.py", "-f"]) == "python /x/kernel.py -f"
+    assert report._command("x") == report._command([]) == ""
+
+
+def test_every_figure_has_a_caption_and_stands_in_the_page_or_is_said_to_be_missing(
+    lost_page: str,
+) -> None:
+    assert set(report.CAPTIONS) == set(FIGURES)
+    page = Page(lost_page)
+    drawn = {kind for kind in FIGURES if kind in page.ids}
+    assert set(FIGURES) - drawn == {"phase"}
+    assert "No figure phase: none of the pairs" in page.text
+    assert page.tags.count("svg") == 2 * len(drawn)
+
+
+def test_nothing_is_loaded_and_ids_do_not_clash(lost_page: str) -> None:
+    page = Page(lost_page)
+    assert len(page.ids) == len(set(page.ids))
+    local = {reference[1:] for reference in page.references if reference.startswith("#")}
+    assert local
+    assert local <= set(page.ids)
+    assert all(r.startswith(("#", "data:,", "data:image/png;base64,")) for r in page.references)
+    assert not re.search(r"https?:|@import", lost_page)
+    assert "default-src 'none'" in lost_page
+
+
+EVIL = "<script>alert('&1')</script>"
+
+
+def test_names_and_messages_are_escaped() -> None:
+    runs = LOST.runs.assign(study=EVIL, dataset=EVIL)
+    lost = runs["state"] == "diverged"
+    runs["error"] = pd.Series(EVIL, index=runs.index).where(lost)
+    runs.loc[lost, "run_id"] += EVIL
+    text = report.render(
+        replace(LOST, runs=runs),
+        environments=[{"device": EVIL, "packages": {EVIL: EVIL}, "command": [EVIL, EVIL]}],
+        command=EVIL,
+    )
+    assert EVIL not in text
+    assert text.count("<script>") == 1
+    assert text.count("</script>") == 1
+    assert Page(text).text.count("alert('&1')") > 8
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_same_runs_give_the_same_bytes(order: int) -> None:
+    few = replace(GRID, runs=GRID.runs[GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])])
+    shuffled = replace(few, runs=few.runs.sample(frac=1, random_state=order))
+    assert report.render(few) == report.render(shuffled)
+
+
+def test_runs_with_different_settings_are_listed_with_all_values() -> None:
+    settings = report._settings(GRID.runs, CONFIG)
+    assert settings[0][0] == "act"
+    assert ("lr", "0.1, 0.2", True) in settings
+    assert ("epochs", "4", False) in settings
+
+
+def test_many_lost_runs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MAX_LOST", 1)
+    monkeypatch.setattr(report, "CAPTIONS", {})
+    assert "And 1 more." in report.render(LOST)
+
+
+def test_a_study_of_the_baseline_alone_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "CAPTIONS", {"curves": ""})
+    relu: MadeUp = replace(FRAMES, runs=FRAMES.runs[FRAMES.runs["act"] == "relu"])
+    text = Page(report.render(relu)).text
+    assert "There is nothing beside relu to compare with it." in text
+    assert "None: every run was completed." in text
+
+
+def test_a_report_is_written_from_run_folders(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    for act in ("relu", "nsrelu(0.1)"):
+        config = tiny(act=act, epochs=1)
+        list(execute_run(config, study / config.run_id))
+    out = report.write_report(study, out=tmp_path / "new" / "page.html", tune=["lr"])
+    first = out.read_bytes()
+    assert report.write_report(study, out=out, tune=["lr"]).read_bytes() == first
+    text = Page(first.decode()).text
+    assert f"nsrelu-bench report {study} --tune lr" in text
+    assert "2 runs: 2 completed; 1 seed." in text
+    assert "torch" in text
+    with pytest.raises(BenchError, match="no runs in"):
+        report.write_report(tmp_path / "none", out=out)

@@ -1,0 +1,226 @@
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.fake_run import CONFIG, fake_run
+from helpers.tiny_runs import stop_after, tiny
+
+from nsrelu_bench import training
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.records import writer as records
+from nsrelu_bench.records.checkpoint import load_state, pack, unpack
+from nsrelu_bench.records.environment import environment
+from nsrelu_bench.records.writer import RunWriter
+from nsrelu_bench.sweep.execution import RunPolicy, execute_run
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "mlp": {"optimizer": "adam", "epochs": 3},
+    "cnn": {
+        "model": "cnn",
+        "batch_norm": True,
+        "dropout": 0.2,
+        "schedule": "cosine",
+        "train_size": 300,
+        "batch_size": 32,
+    },
+    "between": {"probe_every": 7, "train_size": 500},
+    "tasks": {"tasks": 2, "optimizer": "adamw", "epochs": 1, "augment": "crop+flip"},
+}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What is in the CSV files that do not tell of the clock."""
+    files = [path for path in folder.glob("*.csv") if path.name != "timing.csv"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def told(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "env.json").read_text())
+    return content
+
+
+def finish(config: RunConfig, folder: Path, **policy: Any) -> None:
+    *_, last = execute_run(config, folder, RunPolicy(**policy))
+    assert last.traceback is None
+    assert last.status.state == "completed"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run without training that was stopped after its epoch 0."""
+    monkeypatch.setattr(training, "run", fake_run)
+    stop_after(0, CONFIG, tmp_path / "run")
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_run_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(
+    tmp_path: Path, name: str
+) -> None:
+    config = tiny(**TRAININGS[name])
+    finish(config, tmp_path / "whole")
+    assert len(written(tmp_path / "whole")) == (4 if config.probe_every else 3)
+    for epoch in range(config.total_epochs):
+        folder = tmp_path / str(epoch)
+        stop_after(epoch, config, folder)
+        finish(config, folder)
+        assert told(folder)["resumed_after"] == epoch
+        assert written(folder) == written(tmp_path / "whole")
+        assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+    config = tiny(epochs=4, dropout=0.1)
+    finish(config, tmp_path / "whole")
+    for epoch in range(4):
+        stop_after(epoch, config, tmp_path / "run")
+    finish(config, tmp_path / "run")
+    assert told(tmp_path / "run")["resumed_after"] == 3
+    assert written(tmp_path / "run") == written(tmp_path / "whole")
+
+
+def test_a_short_run_keeps_no_checkpoint(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", CONFIG) as writer:
+        for epoch in fake_run(CONFIG):
+            writer.append(epoch)
+            assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_comes_when_its_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(records.time, "monotonic", lambda: now)
+    config = tiny(epochs=9)
+    kept = []
+    with RunWriter(tmp_path / "run", config, checkpoint_after=25) as writer:
+        for epoch in fake_run(config):
+            now += 10
+            writer.append(epoch)
+            path = tmp_path / "run" / "checkpoint.pt"
+            kept.append(unpack(path.read_bytes())[0]["epoch"] if path.exists() else None)
+    # Not after the last epoch: there is nothing to go on to.
+    assert kept == [None, None, 2, 2, 2, 5, 5, 5, 8, 8]
+
+
+def test_fresh_begins_anew(stopped: Path) -> None:
+    finish(CONFIG, stopped, fresh=True)
+    assert told(stopped)["resumed_after"] is None
+    assert told(stopped)["refused"] is None
+
+
+def test_only_the_bytes_that_were_packed_are_loaded() -> None:
+    packed = pack({"epoch": 3}, {"weights": torch.arange(50.0), "step": 4})
+    about, state = unpack(packed)
+    assert about == {"epoch": 3}
+    assert load_state(state)["weights"].equal(torch.arange(50.0))
+    chance = random.Random(0)  # noqa: S311
+    bits = [*range(8 * 120), *chance.sample(range(8 * len(packed)), 2000)]
+    for bit in bits:
+        flipped = bytearray(packed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="is damaged"):
+            unpack(bytes(flipped))
+    for length in range(len(packed)):
+        with pytest.raises(ValueError, match="is damaged"):
+            unpack(packed[:length])
+    with pytest.raises(ValueError, match="is damaged"):
+        unpack(packed + b"\0")
+
+
+def test_no_code_in_a_state_is_run() -> None:
+    class Bad:
+        def __reduce__(self) -> Any:
+            return (print, ("run",))
+
+    buffer = io.BytesIO()
+    torch.save({"bad": Bad()}, buffer)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_state(buffer.getvalue())
+
+
+def spoilt(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> str:
+    """Spoil what a run left; returns why its checkpoint is to be refused."""
+    packed = (folder / "checkpoint.pt").read_bytes()
+    metrics = (folder / "metrics.csv").read_bytes()
+    about, state = unpack(packed)
+    if kind == "flipped":
+        packed = packed[:-900] + bytes([packed[-900] ^ 4]) + packed[-899:]
+        reason = "is damaged"
+    elif kind == "torn":
+        packed, reason = packed[: len(packed) // 2], "is damaged"
+    elif kind == "empty":
+        packed, reason = b"", "is damaged"
+    elif kind == "other run":
+        packed = pack(about | {"run_id": "another"}, load_state(state))
+        reason = "is of another"
+    elif kind == "other torch":
+        there = environment(CONFIG)
+        changed = there | {"packages": there["packages"] | {"torch": "2.9.9"}}
+        patch.setattr(records, "environment", lambda _: changed)
+        reason = "was left with other packages"
+    elif kind == "other processor":
+        there = environment(CONFIG)
+        patch.setattr(records, "environment", lambda _: there | {"processor": "6502"})
+        reason = "was left with other processor"
+    elif kind == "row changed":
+        length = about["files"]["metrics.csv"][0]
+        metrics = metrics[: length - 3] + b"7" + metrics[length - 2 :]
+        reason = "does not fit metrics.csv"
+    else:
+        metrics, reason = (
+            metrics[: about["files"]["metrics.csv"][0] - 1],
+            "does not fit metrics.csv",
+        )
+    (folder / "checkpoint.pt").write_bytes(packed)
+    (folder / "metrics.csv").write_bytes(metrics)
+    return reason
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "flipped",
+        "torn",
+        "empty",
+        "other run",
+        "other torch",
+        "other processor",
+        "row changed",
+        "row lost",
+    ],
+)
+def test_a_checkpoint_that_would_give_other_numbers_is_refused(
+    stopped: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(CONFIG, tmp_path / "whole")
+    reason = spoilt(stopped, kind, monkeypatch)
+    finish(CONFIG, stopped)
+    assert told(stopped)["refused"].startswith(f"checkpoint.pt {reason}")
+    assert told(stopped)["resumed_after"] is None
+    assert written(stopped) == written(tmp_path / "whole")
+
+
+def test_a_missing_csv_file_begins_the_run_anew(stopped: Path) -> None:
+    (stopped / "layers.csv").unlink()
+    finish(CONFIG, stopped)
+    assert told(stopped)["refused"] == "checkpoint.pt does not fit layers.csv"
+
+
+def test_a_checkpoint_that_can_not_be_removed_harms_nothing(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        finish(CONFIG, stopped)
+    assert (stopped / "checkpoint.pt").exists()
+    *_, last = execute_run(CONFIG, stopped)
+    assert last.kept

@@ -1,0 +1,281 @@
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.tiny_runs import DIVERGING, make, tiny
+
+from nsrelu_bench.config.run import read_run, run_config
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records import status
+from nsrelu_bench.records import writer as records
+from nsrelu_bench.records.schema import COLUMNS
+from nsrelu_bench.records.status import (
+    RunDoneError,
+    RunLockedError,
+    Status,
+    read_status,
+    write_status,
+)
+from nsrelu_bench.records.writer import RunWriter
+from nsrelu_bench.sweep.execution import execute_run
+from nsrelu_bench.training.loop import Epoch
+
+
+def test_a_run_folder_has_the_files_of_the_design(study: Path) -> None:
+    folder = study / tiny().run_id
+    names = ["config.yaml", "env.json", "metrics.csv", "layers.csv", "timing.csv", "quantiles.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [".lock", "status.json", *names]
+    )
+    assert json.loads((folder / "env.json").read_text())["threads"] == 1
+
+
+def test_the_configuration_of_a_run_repeats_it(study: Path, tmp_path: Path) -> None:
+    folder = study / tiny().run_id
+    config = run_config(read_run(folder / "config.yaml"))
+    assert config == tiny()
+    list(execute_run(config, tmp_path / config.run_id))
+    for name in ("config.yaml", "metrics.csv", "layers.csv"):
+        assert (tmp_path / config.run_id / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_csv_files_just_work(study: Path) -> None:
+    folder = study / tiny().run_id
+    metrics = pd.read_csv(folder / "metrics.csv")
+    layers = pd.read_csv(folder / "layers.csv")
+    assert tuple(metrics.columns) == COLUMNS["metrics.csv"]
+    assert tuple(metrics.columns[:3]) == ("epoch", "step", "train_loss")
+    assert tuple(layers.columns) == COLUMNS["layers.csv"]
+    assert metrics["epoch"].tolist() == [0, 1, 2]
+    assert layers["layer"].tolist() == ["act1", "act2"] * 3
+    assert metrics["died_units"].isna().tolist() == [True, False, False]
+    assert metrics["zero_fraction"].between(0.05, 0.95).all()
+
+
+def test_every_float_reads_back_the_same(tmp_path: Path) -> None:
+    value = 0.1 + 0.2
+    row = {"epoch": 0, "step": 0, "train_loss": value, "val_loss": float("nan")}
+    with RunWriter(tmp_path / "run", tiny()) as writer:
+        writer.append(Epoch(row, [], {"epoch": 0}))
+    line = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1].split(",")
+    assert float(line[2]) == value
+    assert line[4] == ""
+
+
+def test_measures_between_epochs_have_a_file_of_their_own(tmp_path: Path) -> None:
+    folder = make(tmp_path, probe_every=10)
+    steps = pd.read_csv(folder / "steps.csv")
+    assert tuple(steps.columns) == COLUMNS["steps.csv"]
+    assert steps["step"].tolist() == [10, 20, 30, 40]
+    (folder / "steps.csv").write_text("step\n")
+    status = read_status(folder)
+    assert status is not None
+    assert status.error == "steps.csv is not as it was written (line 1 is no header)"
+
+
+def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
+    folder = study / tiny(**DIVERGING).run_id
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "diverged"
+    assert status.done
+    assert status.diverged_epoch == status.epoch
+    assert status.diverged_step
+    last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+    assert last.drop(["epoch", "step", "lr", "task"]).isna().all()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\nthing"), KeyboardInterrupt(), GeneratorExit()])
+def test_a_run_that_is_broken_off_says_so(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), RunWriter(tmp_path / "run", tiny()):
+        raise error
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert not status.done
+    if isinstance(error, ValueError):
+        assert (status.state, status.error) == ("failed", "ValueError: bad thing")
+    else:
+        assert status.state == "interrupted"
+
+
+def test_a_run_that_is_broken_off_while_it_begins_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "environment", interrupt)
+    with pytest.raises(KeyboardInterrupt), RunWriter(tmp_path / "run", tiny()):
+        pass
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "layers.csv", "timing.csv"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = make(tmp_path)
+    status = read_status(folder)
+    assert status is not None
+    assert status.done
+    path = folder / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        flipped = content[:-2] + bytes([content[-2] ^ 1, content[-1]])
+        path.write_bytes(content[:-5] if damage == "cut" else flipped)
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "failed"
+    told = str(status.error).removeprefix(f"{name} is not as it was written")
+    if name.endswith(".csv"):
+        assert {"cut": "is cut off" in told, "flipped": not told, "gone": "missing" in told}[damage]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "great"}', '{"state": 1, "x": 2}'])
+def test_a_status_that_can_not_be_read_is_a_failed_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state == "failed"
+    assert "status.json can't be read" in str(status.error)
+
+
+def test_where_no_run_has_been_there_is_no_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path / "none") is None
+
+
+def test_a_finished_run_is_not_marked_otherwise(study: Path, tmp_path: Path) -> None:
+    assert write_status(study / tiny().run_id, "interrupted").state == "completed"
+    assert write_status(tmp_path / "none", "failed", "killed").error == "killed"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(BenchError, match="file/run: can't be written"),
+        RunWriter(tmp_path / "file" / "run", tiny()),
+    ):
+        pass
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nsrelu_bench.config import RunConfig\n"
+        "from nsrelu_bench.records import RunWriter\n"
+        "with RunWriter(Path(sys.argv[1]), RunConfig()): print('began', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    told = "run: another process is making this run"
+    with pytest.raises(RunLockedError, match=told), RunWriter(tmp_path / "run", tiny()):
+        pass
+    assert write_status(tmp_path / "run", "failed").state == "failed"  # not on disk
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "running"
+    other.communicate("go on")
+    with pytest.raises(RunDoneError, match="done already"), RunWriter(tmp_path / "run", tiny()):
+        pass
+    with RunWriter(tmp_path / "run", tiny(), fresh=True):
+        pass
+
+
+def test_a_run_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", tiny()):
+        begun = (tmp_path / "run" / "status.json").read_bytes()
+    (tmp_path / "run" / "status.json").write_bytes(begun)
+    assert json.loads(begun)["state"] == "running"
+    assert read_status(tmp_path / "run") == Status("interrupted")
+    (tmp_path / "run" / ".lock").unlink()  # as in a copy
+    assert read_status(tmp_path / "run") == Status("interrupted")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_run_whose_files_can_not_be_read_is_not_made_again(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study / tiny().run_id
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def unreadable(path: Path, length: int | None = None) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(status, "file_sha256", unreadable)
+        told = "its files can't be read (Input/output error)"
+        assert read_status(folder) == Status("failed", error=told)
+        with pytest.raises(BenchError, match="Input/output error"), RunWriter(folder, tiny()):
+            pass
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_process_left_half_written_is_thrown_away(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    for name in ("status.json", "config.yaml", "env.json", "metrics.csv"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        (folder / f".{name}.4711.tmp").write_bytes(content[:7])
+    assert make(tmp_path) == folder
+    left = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    assert left.pop("timing.csv") != whole.pop("timing.csv")
+    assert left == whole
+    assert not list(folder.glob(".*.tmp"))
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "completed"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_an_interrupt_is_not_lost_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with RunWriter(tmp_path / "run", tiny()):
+            monkeypatch.setattr(os, "fsync", full)
+            raise stop
+
+    with pytest.raises(stop):
+        write()
+
+
+def test_a_disk_that_is_full_leaves_a_failed_run(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with RunWriter(tmp_path / "run", tiny()) as writer:
+            writer._files["layers.csv"].close()
+            writer._files["layers.csv"] = Full()
+            writer.append(Epoch({"epoch": 0}, [], {}))
+
+    with pytest.raises(BenchError, match=r"run: can't be written \(No space left on device\)"):
+        write()
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "failed"
+    assert "No space left on device" in str(status.error)

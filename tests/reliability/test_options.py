@@ -1,0 +1,313 @@
+"""Options and configurations as somebody who wants to break the tool would write them.
+
+docs/reliability.md lists all cases; those that tests/test_cli.py, test_config.py and test_labels.py
+hold are not here again.
+"""
+
+from pathlib import Path
+
+import pytest
+from helpers.command_line import ask
+
+from nsrelu_bench.cli.options import KINDS
+from nsrelu_bench.config import activation_spec as labels
+from nsrelu_bench.config.registry import DATASETS, MEASURES, MODELS
+from nsrelu_bench.config.study import read_study
+from nsrelu_bench.errors import unknown
+from nsrelu_bench.plot import figures
+from nsrelu_bench.records.reader import CONFIG_COLUMNS
+
+ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
+SEED_LIMIT = 2**63
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        # Wrong types.
+        ("--epochs=1e3", "--epochs: must be a whole number, got '1e3'"),
+        ("--epochs=2.0", "--epochs: must be a whole number, got '2.0'"),
+        ("--epochs=", "--epochs: must be a whole number, got ''"),
+        ("--epochs=inf", "--epochs: must be a whole number, got 'inf'"),
+        ("--lr=0x10", "--lr: must be a number, got '0x10'"),
+        ("--lr=1:30", "--lr: must be a number, got '1:30'"),
+        ("--lr=1,5", "--lr: must be a number, got '1,5'"),
+        ("--lr=", "--lr: must be a number, got ''"),
+        # Digits that float() and int() take.
+        ("--lr=1_0", "--lr: must be a number, got '1_0'"),
+        ("--epochs=٣", "--epochs: must be a whole number, got '٣'"),
+        ("--seed=\uff11", "--seed: must be a whole number, got '\uff11'"),
+        # Out of range, NaN, infinities.
+        ("--epochs=-5", "--epochs: must be greater than or equal to 1, got -5"),
+        (f"--epochs={10**12}", f"--epochs: must be less than or equal to {10**9}, got {10**12}"),
+        ("--lr=nan", "--lr: must be a finite number, got nan"),
+        ("--lr=inf", "--lr: must be a finite number, got inf"),
+        ("--lr=1e400", "--lr: must be a finite number, got inf"),
+        ("--lr=-1", "--lr: must be greater than or equal to 0, got -1.0"),
+        ("--lr=1e7", "--lr: must be less than or equal to 1000000, got 10000000.0"),
+        ("--weight-decay=nan", "--weight-decay: must be a finite number, got nan"),
+        ("--dropout=1", "--dropout: must be less than 1, got 1.0"),
+        ("--dropout=nan", "--dropout: must be less than 1, got nan"),
+        ("--momentum=1", "--momentum: must be less than 1, got 1.0"),
+        ("--width=0", "--width: must be greater than or equal to 1, got 0"),
+        ("--depth=0", "--depth: must be greater than or equal to 1, got 0"),
+        ("--probe-size=0", "--probe-size: must be greater than or equal to 1, got 0"),
+        ("--train-size=0", "--train-size: must be greater than or equal to 1, got 0"),
+        ("--probe-every=-1", "--probe-every: must be greater than or equal to 0, got -1"),
+        ("--threads=0", "--threads: must be greater than or equal to 1, got 0"),
+        ("--threads=100000", "--threads: must be less than or equal to 1024, got 100000"),
+        ("--workers=0", "--workers: must be from 1 to 1024, got 0"),
+        # Seeds.
+        ("--seed=-1", "--seed: must be greater than or equal to 0, got -1"),
+        (f"--seed={2**64}", f"--seed: must be less than {SEED_LIMIT}, got {2**64}"),
+        (
+            f"--seed={SEED_LIMIT - 1} --seeds=3",
+            f"--seed: must be less than {SEED_LIMIT}, got {SEED_LIMIT}",
+        ),
+        ("--seeds=-1", "--seeds: must be from 1 to 100000, got -1"),
+        ("--seeds=1000000", "--seeds: must be from 1 to 100000, got 1000000"),
+        # Names: empty, Unicode, paths, long, the wrong case.
+        ("--act=", f"--act: activation must not be empty; choose from: {', '.join(ACTIVATIONS)}"),
+        ("--act=résumé", f"--act: {unknown('résumé', ACTIVATIONS, 'activation')}"),
+        ("--act=nsrelu(inf)", "--act: leak must be from 0 to 1, got inf"),
+        (
+            f"--act={'x' * 300}",
+            f"--act: activation has 300 characters, at most 200 are allowed: '{'x' * 20}'...",
+        ),
+        (
+            "--impl=NATIVE",
+            "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'",
+        ),
+        ("--dataset=../x", f"--dataset: {unknown('../x', DATASETS, 'dataset')}"),
+        ("--model=../x", f"--model: {unknown('../x', MODELS, 'model')}"),
+        ("--measures=-", f"--measures: {unknown('', MEASURES, 'measure')}"),
+        # Files and folders in each other's place.
+        ("--config=.", ".: Is a directory"),
+        ("--config=/dev/null", "/dev/null: must be a mapping of settings"),
+        # The command line itself.
+        ("--results", "Option '--results' requires an argument."),
+        ("--lr=0.1 extra", "Got unexpected extra argument(s) (extra)"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_one_line(arguments: str, line: str) -> None:
+    answer = ask("train", *arguments.split(" "))
+    assert (answer.code, answer.out, answer.err) == (2, "", f"nsrelu-bench: {line}\n")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        # What YAML 1.1 reads as something else.
+        ("batch_norm: no", "batch_norm: must be a valid boolean, got 'no'"),
+        ("lr: 1:30", "lr: must be a valid number, got '1:30'"),
+        ("epochs: 1_0", "epochs: must be a valid integer, got '1_0'"),
+        (
+            "%YAML 1.1\n---\nbatch_norm: no",
+            "must be YAML 1.2, in which `no` is a word and 010 is 10",
+        ),
+        # Wrong types and values.
+        ("epochs: ٣", "epochs: must be a valid integer, got '٣'"),
+        ("epochs: '3'", "epochs: must be a valid integer, got '3'"),
+        ("epochs: 1.0", "epochs: must be a valid integer, got 1.0"),
+        ("epochs: null", "epochs: must be a valid integer, got None"),
+        ("epochs: {}", "epochs: must be a valid integer, got {}"),
+        ("lr: .nan", "lr: must be a finite number, got nan"),
+        ("lr: -.inf", "lr: must be a finite number, got -inf"),
+        ("lr: 2024-01-01", "lr: must be a valid number, got datetime.date(2024, 1, 1)"),
+        ("seeds: true", "seeds: must be a number from 1 or a list, got True"),
+        ("seeds: []", "seeds: must be a number from 1 or a list, got []"),
+        ("seeds: 1.5", "seeds: must be a number from 1 or a list, got 1.5"),
+        (f"seeds: {2**64}", f"seeds: must be a number from 1 or a list, got {2**64}"),
+        (f"seeds: [{2**64}]", f"seed: must be less than {SEED_LIMIT}, got {2**64}"),
+        # Keys.
+        ("epochs: 1\nlr: 0.1\nepochs: 2", 'line 3: found duplicate key "epochs"'),
+        ("grid: {lr: [0.1], lr: [0.2]}", 'line 1: found duplicate key "lr"'),
+        ("version: 9\nepocs: 3", None),
+        ("grid: {seeds: [1]}", "grid.seeds[0]: unknown setting 'seeds'; did you mean 'seed'?"),
+        ("grid: {lr: []}", "grid.lr: must be a list of values, got []"),
+        ("grid: [1]", "grid: must map settings to lists, got [1]"),
+        ("? [a]\n: 1", "must be a mapping of settings"),
+        # What is no plain YAML.
+        ("lr: !number 1", "line 1: could not determine a constructor for the tag '!number'"),
+        ("lr: 0.1\n---\nlr: 0.2", "line 2: but found another document"),
+        ("\tlr: 0.1", "line 1: found character '\\t' that cannot start any token"),
+        ("lr: 0.1\0", "unacceptable character #x0000: special characters are not allowed"),
+        ("[" * 2000, "brackets stand too deep in each other"),
+        # Names.
+        ("name: ../up", None),
+        ("name: a/b", None),
+        ("name: -x", None),
+        ("name: ''", None),
+        ("name: 'a b'", None),
+        ("name: ë", None),
+        ("name: ..", None),
+        (f"name: {'x' * 300}", None),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_one_line_a_mistake(text: str, line: str | None) -> None:
+    Path("s.yaml").write_text(text)
+    answer = ask("sweep", "s.yaml")
+    assert (answer.code, answer.out) == (2, "")
+    if text.startswith("name"):
+        line = (
+            "name: must be letters, digits, '.', '_' and '-', at most 64, and begin with a letter"
+            f" or digit, got {text[6:].strip(chr(39))!r}"
+        ).replace("x" * 300, "x" * 12 + "..." + "x" * 13)
+    if text.startswith("version"):  # a file of another version of the tool
+        first, second = answer.err.splitlines()
+        assert first.startswith("nsrelu-bench: s.yaml: version: unknown setting 'version'; ")
+        assert second.startswith("nsrelu-bench: s.yaml: epocs: unknown setting 'epocs'; did you")
+    else:
+        assert answer.err == f"nsrelu-bench: s.yaml: {line}\n"
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("key", ["lr", "act", "name", "seeds", "grid", "grid: {lr"])
+def test_a_bomb_of_anchors_is_refused_at_once_and_not_printed(key: str) -> None:
+    levels = ["a: &a [" + "x, " * 10 + "]"]
+    levels += [
+        f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]"
+        for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    levels.append(f"{key}: *i{' }' * key.count('{')}")
+    Path("s.yaml").write_text("\n".join(levels))
+    answer = ask("sweep", "s.yaml")
+    assert answer.code == 2
+    lines = answer.err.splitlines()
+    assert max(map(len, lines)) < 1000
+    place = key.replace(": {", ".")
+    assert any(line.startswith(f"nsrelu-bench: s.yaml: {place}") for line in lines)
+
+
+def test_a_file_that_is_refused_is_neither_run_nor_written_to() -> None:
+    Path("s.yaml").write_text("lr: !!python/object/apply:os.system ['touch pwned']\n")
+    answer = ask("sweep", "s.yaml")
+    assert answer.err == (
+        "nsrelu-bench: s.yaml: line 1: could not determine a constructor for the tag"
+        " 'tag:yaml.org,2002:python/object/apply:os.system'\n"
+    )
+    assert sorted(path.name for path in Path().iterdir()) == ["s.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (".", ".: Is a directory"),
+        ("s.yaml/x", "s.yaml/x: Not a directory"),
+        ("x" * 300, f"{'x' * 300}: File name too long"),
+        ("a\nb.yaml", "a"),  # its name has two lines, and so has the message
+    ],
+)
+def test_a_study_that_is_no_file_is_told(path: str, line: str) -> None:
+    Path("s.yaml").touch()
+    answer = ask("sweep", path)
+    assert answer.code == 2
+    assert answer.err.splitlines()[0] == f"nsrelu-bench: {line}"
+
+
+def test_what_yaml_writes_in_many_ways_is_the_same_run() -> None:
+    texts = [
+        "lr: 0.001\nwidth: 8\nact: nsrelu(0.5)\nseeds: [3]",
+        "\ufefflr: 1e-3\r\nwidth: 0o10\r\nact: nsrelu\r\nleak: .5\r\nseed: 3\r\n",
+        "width: &w 8\nlr: 1.0e-3\nact: 'nsrelu( 0.50 )'\nseeds: [3, 3]",
+    ]
+    runs = []
+    for text in texts:
+        Path("s.yaml").write_bytes(text.encode())
+        runs.append(read_study(Path("s.yaml")).runs)
+    assert runs[0] == runs[1] == runs[2]
+    assert len(runs[0]) == 1
+
+
+def test_anchors_may_save_typing() -> None:
+    Path("s.yaml").write_text("grid: {lr: &rates [0.1, 0.2], weight_decay: *rates}")
+    assert len(read_study(Path("s.yaml")).runs) == 4
+
+
+def test_a_grid_of_equal_runs_is_one_run() -> None:
+    Path("s.yaml").write_text(f"grid: {{lr: [{'0.1,' * 1000}]}}")
+    assert len(read_study(Path("s.yaml")).runs) == 1
+
+
+# Variables.
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("NSRELU_EPOCHS", "0", "must be greater than or equal to 1, got 0"),
+        ("NSRELU_EPOCHS", "many", "must be a whole number, got 'many'"),
+        ("NSRELU_LR", "nan", "must be a finite number, got nan"),
+        ("NSRELU_WORKERS", "0", "must be from 1 to 1024, got 0"),
+        ("NSRELU_BATCH_NORM", "maybe", "must be a valid boolean, got 'maybe'"),
+    ],
+)
+def test_a_wrong_value_from_a_variable_names_the_variable(
+    variable: str, value: str, told: str
+) -> None:
+    answer = ask("train", **{variable: value})
+    assert (answer.code, answer.err) == (2, f"nsrelu-bench: {variable}: {told}\n")
+
+
+@pytest.mark.parametrize("flag", ["--epochs 0", "--epochs=0"])
+def test_a_wrong_option_is_not_blamed_on_a_variable_that_it_overrides(flag: str) -> None:
+    answer = ask("train", *flag.split(), NSRELU_EPOCHS="5")
+    assert answer.err == "nsrelu-bench: --epochs: must be greater than or equal to 1, got 0\n"
+
+
+def test_a_misspelt_variable_is_told_with_the_nearest() -> None:
+    answer = ask("list", "figures", NSRELU_LAEK="0.2")
+    assert answer.code == 0
+    assert answer.err == (
+        "nsrelu-bench: ignored: unknown variable 'NSRELU_LAEK'; did you mean 'NSRELU_LEAK'?\n"
+    )
+
+
+# What the commands that read results take.
+
+
+@pytest.mark.parametrize("command", ["compare", "plot", "report"])
+def test_a_path_that_is_not_there_is_told(command: str) -> None:
+    answer = ask(command, "nowhere")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == (
+        "nsrelu-bench: no runs in 'nowhere' (there is no such folder);"
+        " nsrelu-bench train makes one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("born-dead --width 1e9", "--width: must be a whole number, got '1e9'"),
+        ("born-dead --depth 2,,3", "--depth: must be a whole number, got ''"),
+        ("ops --sizes 99", "--sizes: must be from 1 to 28, got 99"),
+        ("ops --threads 0", "--threads: must be from 1 to 1024, got 0"),
+    ],
+)
+def test_other_commands_say_what_is_wrong_too(arguments: str, line: str) -> None:
+    answer = ask(*arguments.split())
+    assert (answer.code, answer.err) == (2, f"nsrelu-bench: {line}\n")
+
+
+def test_ops_finds_out_that_its_folder_can_not_be_made_before_it_measures() -> None:
+    Path("file").touch()
+    answer = ask("ops", "--out", "file/x", "--sizes", "28")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == "nsrelu-bench: file/x: can't be written (Not a directory)\n"
+
+
+def test_help_and_list_name_the_figures_and_metrics() -> None:
+    assert tuple(figures.FIGURES) == KINDS
+    words = " ".join(ask("plot", "--help").out.split())
+    assert f"with commas, of {', '.join(KINDS)}" in words
+    listed = ask("list", "metrics").out.splitlines()[1:]
+    names = [line.strip().partition(":")[0] for line in listed]
+    assert {"test_accuracy", "val_loss", *MEASURES} <= set(names)
+    assert not set(names) & set(CONFIG_COLUMNS)

@@ -1,0 +1,277 @@
+"""Properties that hold for everything that hypothesis thinks of.
+
+What is written reads back the same; a run id depends on nothing but the run; a grid is what its
+axes say; and a folder that was cut off at any byte is read as far as it can be trusted.
+"""
+
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers.fake_run import fake_run
+from helpers.tiny_runs import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nsrelu_bench import training
+from nsrelu_bench.config import activation_spec as labels
+from nsrelu_bench.config.registry import DATASETS, MEASURES, OPTIMIZERS
+from nsrelu_bench.config.run import RunConfig, run_config
+from nsrelu_bench.config.study import make_study
+from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
+from nsrelu_bench.records import writer as records
+from nsrelu_bench.records.reader import load, load_runs, to_csv
+from nsrelu_bench.records.schema import COLUMNS
+from nsrelu_bench.records.status import find_corruption, read_status
+from nsrelu_bench.records.writer import RunWriter
+from nsrelu_bench.sweep.execution import execute_run
+from nsrelu_bench.training.loop import Epoch
+
+#: No deadlines: what else runs on the machine is no property of the code.
+settings.register_profile("here", deadline=None, max_examples=100)
+settings.load_profile("here")
+
+LEAKS = st.floats(0, 1)
+ACTS = (
+    st.sampled_from(["relu", "gelu", "silu", "relu/gelu", "elu", "relu/bsilu"])
+    | st.builds("nsrelu({!r})".format, LEAKS)
+    | st.builds("leaky_relu({!r})".format, LEAKS)
+    | st.builds("leaky_relu({!r})/relu".format, LEAKS)
+)
+COUNTS = st.integers(1, 10**9)
+CONFIGS: dict[str, st.SearchStrategy[Any]] = {
+    "act": ACTS,
+    "impl": st.sampled_from(["native", "detach", "function", "mismatch"]),
+    "dataset": st.sampled_from([*DATASETS]),
+    "data_dir": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
+    "train_size": st.none() | COUNTS,
+    "probe_size": COUNTS,
+    "measures": st.lists(st.sampled_from([*MEASURES]), min_size=1).map(",".join),
+    "model": st.sampled_from(["mlp", "cnn"]),
+    "width": COUNTS,
+    "depth": COUNTS,
+    "batch_norm": st.booleans(),
+    "dropout": st.floats(0, 1, exclude_max=True),
+    "init": st.sampled_from(["he", "xavier", "default"]),
+    "epochs": COUNTS,
+    "batch_size": COUNTS,
+    "optimizer": st.sampled_from([*OPTIMIZERS]),
+    "lr": st.floats(0, 1e6),
+    "momentum": st.floats(0, 1, exclude_max=True),
+    "weight_decay": st.floats(0, 1e6),
+    "schedule": st.sampled_from(["constant", "cosine"]),
+    "seed": st.integers(0, 2**63 - 1),
+    "threads": st.integers(1, 1024),
+}
+SETTINGS = st.fixed_dictionaries({}, optional=CONFIGS)
+
+
+@given(SETTINGS)
+def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
+    run = RunConfig(**given_settings)
+    stream = io.StringIO()
+    write_yaml(run.settings, stream)
+    again = RunConfig(**parse_yaml(stream.getvalue()))
+    assert again == run
+    assert again.run_id == run.run_id
+    second = io.StringIO()
+    write_yaml(again.settings, second)
+    assert second.getvalue() == stream.getvalue()
+
+
+@given(SETTINGS, st.randoms(use_true_random=False))
+def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
+    given_settings: Any, shuffle: random.Random
+) -> None:
+    keys = list(given_settings)
+    shuffle.shuffle(keys)
+    shuffled = RunConfig(**{key: given_settings[key] for key in keys})
+    assert shuffled.run_id == RunConfig(**given_settings).run_id
+    assert RunConfig(**shuffled.settings).run_id == shuffled.run_id
+
+
+@given(SETTINGS, SETTINGS)
+def test_run_ids_are_equal_where_the_numbers_are(first: Any, second: Any) -> None:
+    one, other = RunConfig(**first), RunConfig(**second)
+    decisive = [{**run.settings, "data_dir": ""} for run in (one, other)]
+    assert (one.run_id == other.run_id) == (decisive[0] == decisive[1])
+
+
+def test_run_ids_do_not_depend_on_pythons_hash_seed() -> None:
+    draw = random.Random(0)  # noqa: S311
+    many = [
+        {"act": f"nsrelu({draw.random()!r})", "lr": draw.random(), "seed": draw.randrange(2**63)}
+        for _ in range(50)
+    ]
+    code = (
+        "import json, sys; from nsrelu_bench.config import RunConfig\n"
+        "print(json.dumps([RunConfig(**settings).run_id for settings in json.load(sys.stdin)]))"
+    )
+    for seed in ("1", "4294967295"):
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps(many),
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(answer.stdout) == [RunConfig(**settings).run_id for settings in many]
+
+
+AXES = {
+    "act": st.sampled_from(["relu", "nsrelu", "nsrelu(0.1)", "leaky_relu(0.5)"]),
+    "lr": st.sampled_from([0.1, 0.2, 1, 1.0]),
+    "width": st.integers(1, 3),
+    "batch_norm": st.booleans(),
+}
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={name: st.lists(values, min_size=1, max_size=4) for name, values in AXES.items()},
+    ),
+    st.none() | st.integers(1, 4) | st.lists(st.integers(0, 5), min_size=1, max_size=4),
+)
+def test_a_grid_is_every_combination_once_in_order(grid: Any, seeds: Any) -> None:
+    study = make_study({"grid": grid} | ({} if seeds is None else {"seeds": seeds}), "study")
+    drawn = [0] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else seeds
+    expected: list[RunConfig] = []
+    for *values, seed in itertools.product(*grid.values(), drawn):
+        run = RunConfig(**dict(zip(grid, values, strict=True)), seed=seed)
+        if run not in expected:
+            expected.append(run)
+    assert study.runs == expected
+    assert len({run.run_id for run in study.runs}) == len(study.runs)
+
+
+# What is on disk.
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True) | st.none()
+
+
+@given(st.lists(st.fixed_dictionaries({"train_loss": FLOATS, "test_accuracy": FLOATS}), max_size=5))
+@settings(max_examples=25)
+def test_metrics_written_read_back_the_same(rows: list[dict[str, float | None]]) -> None:
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "environment", lambda _: {})
+        folder = Path(place) / "run"
+        with RunWriter(folder, tiny()) as writer:
+            for number, row in enumerate(rows):
+                writer.append(Epoch({"epoch": number, "step": 0, **row}, [], {"epoch": number}))
+        with (folder / "metrics.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert bool(find_corruption(folder / "metrics.csv")) == (not rows)
+    assert [row["epoch"] for row in table] == [str(number) for number in range(len(rows))]
+    for read, row in zip(table, rows, strict=True):
+        for name, value in row.items():
+            known = value is not None and math.isfinite(value)
+            assert float(read[name]) == value if known else read[name] == ""
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
+
+
+@given(st.lists(TEXTS | st.sampled_from(["=1", "'=", "''@", "-a(", "+1", "\t", "NA"]), min_size=1))
+@settings(max_examples=60)
+def test_a_table_with_any_texts_survives_csv_and_back(texts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        rows = [
+            {"run_id": f"run{number}", "state": "completed", "act": "relu", "seed": number}
+            | {"data_dir": text, "lr": 0.1 + number / 3}
+            for number, text in enumerate(texts)
+        ]
+        table = pd.DataFrame(rows)
+        written = to_csv(table)
+        (Path(place) / "summary.csv").write_text(written, encoding="utf-8", newline="")
+        again = load_runs(Path(place))
+    assert [text if isinstance(text, str) else "" for text in again["data_dir"]] == texts
+    assert list(again["lr"]) == list(table["lr"])
+    cells = [cell for row in csv.reader(io.StringIO(written, newline="")) for cell in row]
+    assert not any(cell.startswith(("=", "@", "\t")) for cell in cells)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A done run of made-up numbers."""
+    config = tiny()
+    folder = tmp_path_factory.mktemp("whole") / "study" / config.run_id
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "run", fake_run)
+        patch.setattr(records, "environment", lambda _: {})
+        list(execute_run(config, folder))
+    return folder
+
+
+@given(data=st.data())
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_that_was_cut_or_changed_anywhere_is_read_or_told_and_never_wrong(
+    whole: Path, data: st.DataObject
+) -> None:
+    """Bytes lost, zeroed or added at any place of any file: the numbers are those, or none."""
+    name = data.draw(st.sampled_from(["status.json", "config.yaml", *COLUMNS][:5]))
+    if not (whole / name).exists():
+        return
+    content = (whole / name).read_bytes()
+    at = data.draw(st.integers(0, len(content)))
+    how = data.draw(st.sampled_from(["cut", "zeroed", "doubled", "noise"]))
+    noise = data.draw(st.binary(min_size=1, max_size=8))
+    changed = {
+        "cut": content[:at],
+        "zeroed": content[:at] + bytes(len(content) - at),
+        "doubled": content + content[at:],
+        "noise": content[:at] + noise + content[at:],
+    }[how]
+    expected = load(whole).runs.iloc[0]
+    path = whole / name
+    try:
+        path.write_bytes(changed)
+        found = load(whole.parent).runs.iloc[0]
+        status = read_status(whole)
+        assert isinstance(find_corruption(path), str)
+    finally:
+        path.write_bytes(content)
+    assert status is not None
+    if found["state"] == "completed":
+        assert found["train_loss"] == expected["train_loss"]
+        assert changed == content or name == "status.json"
+    else:
+        assert found["error"] or found["state"] in ("running", "interrupted", "diverged")
+        assert "train_loss" not in found or pd.isna(found["train_loss"])
+    if name.endswith(".csv") and changed != content:
+        assert status.state == "failed"
+        assert str(status.error).startswith(f"{name} is not as it was written")
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_no_file_of_settings_makes_more_than_lines_of_mistakes(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "s.yaml"
+        path.write_bytes(content)
+        try:
+            run_config(read_yaml(path))
+        except ValueError as error:  # a UsageError is one
+            lines = str(error).splitlines()
+            assert lines
+            assert all(len(line) < 2000 for line in lines)
+
+
+@given(st.text(max_size=40))
+def test_no_text_is_a_label_by_accident(text: str) -> None:
+    try:
+        label = labels.parse_activation(text)
+    except ValueError:
+        return
+    assert labels.parse_activation(str(label)) == label

@@ -1,0 +1,220 @@
+"""What others could have written into files and names does nothing.
+
+docs/reliability.md lists all cases; tests/test_published.py, test_checkpoint.py, test_ray.py,
+test_report.py and test_config.py hold others.
+"""
+
+import ast
+import io
+import os
+import pickle
+import re
+import shutil
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.command_line import ask
+from helpers.tiny_runs import make, tiny
+
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.data import downloads as published
+from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.plot.report import write_report
+from nsrelu_bench.records import checkpoint
+from nsrelu_bench.sweep.execution import execute_run
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "nsrelu_bench"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+# What the package may call, by file: everything else that runs what it reads is found here.
+ALLOWED = {
+    ("tools/verify.py", "pickle.loads"),  # of what it pickled a moment ago
+    ("data/formats.py", "pickle.loads"),  # CIFAR, after its md5
+    ("__init__.py", "importlib.import_module"),  # the package's own modules
+    ("models.py", "importlib.import_module"),  # the model that the user names
+    ("tools/doctor.py", "importlib.import_module"),  # the dependencies
+    ("sweep/executors/ray.py", "importlib.import_module"),  # Ray
+}
+RUNS_WHAT_IT_READS = re.compile(
+    r"(pickle|marshal|shelve|dill|joblib)\.\w*(load|loads|open|Unpickler)|importlib\.import_module"
+    r"|(builtins\.)?(eval|exec|compile|__import__)|os\.(system|popen)|(pd|pandas)\.read_pickle"
+    r"|(np|numpy)\.load|(torch)\.load|\w*\.(extractall|unpack_archive)|yaml\.(load|unsafe_load)"
+)
+
+
+def file_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), node) for node in found]
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    values = [word.value for word in call.keywords if word.arg == name]
+    return values[0].value if values and isinstance(values[0], ast.Constant) else None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=file_name)
+def test_nothing_runs_what_it_reads(path: Path) -> None:
+    for name, call in calls(path):
+        if name == "torch.load":
+            assert keyword(call, "weights_only") is True, f"{path.name}:{call.lineno}"
+        elif name == "np.load":
+            assert keyword(call, "allow_pickle") is False, f"{path.name}:{call.lineno}"
+        elif name == "YAML":
+            assert keyword(call, "typ") == "safe", f"{path.name}:{call.lineno}"
+        elif name.startswith("subprocess."):
+            assert keyword(call, "shell") is None, f"{path.name}:{call.lineno}"
+        elif RUNS_WHAT_IT_READS.fullmatch(name) and name != "yaml.load":
+            assert (file_name(path), name) in ALLOWED, f"{path.name}:{call.lineno} calls {name}"
+
+
+def test_the_list_of_what_is_allowed_has_nothing_that_is_not_there() -> None:
+    there = {(file_name(path), name) for path in SOURCES for name, _ in calls(path)}
+    assert there >= ALLOWED
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+    """It vouches for itself, so its hash stops nobody who can write it; weights_only does."""
+    packed = checkpoint.pack({"epoch": 1}, {"state": torch.zeros(2)})
+    about, _ = checkpoint.unpack(packed)
+    assert about == {"epoch": 1}
+    buffer = io.BytesIO()
+    torch.save({"state": Bomb(tmp_path / "pwned")}, buffer)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        checkpoint.load_state(buffer.getvalue())
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["archive", "unpacked"])
+def test_a_cifar_that_is_not_the_published_one_is_not_unpickled(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blocked(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(published, "_download", blocked)
+    bomb = pickle.dumps(Bomb(tmp_path / "pwned"))
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    if packed:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+            for name in names:
+                entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                entry.size = len(bomb)
+                archive.addfile(entry, io.BytesIO(bomb))
+    else:
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        for name in names:
+            (tmp_path / "cifar-10-batches-py" / name).write_bytes(bomb)
+    with pytest.raises(BenchError, match="cifar10") as error:
+        load_dataset(RunConfig(dataset="cifar10", data_dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_model_of_the_users_is_imported_only_to_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that somebody sends may name any module: reading them imports none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent.py").write_text("from pathlib import Path\nPath('pwned').mkdir()\n")
+    folder = make(Path("results/study"), act="relu")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("model: mlp", "model: sent:make"))
+    for arguments in (["compare"], ["list", "models"], ["plot", "--kind", "leak"]):
+        ask(*arguments)
+    assert RunConfig(model="sent:make").model == "sent:make"
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:run", "builtins:exec"])
+def test_a_model_that_is_no_model_is_one_line(name: str, tmp_path: Path) -> None:
+    *_, event = execute_run(RunConfig(model=name, dataset="digits"), tmp_path / "run")
+    assert event.status.state == "failed"
+    assert str(event.status.error).startswith("model: ")
+    assert "\n" not in str(event.status.error)
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_a_report_escapes_every_name(study: Path, tmp_path: Path) -> None:
+    """The study's folder, an error and a path could be anybody's."""
+    place = tmp_path / f"{SCRIPT}&quot;'\"".replace("/", "\u2215")
+    shutil.copytree(study, place)
+    broken = place / tiny(act="relu").run_id
+    (broken / "status.json").write_text(
+        f'{{"state": "failed", "error": "ValueError: {SCRIPT} <img src=x onerror=alert(2)>"}}'
+    )
+    (broken / "env.json").write_text(
+        f'{{"command": ["nsrelu-bench", "{SCRIPT}"], "platform": "{SCRIPT}", "{SCRIPT}": 1}}'
+    )
+    broken.rename(place / f"{broken.name}<b>")
+    page = write_report(place, out=tmp_path / "page.html", baseline="nsrelu(0.1)").read_text()
+    assert SCRIPT not in page
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;img src=x onerror=alert(2)&gt;" in page
+    assert not re.search(r"""(src|href|action)\s*=\s*["']?\s*(https?:|//|javascript:)""", page)
+
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "/escape", "a/../../escape", "..", "a\\b", "a\0b", "CON/x"]
+)
+def test_no_name_of_a_study_leads_out_of_the_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nsrelu_bench.config.study import make_study
+
+    with pytest.raises(UsageError, match="name: must be letters, digits"):
+        make_study({"name": name}, "runs")
+
+
+@pytest.mark.parametrize("name", ["folder:../../x", "folder:/etc", "folder:a b;rm -rf", "folder:é"])
+def test_a_run_id_is_one_plain_name_whatever_the_data_set_is(name: str) -> None:
+    run_id = RunConfig(dataset=name).run_id
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,140}", run_id)
+    assert ".." not in run_id.split("-")[0]
+
+
+BOUNDS = {
+    "torch": (2, 10),  # below, torch.load runs code even with weights_only
+    "ray": (2, 54),  # below, its dashboard runs the code of any page that the browser shows
+    "jinja2": (3, 1, 5),  # below, a template's format() leaves the sandbox
+}
+
+
+def test_every_dependency_has_a_lower_bound_above_its_known_holes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + [line for part in extras.values() for line in part]
+    bounds = {}
+    for line in wanted:
+        name, _, bound = re.split(r"[;\s]", line)[0].partition(">=")
+        bounds[re.sub(r"\[.*", "", name).lower()] = bound
+    run_time = {re.split(r"[>=<;\[ ]", line)[0].lower() for line in project["dependencies"]}
+    assert all(bounds[name] for name in run_time)
+    for name, least in BOUNDS.items():
+        if name != "ray" or name in bounds:
+            assert tuple(map(int, bounds[name].split(",")[0].split("."))) >= least, name

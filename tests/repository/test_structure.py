@@ -1,0 +1,68 @@
+"""The shape of the package: imports go one way and through the doors; light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "nsrelu_bench"
+
+#: A room may import from those before it, and from the files on the ground floor.
+ROOMS = (
+    *("config", "data", "activations", "models", "measures", "training", "records", "sweep"),
+    *("compare", "plot", "tools", "cli"),
+)
+GROUND = ("errors", "files", "text")
+
+#: Rooms whose modules are used one by one: each is a door of its own.
+OPEN = ("tools", "sweep.executors", "sweep.progress", "sweep.tensorboard")
+
+#: What importing a room must not load.
+LIGHT = {
+    "config": ("torch", "numpy", "pandas", "matplotlib"),
+    "records": ("torch", "pandas", "matplotlib"),
+    "sweep": ("torch", "pandas", "matplotlib"),
+    "compare": ("torch", "matplotlib"),
+    "plot": ("torch", "matplotlib.pyplot"),
+    "tools.doctor": ("torch", "numpy", "pandas", "matplotlib", "pydantic"),
+    "cli": ("torch", "numpy", "pandas", "matplotlib", "scipy"),
+}
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    """Every import of the package from itself: the module that imports, and what it imports."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nsrelu_bench."):
+                yield module.removesuffix(".__init__"), str(node.module).partition(".")[2]
+
+
+INSIDE = [(here, there) for here, there in imports() if here.split(".")[0] in ROOMS]
+
+
+def test_every_room_is_known() -> None:
+    there = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert there <= set(ROOMS)
+
+
+@pytest.mark.parametrize(("here", "there"), sorted(set(INSIDE)), ids=str)
+def test_imports_go_one_way(here: str, there: str) -> None:
+    room, other = here.split(".")[0], there.split(".")[0]
+    assert other in GROUND or ROOMS.index(other) <= ROOMS.index(room)
+
+
+@pytest.mark.parametrize(("here", "there"), sorted(set(INSIDE)), ids=str)
+def test_nothing_reaches_round_a_door(here: str, there: str) -> None:
+    room, other = here.split(".")[0], there.split(".")[0]
+    assert room == other or "." not in there or there.startswith(OPEN)
+
+
+@pytest.mark.parametrize(("room", "heavy"), LIGHT.items(), ids=LIGHT)
+def test_a_light_room_loads_nothing_heavy(room: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, nsrelu_bench.{room}; print(*{set(heavy)!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()

@@ -1,0 +1,322 @@
+"""What the repository says of its studies: configs read, and no number drifted from its data."""
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from nsrelu_bench.cli import app as cli
+from nsrelu_bench.compare.comparison import compare
+from nsrelu_bench.compare.grouping import format_setting
+from nsrelu_bench.compare.labels import fixed
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.config.study import read_study
+from nsrelu_bench.records.reader import CONFIG_COLUMNS, load_runs
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+READMES = sorted((ROOT / "findings").glob("*/README.md"))
+STUDIES = [path.parent.name for path in sorted((ROOT / "findings").glob("*/summary.csv"))]
+
+#: A table and the command that printed it.
+TABLES = [
+    (readme, command)
+    for readme in READMES
+    for command in re.findall(
+        r"^    nsrelu-bench (compare .*--format md)$", readme.read_text(), re.M
+    )
+]
+
+#: A row of the table of FINDINGS.md: its number, and the text of what was measured.
+ROWS = {
+    int(cells[1]): cells[5]
+    for line in (ROOT / "FINDINGS.md").read_text().splitlines()
+    if (cells := [cell.strip() for cell in line.split("|")])[1:2] and cells[1].isdigit()
+}
+
+#: Numbers that come from a study: a mean or a difference with its interval, or a count of runs.
+NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
+
+
+@cache
+def runs_of(study: str) -> pd.DataFrame:
+    return load_runs(ROOT / "findings" / study)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> None:
+    study = read_study(path)
+    assert study.name == path.stem
+    assert len(study.runs) > 1
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> None:
+    runs = runs_of(study)
+    told = {c for c in runs if runs[c].notna().any()}  # a summary of an older version lacks some
+    settings = [c for c in RunConfig.model_fields if c in told - {"data_dir"}]
+    asked = read_study(ROOT / "configs" / f"{study}.yaml").runs
+    assert sorted(map(tuple, runs[settings].map(format_setting).to_numpy())) == sorted(
+        tuple(format_setting(run.settings[c]) for c in settings) for run in asked
+    )
+    assert set(runs["state"]) <= {"completed", "diverged"}
+
+
+@pytest.mark.parametrize(("readme", "command"), TABLES, ids=lambda value: str(value)[-60:])
+def test_a_table_in_a_studys_readme_is_what_its_command_prints(
+    readme: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    answer = CliRunner().invoke(cli.app, shlex.split(command))
+    assert answer.exit_code == 0
+    tables = [block for block in answer.stdout.split("\n\n") if block.startswith("|")]
+    assert tables
+    for table in tables:
+        assert table.strip() in readme.read_text()
+
+
+@pytest.mark.parametrize("number", ROWS)
+def test_what_findings_says_was_measured_is_in_the_data(number: int) -> None:
+    assert NUMBER.findall(ROWS[number]) == [say(*cell) for cell in MEASURED.get(number, [])]
+
+
+def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> str:
+    """Derive a number of FINDINGS.md from a study's summary, in percent."""
+    conditions = where.split()
+    comparison = compare(
+        runs_of(study), CONFIG_COLUMNS, metrics=[metric], where=[*conditions, f"act={act}"], by=[]
+    )
+    (row,) = comparison.rows[comparison.rows["act"] == act].to_dict("records")
+    if kind.startswith("lost "):
+        return lost(act, float(kind.removeprefix("lost ")))
+    if kind == "diverged":
+        return f"{row['diverged']} of {row['runs']}"
+    if kind.startswith("below "):
+        return below(study, conditions, act, metric, float(kind.removeprefix("below ")))
+    value, end = ("diff", "diff_high") if kind == "diff" else ("mean", "high")
+    mean, half = 100 * row[value], 100 * (row[end] - row[value])
+    return f"{fixed(mean, 1, '+' * (kind == 'diff'))} ± {fixed(half, 1)}"
+
+
+def below(study: str, conditions: list[str], act: str, metric: str, percent: float) -> str:
+    """Count the runs that end with a metric below so many percent, and all."""
+    runs = runs_of(study)
+    for name, value in (condition.split("=") for condition in conditions):
+        runs = runs[runs[name].map(format_setting) == value]
+    values = 100 * runs.loc[runs["act"] == act, metric]
+    return f"{(values < percent).sum()} of {len(values)}"
+
+
+def test_what_whole_runs_cost_is_in_their_seconds() -> None:
+    runs = pd.read_csv(ROOT / "findings" / "cost" / "seconds.csv")
+    assert len(runs) == len(read_study(ROOT / "configs" / "cost.yaml").runs)
+    seconds = runs.assign(form=runs["act"] + ", " + runs["impl"]).pivot_table(
+        index=["model", "seed"], columns="form", values="train_s"
+    )
+    over = seconds.div(seconds.pop("relu, native"), axis=0)
+    readme = (ROOT / "findings" / "cost" / "README.md").read_text()
+    told = {}
+    for form, ratios in over.items():
+        mlp, cnn = (
+            f"{some.median():.2f} ({some.min():.2f} to {some.max():.2f})"
+            for some in (ratios[over.index.get_level_values("model") == m] for m in ("mlp", "cnn"))
+        )
+        assert f"| {form} | {mlp} | {cnn} |" in readme
+        told[str(form)] = [mlp, cnn]
+    forms = ["nsrelu(0.1), native", "nsrelu(0.1), detach", "leaky_relu(0.1), native"]
+    assert re.findall(r"\d\.\d\d \(.*?\)", ROWS[22]) == [
+        cell for form in [*forms, "relu/bsilu(1.67), native"] for cell in told[form]
+    ]
+
+
+def lost(act: str, points: float) -> str:
+    """Count the runs of plasticity that lost so many points of accuracy, and all."""
+    tasks = pd.read_csv(ROOT / "findings" / "plasticity" / "tasks.csv")
+    accuracy = tasks[tasks["act"] == act].pivot_table(
+        index="run_id", columns="task", values="test_accuracy"
+    )
+    change = 100 * (accuracy.iloc[:, -5:].mean(axis=1) - accuracy.iloc[:, :5].mean(axis=1))
+    return f"{(change < -points).sum()} of {len(change)}"
+
+
+def both_at_once(study: str, where: str) -> list[tuple[str, str, str, str, str]]:
+    """What a claim that NSReLU has both at once is told by: dead units, zeros, accuracy."""
+    acts = ("relu", "nsrelu(0.1)")
+    return [
+        *((study, where, act, "dead_fraction", "mean") for act in acts),
+        *((study, where, act, "zero_fraction", "mean") for act in acts),
+        (study, where, "nsrelu(0.1)", "test_accuracy", "diff"),
+        (study, where, "relu", "test_accuracy", "mean"),
+    ]
+
+
+#: Where the numbers of a row of FINDINGS.md come from, in order: study, conditions, activation,
+#: metric, and what of it.
+MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {
+    1: [
+        ("quickstart", "lr=0.01", "relu", "dead_fraction", "mean"),
+        ("quickstart", "lr=0.01", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("quickstart", "lr=0.01", "relu", "zero_fraction", "mean"),
+        ("quickstart", "lr=0.01", "nsrelu(0.1)", "zero_fraction", "mean"),
+        ("quickstart", "lr=0.01", "nsrelu(0.1)", "test_accuracy", "diff"),
+    ],
+    2: [
+        ("two_by_two", "lr=0.02", "nsrelu(0.1)", "dead_fraction", "diff"),
+        ("two_by_two", "lr=0.02", "relu", "dead_fraction", "mean"),
+        ("two_by_two", "lr=0.05", "nsrelu(0.1)", "dead_fraction", "diff"),
+        ("two_by_two", "lr=0.05", "relu", "dead_fraction", "mean"),
+    ],
+    3: [
+        ("both_mnist5k", "model=cnn", "relu", "dead_fraction", "mean"),
+        ("both_mnist5k", "model=cnn", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("both_mnist5k", "model=cnn", "relu", "zero_fraction", "mean"),
+        ("both_mnist5k", "model=cnn", "nsrelu(0.1)", "zero_fraction", "mean"),
+        ("both_mnist5k", "model=cnn", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("both_mnist5k", "model=cnn", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    4: [
+        ("two_by_two", "lr=0.1", "relu", "test_accuracy", "diverged"),
+        ("two_by_two", "lr=0.1", "leaky_relu(0.1)", "test_accuracy", "diverged"),
+        ("two_by_two", "lr=0.1", "nsrelu(0.1)", "test_accuracy", "diverged"),
+        ("two_by_two", "lr=0.1", "leaky_relu(0.1)/relu", "test_accuracy", "diverged"),
+    ],
+    5: [
+        ("leak_curve", "lr=0.02 depth=2", "nsrelu(0.333)", "test_accuracy", "diverged"),
+        ("leak_curve", "lr=0.02 depth=4", "nsrelu(0.333)", "test_accuracy", "diverged"),
+        ("leak_curve", "lr=0.02 depth=8", "nsrelu(0.333)", "test_accuracy", "diverged"),
+        ("leak_curve", "lr=0.02 depth=8", "nsrelu(0.2)", "test_accuracy", "diverged"),
+        ("leak_curve", "lr=0.02 depth=16", "nsrelu(0.2)", "test_accuracy", "diverged"),
+        ("leak_curve", "lr=0.02 depth=16", "relu", "test_accuracy", "diverged"),
+    ],
+    6: [
+        ("matched_lr", "optimizer=adam lr=0.001", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("matched_lr", "optimizer=adam lr=0.001", "leaky_relu(0.1)", "test_accuracy", "diff"),
+        ("matched_lr", "optimizer=adam lr=0.001", "relu", "dead_fraction", "mean"),
+        ("matched_lr", "optimizer=adam lr=0.001", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("matched_lr", "optimizer=sgd lr=0.03", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("matched_lr", "optimizer=sgd lr=0.03", "leaky_relu(0.1)", "test_accuracy", "diff"),
+        ("matched_lr", "optimizer=sgd lr=0.03", "relu", "dead_fraction", "mean"),
+        ("matched_lr", "optimizer=sgd lr=0.03", "nsrelu(0.1)", "dead_fraction", "mean"),
+    ],
+    7: [
+        ("plasticity", "", "relu", "test_accuracy", "lost 1"),
+        ("plasticity", "", "leaky_relu(0.1)", "test_accuracy", "lost 1"),
+        ("plasticity", "", "relu", "test_accuracy", "lost 5"),
+        ("plasticity", "", "leaky_relu(0.1)", "test_accuracy", "lost 5"),
+        ("plasticity", "", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    8: [
+        ("plasticity", "", "nsrelu(0.1)", "test_accuracy", "lost 5"),
+        ("plasticity", "", "nsrelu(0.1)", "test_accuracy", "mean"),
+        ("plasticity", "", "relu", "test_accuracy", "mean"),
+        ("plasticity", "", "nsrelu(0.1)", "dead_fraction", "mean"),
+        ("plasticity", "", "relu", "dead_fraction", "mean"),
+        ("plasticity", "", "nsrelu(0.1)", "test_accuracy", "diverged"),
+    ],
+    9: [
+        ("plasticity", "", "leaky_relu(0.1)/relu", "test_accuracy", "lost 5"),
+        ("plasticity", "", "leaky_relu(0.1)/relu", "test_accuracy", "diff"),
+    ],
+    10: [
+        ("deep_narrow", "epochs=6 init=he depth=20", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=rai depth=20", "relu", "dead_fraction", "mean"),
+        ("deep_narrow", "epochs=6 init=rai depth=50", "relu", "dead_fraction", "mean"),
+    ],
+    11: [
+        ("deep_narrow", "epochs=6 init=he depth=5", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=20", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=5", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=20", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=he depth=50", "nsrelu(0.3)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=6 init=rai depth=5", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=24 depth=20", "nsrelu(0.1)", "test_accuracy", "diff"),
+        ("deep_narrow", "epochs=24 depth=20", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    12: [
+        ("tiny_lr1", "model=examples.tiny_nets:pooled_mlp lr=1", "relu", "test_accuracy", "mean"),
+        (
+            "tiny_lr1",
+            "model=examples.tiny_nets:pooled_mlp lr=1",
+            "nsrelu(0.1)",
+            "test_accuracy",
+            "mean",
+        ),
+        (
+            "tiny_lr1",
+            "model=examples.tiny_nets:pooled_mlp lr=1",
+            "leaky_relu(0.1)",
+            "test_accuracy",
+            "mean",
+        ),
+        (
+            "tiny_lr1",
+            "model=examples.tiny_nets:pooled_mlp lr=1",
+            "nsrelu(0.1)",
+            "test_accuracy",
+            "diff",
+        ),
+    ],
+    13: [
+        ("tiny_lr1", "model=examples.tiny_nets:small_cnn", "relu", "test_accuracy", "mean"),
+        ("tiny_lr1", "model=examples.tiny_nets:small_cnn", "relu", "test_accuracy", "diverged"),
+        (
+            "tiny_lr1",
+            "model=examples.tiny_nets:small_cnn",
+            "leaky_relu(0.1)",
+            "test_accuracy",
+            "diverged",
+        ),
+        (
+            "tiny_lr1",
+            "model=examples.tiny_nets:small_cnn",
+            "nsrelu(0.1)",
+            "test_accuracy",
+            "diverged",
+        ),
+    ],
+    14: [
+        ("cifar10_cnn", "lr=0.01", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.01", "relu", "test_accuracy", "mean"),
+        ("cifar10_cnn", "lr=0.02", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.02", "relu", "test_accuracy", "mean"),
+        ("cifar10_cnn", "lr=0.04", "relu/bsilu(1.67)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.04", "relu", "test_accuracy", "mean"),
+        ("cifar10_cnn", "lr=0.02", "nsrelu(0.1)", "test_accuracy", "diff"),
+    ],
+    15: [
+        ("cifar10_cnn", "lr=0.02", "relu/helu(0.05)", "test_accuracy", "diff"),
+        ("cifar10_cnn", "lr=0.02", "relu/nelu(0.05)", "test_accuracy", "diff"),
+    ],
+    18: [
+        *both_at_once("both_mnist", "optimizer=adam lr=0.001"),
+        ("both_mnist", "optimizer=adam lr=0.001", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    19: [
+        *both_at_once("both_mnist", "optimizer=adam lr=0.01"),
+        ("both_mnist", "optimizer=adam lr=0.01", "leaky_relu(0.1)", "test_accuracy", "diff"),
+    ],
+    20: [
+        *both_at_once("both_mnist_cnn", "optimizer=sgd"),
+        *both_at_once("both_mnist_cnn", "optimizer=adam lr=0.001"),
+    ],
+    21: [
+        *both_at_once("both_mnist_cnn", "optimizer=adam lr=0.01"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "relu", "test_accuracy", "below 50"),
+        (
+            "both_mnist_cnn",
+            "optimizer=adam lr=0.01",
+            "leaky_relu(0.1)",
+            "test_accuracy",
+            "below 50",
+        ),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "test_accuracy", "below 50"),
+        ("both_mnist_cnn", "optimizer=adam lr=0.01", "leaky_relu(0.1)", "test_accuracy", "mean"),
+    ],
+}

@@ -1,0 +1,360 @@
+"""Real Ray on loopback: a head and a second node, and the study in a process of its own.
+
+Ray takes over signals, warnings and environment of a process, so that none is imported here.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.tiny_runs import DIVERGING, make, tiny
+
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.records.status import read_status
+from nsrelu_bench.sweep.execution import DEFAULT_POLICY
+from nsrelu_bench.sweep.executors import ray as ray_engine
+from nsrelu_bench.sweep.executors.ray import on_ray
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux"),
+    pytest.mark.xdist_group("ray"),  # one cluster at a time
+]
+
+#: How long to wait for what takes seconds on a quiet machine.
+PATIENCE_S = 120
+
+CLUSTER = """
+import json, sys
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+cluster = Cluster(True, head_node_args=node | {"include_dashboard": False}, shutdown_at_exit=False)
+print(json.dumps(cluster.address), flush=True)
+for line in sys.stdin:
+    added = cluster.add_node(**node)
+    print(added.all_processes[PROCESS_TYPE_RAYLET][0].process.pid, flush=True)
+cluster.shutdown()
+"""
+
+STUDY = """
+import json, signal, sys
+from functools import partial
+from pathlib import Path
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.sweep.executors.ray import on_ray
+from nsrelu_bench.sweep import Manner, run_all
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+order = json.loads(sys.argv[1])
+engine = partial(on_ray, **order["options"])
+runs = [RunConfig(**settings) for settings in order["runs"]]
+try:
+    # Without checkpoints a run that is made again begins at its first epoch.
+    policy = RunPolicy(checkpoint_after=1e6)
+    for event in run_all(runs, Path(order["study"]), policy=policy, engine=engine):
+        status = event.status
+        told = [event.config.run_id, status.state, status.epoch, status.error]
+        print(json.dumps(told), flush=True)
+except BenchError as error:
+    sys.exit(str(error))
+"""
+
+
+@contextmanager
+def session(script: str, *arguments: str, **settings: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run a script in a session of its own, and end all that is left of it afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | settings,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                process.stdin.close()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                for pid in left_of(process):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+    finally:
+        assert not left_of(process)
+
+
+def left_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes of a session that have not ended."""
+    listing = subprocess.run(["ps", "-eo", "pid=,sess=,stat="], capture_output=True, text=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [int(pid) for pid, sid, stat in rows if int(sid) == process.pid and stat[0] != "Z"]
+
+
+@pytest.fixture(scope="module")
+def settings() -> Iterator[dict[str, str]]:
+    """The environment of all processes of a cluster."""
+    # Not of pytest's: the path of a socket has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-") as scratch:
+        yield {
+            "HOME": scratch,
+            "RAY_TMPDIR": scratch,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "of-this-test-and-long-enough-to-be-one",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback
+        }
+
+
+@pytest.fixture(scope="module")
+def head(settings: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    with session(CLUSTER, **settings) as process:
+        process.address = json.loads(process.stdout.readline())
+        yield process
+
+
+def study_of(
+    study: Path, runs: list[dict[str, Any]], settings: dict[str, str], **options: Any
+) -> Any:
+    configs = [tiny(**run).settings for run in runs]
+    order = json.dumps({"study": str(study), "runs": configs, "options": options})
+    return session(STUDY, order, **settings)
+
+
+def finished(process: "subprocess.Popen[str]") -> tuple[int, list[Any], str]:
+    """Wait for a study to end: its exit code, its events, and what it says in the end."""
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, [json.loads(line) for line in output.splitlines()], errors
+
+
+def same_numbers(study: Path, expected: Path) -> bool:
+    names = ("config.yaml", "metrics.csv", "layers.csv", "quantiles.csv")
+    folder = study / expected.name
+    return all((folder / n).read_bytes() == (expected / n).read_bytes() for n in names)
+
+
+def test_runs_of_a_lost_node_are_made_again_with_the_same_bits(
+    head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
+) -> None:
+    # The first two last long enough to be under way when the node goes.
+    runs = [{"seed": seed, "epochs": epochs} for seed, epochs in enumerate((150, 150, 2, 2))]
+    head.stdin.write("add\n")
+    head.stdin.flush()
+    raylet = int(head.stdout.readline())
+    with study_of(tmp_path / "ray", runs, settings, address=head.address) as process:
+        events = []
+        under_way: set[str] = set()
+        while len(under_way) < 2:  # with a CPU a node: one on either
+            events.append(json.loads(process.stdout.readline()))
+            run_id, state, epoch, _ = events[-1]
+            if state != "running":
+                under_way.discard(run_id)
+            elif epoch is not None:
+                under_way.add(run_id)
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(raylet)], capture_output=True, text=True, check=True
+        )
+        for pid in [raylet, *map(int, children.stdout.split())]:
+            os.kill(pid, signal.SIGKILL)
+        code, rest, errors = finished(process)
+    assert (code, errors) == (0, "")
+    states = Counter(state for _, state, *_ in events + rest if state != "running")
+    assert states == {"completed": 4}
+    begun = Counter(run_id for run_id, _, epoch, _ in events + rest if epoch is None)
+    assert sorted(begun.values()) == [1, 1, 1, 2]
+    for run in runs:
+        assert same_numbers(tmp_path / "ray", make(tmp_path / "local", **run))
+    assert not list((tmp_path / "ray").glob(".ray-*"))
+
+
+def test_collected_runs_have_all_files_of_local_ones(
+    head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
+) -> None:
+    runs = [{"seed": 1}, {**DIVERGING}, {"dataset": "mnist", "data_dir": str(tmp_path / "none")}]
+    options = {"address": head.address, "collect": True}
+    with study_of(tmp_path / "ray", runs, settings, **options) as process:
+        code, events, errors = finished(process)
+    assert (code, errors) == (0, "")
+    ended = [(state, error) for _, state, _, error in events if state != "running"]
+    assert [state for state, _ in ended] == ["completed", "diverged", "failed"]
+    assert str(tmp_path / "none") in ended[2][1]
+    for run in runs[:2]:
+        expected = make(tmp_path / "local", **run)
+        folder = tmp_path / "ray" / expected.name
+        assert {p.name for p in folder.iterdir()} == {p.name for p in expected.iterdir()}
+        assert read_status(folder) == read_status(expected)
+        if run != DIVERGING:
+            assert same_numbers(tmp_path / "ray", expected)
+    failed = read_status(tmp_path / "ray" / tiny(**runs[2]).run_id)
+    assert failed is not None
+    assert (failed.state, failed.error) == ended[2]
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [("", "no authentication token was found"), ("wrong", "refuses this token")],
+    ids=["missing", "wrong"],
+)
+def test_without_the_clusters_token_one_line_says_so(
+    head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path, token: str, told: str
+) -> None:
+    theirs = settings | {"RAY_AUTH_TOKEN": token}
+    with study_of(tmp_path, [{}], theirs, address=head.address) as process:
+        code, events, errors = finished(process)
+    assert (code, events) == (1, [])
+    assert errors.startswith(f"--address: {head.address}")
+    assert told in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / tiny().run_id).exists()
+
+
+def test_a_run_that_no_node_has_room_for_is_refused(
+    head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
+) -> None:
+    run = {"threads": 64, "device": "cuda"}
+    options = {"address": head.address, "gpus": 0.25}
+    with study_of(tmp_path, [run], settings, **options) as process:
+        code, _, errors = finished(process)
+    assert code == 1
+    assert errors.startswith(f"{tiny(**run).run_id}: needs a node with 64 CPU and 0.25 GPU; ")
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for temporary files whose path leaves room for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_an_interrupted_study_with_a_ray_of_its_own_leaves_no_process_and_no_file(
+    settings: dict[str, str], tmp_path: Path, short_folder: Path
+) -> None:
+    own = {"HOME": settings["HOME"], "TMPDIR": str(short_folder)}
+    with study_of(tmp_path / "ray", [{"epochs": 5000}], own) as process:
+        while json.loads(process.stdout.readline())[2] is None:
+            pass
+        assert len(list(short_folder.glob("ray-*"))) == 1
+        os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do
+        code, _, errors = finished(process)
+        assert (code, errors) == (143, "")
+        assert left_of(process) == []
+    status = read_status(tmp_path / "ray" / tiny(epochs=5000).run_id)
+    assert status is not None
+    assert status.state == "interrupted"
+    assert list(short_folder.glob("ray-*")) == []
+    assert not (Path(settings["HOME"]) / ".ray").exists()  # its token is in no file
+
+
+def test_a_run_whose_process_is_lost_each_time_fails(tmp_path: Path) -> None:
+    class LostError(Exception):
+        pass
+
+    def lose(_: object) -> None:
+        raise LostError("gone")
+
+    errors = SimpleNamespace(RayError=LostError, RayTaskError=())
+    ray = SimpleNamespace(exceptions=errors, get=lose)
+    cluster = ray_engine._Cluster(ray, None, tmp_path, None, DEFAULT_POLICY, None)
+    folder = tmp_path / tiny().run_id
+    for attempt in range(1, ray_engine.ATTEMPTS + 1):
+        lock = ray_engine._claim(folder, DEFAULT_POLICY)
+        event = cluster.receive(ray_engine._Job(tiny(), attempt, iter([1]), lock))
+        assert (event is None) == (attempt < ray_engine.ATTEMPTS)
+    assert event is not None
+    assert event.status == read_status(folder)
+    assert event.status.state == "failed"
+    assert event.status.error == "its process or its node was lost 4 times (LostError: gone)"
+
+
+def test_an_interrupted_run_that_was_to_be_collected_is_marked(tmp_path: Path) -> None:
+    cluster = ray_engine._Cluster(None, None, tmp_path, None, DEFAULT_POLICY, None)
+    folder = tmp_path / tiny().run_id
+    cluster.note_interrupted(
+        ray_engine._Job(tiny(), lock=ray_engine._claim(folder, DEFAULT_POLICY))
+    )
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "interrupted"
+
+
+def test_a_run_to_be_collected_is_left_to_the_process_that_has_it(tmp_path: Path) -> None:
+    cluster = ray_engine._Cluster(None, None, tmp_path, None, DEFAULT_POLICY, None)
+    lock = ray_engine._claim(tmp_path / tiny().run_id, DEFAULT_POLICY)
+    event = cluster.begin(ray_engine._Job(tiny()))
+    assert event is not None
+    assert event.elsewhere
+    lock.release()
+    done = make(tmp_path)
+    event = cluster.begin(ray_engine._Job(tiny()))
+    assert event is not None
+    assert (event.kept, event.status) == (True, read_status(done))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"run_id": "other"}, "has another version of nsrelu-bench"),
+        ({"marker": Path("/nowhere/.ray-1")}, "does not see /nowhere: share that folder"),
+    ],
+    ids=["version", "folder"],
+)
+def test_a_node_that_would_lose_or_change_the_results_is_refused(
+    change: dict[str, Any], told: str
+) -> None:
+    config = tiny()
+    usual = {"config": config, "run_id": config.run_id, "study": Path("/nowhere"), "marker": None}
+    others = {"policy": DEFAULT_POLICY, "working_dir": Path.cwd(), "command": []}
+    order = ray_engine._Order(**(usual | others | change))
+    with pytest.raises(BenchError, match=told):
+        next(ray_engine._make(order))
+
+
+def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BenchError) as told:
+        next(on_ray([tiny()], tmp_path))
+    assert str(told.value) == (
+        "engine ray needs ray, which is not installed; pip install 'nsrelu-bench[ray]'"
+    )
+
+
+def test_an_address_that_nothing_answers_at_is_told_at_once(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(BenchError, match=f"no Ray cluster answers at {address}"):
+            next(on_ray([tiny()], tmp_path, address=address))
+
+
+@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:", "head:65536", "auto"])
+def test_an_address_is_host_and_port(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=r"--address: must be host:port of the head node, got "):
+        next(on_ray([tiny()], tmp_path, address=address))
+
+
+@pytest.mark.parametrize("gpus", [0.0, -1.0, 1.5, float("nan")])
+def test_a_run_takes_at_most_one_gpu(tmp_path: Path, gpus: float) -> None:
+    with pytest.raises(UsageError, match="--gpus-per-run: must be above 0 and at most 1, got"):
+        next(on_ray([tiny()], tmp_path, gpus=gpus))
+
+
+def test_runs_on_cuda_take_a_gpu_and_others_none(tmp_path: Path) -> None:
+    cluster = partial(ray_engine._Cluster, None, None, tmp_path, None, DEFAULT_POLICY)
+    assert cluster(None).needs(tiny(device="cuda", threads=2)) == {"CPU": 2.0, "GPU": 1.0}
+    assert cluster(0.25).needs(tiny(device="cuda")) == {"CPU": 1.0, "GPU": 0.25}
+    assert cluster(0.25).needs(tiny()) == {"CPU": 1.0}

@@ -1,0 +1,94 @@
+"""Event files hold what the CSV files hold, and change nothing about a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.tiny_runs import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.records.status import read_status
+from nsrelu_bench.sweep import tensorboard
+from nsrelu_bench.sweep.execution import RunPolicy
+from nsrelu_bench.sweep.scheduler import run_all
+
+RUN = tiny(act="nsrelu(0.1)")
+DIVERGING = tiny(act="nsrelu(1)", lr=1e4, epochs=3)
+
+
+def follow(study: Path, *runs: RunConfig, workers: int = 1, fresh: bool = False) -> None:
+    list(
+        tensorboard.follow(
+            run_all(runs, study, workers=workers, policy=RunPolicy(fresh=fresh)), study
+        )
+    )
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    (file,) = folder.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: {point.step: point.value for point in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_event_files_hold_every_epoch_and_leave_the_csv_files_as_they_are(
+    tmp_path: Path, workers: int
+) -> None:
+    follow(tmp_path / "with", RUN, DIVERGING, workers=workers)
+    list(run_all([RUN, DIVERGING], tmp_path / "without"))
+    for run in (RUN, DIVERGING):
+        folder, plain = (tmp_path / name / run.run_id for name in ("with", "without"))
+        for name in ("config.yaml", "metrics.csv", "layers.csv"):
+            assert (folder / name).read_bytes() == (plain / name).read_bytes()
+        status = read_status(folder)
+        assert status is not None
+        assert status.done
+        found = scalars(folder)
+        metrics = pd.read_csv(folder / "metrics.csv", index_col="epoch")
+        for name in ("test_accuracy", "dead_units", "died_units"):
+            expected = metrics[name].dropna().to_dict()
+            assert found.get(name, {}) == pytest.approx(expected)
+        layers = pd.read_csv(folder / "layers.csv").query("layer == 'act2'").set_index("epoch")
+        zeros = layers["zero_fraction"].dropna().to_dict()
+        assert found.get("zero_fraction/act2", {}) == pytest.approx(zeros)
+
+
+def test_a_run_that_was_done_before_gets_a_file_once(tmp_path: Path) -> None:
+    list(run_all([RUN], tmp_path))
+    for fresh in (False, False, True):
+        follow(tmp_path, RUN, fresh=fresh)
+        assert set(scalars(tmp_path / RUN.run_id)["step"]) == {0, 1, 2}
+
+
+def test_the_file_ends_with_the_run_that_is_broken_off(tmp_path: Path) -> None:
+    events = tensorboard.follow(run_all([RUN], tmp_path), tmp_path)
+    next(events)
+    next(events)
+    events.close()
+    assert set(scalars(tmp_path / RUN.run_id)["test_accuracy"]) == {0}
+    status = read_status(tmp_path / RUN.run_id)
+    assert status is not None
+    assert status.state == "interrupted"
+
+
+def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['tensorboard'] = None\n"
+        "sys.argv = ['nsrelu-bench', 'train', '--tensorboard']\n"
+        "from nsrelu_bench.cli import main; main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        "nsrelu-bench: --tensorboard: needs TensorBoard; pip install 'nsrelu-bench[tensorboard]'\n"
+    )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,260 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nsrelu_bench.activations.functional import IMPLS, nsrelu_
+from nsrelu_bench.activations.modules import NSReLU
+from nsrelu_bench.tools import verify as check
+from nsrelu_bench.tools.verify import CASES, DOCUMENTED, IN_PLACE, Check, format_checks, run_checks
+
+NATIVE = IMPLS["native"]
+
+
+@pytest.fixture(scope="module")
+def checks():
+    # Tracing alone: the compiler would take 20 s, and has a test of its own.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "_compile_backend", lambda: ("aot_eager", "traced"))
+        return run_checks()
+
+
+def outcomes(name, function, monkeypatch, cases):
+    """The outcome of each case for a function that stands as `name` among the implementations."""
+    monkeypatch.setattr(check, "_compile_backend", lambda: ("aot_eager", ""))
+    monkeypatch.setattr(check, "CASES", {case: CASES[case] for case in cases})
+    for other in IMPLS.keys() - {name}:
+        monkeypatch.delitem(IMPLS, other)
+    monkeypatch.setitem(IMPLS, "native", function)  # which the row in place looks up
+    monkeypatch.setitem(IMPLS, name, function)
+    return {check.case: check for check in run_checks() if check.impl == name}
+
+
+def test_every_implementation_is_checked_in_every_case(checks):
+    expected = [(impl, case) for impl in (*IMPLS, IN_PLACE) for case in CASES]
+    assert [(check.impl, check.case) for check in checks] == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("impl", [*IMPLS, IN_PLACE])
+def test_every_implementation_agrees_or_is_documented_not_to(checks, impl, case):
+    (result,) = [check for check in checks if (check.impl, check.case) == (impl, case)]
+    expected = "documented" if (impl, case) in DOCUMENTED else "agrees"
+    assert (result.outcome, result.detail != "") == (
+        expected,
+        expected == "documented" or case == "torch.compile",
+    ), result.detail
+
+
+def test_the_compiler_can_be_left_out():
+    cases = {check.case for check in run_checks(compiled=False)}
+    assert cases == CASES.keys() - {"torch.compile"}
+
+
+# Wrong implementations, each with the cases that must find it out.
+
+
+class SlopeFunction(Function):
+    """ReLU with a gradient of one's own."""
+
+    @staticmethod
+    def forward(ctx, x, leak, slope):
+        ctx.save_for_backward(x)
+        ctx.leak, ctx.slope = leak, slope
+        return F.relu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        precision = torch.float64 if x.dtype == torch.float64 else torch.float32
+        slope = ctx.slope(x, ctx.leak).to(precision)
+        return (grad.to(precision) * slope).to(x.dtype), None, None
+
+
+def choose(condition, one, other):
+    return torch.where(condition, torch.tensor(one, dtype=torch.float64), other)
+
+
+def with_slope(slope):
+    return lambda x, leak: SlopeFunction.apply(x, leak, slope)
+
+
+def detach_in_the_other_order(x, leak):
+    b = F.leaky_relu(x, leak)
+    return F.relu(x).detach() + b - b.detach()
+
+
+def shortcut_by_requires_grad(x, leak):
+    return NATIVE(x, leak) if x.requires_grad else F.relu(x)
+
+
+def changes_its_input(x, leak):
+    y = NATIVE(x, leak)
+    x.data.relu_()
+    return y
+
+
+def values_by_way_of_a_list(x, leak):
+    y = F.leaky_relu(x, leak)
+    y.detach().copy_(torch.tensor(x.relu().tolist(), dtype=x.dtype))
+    return y
+
+
+def overwrites_by_data(x, leak):
+    y = F.leaky_relu_(x.clone(), leak)
+    y.data.relu_()
+    return y
+
+
+WRONG = {
+    "slope 1 at 0": (
+        with_slope(lambda x, leak: choose(x < 0, leak, 1)),
+        {"0", "-0.0"},
+        {"values", "gradients", "infinities"},
+    ),
+    "wrong sign": (
+        with_slope(lambda x, leak: choose(x > 0, 1, -leak)),
+        {"gradients", "0", "infinities", "float32"},
+        {"values", "empty"},
+    ),
+    "gradient of relu": (
+        lambda x, _: F.relu(x),
+        {"gradients", "0", "double backward", "torch.func.vmap", "torch.func.grad"}
+        | {"torch.func.jvp", "torch.compile", "copy and pickle", "autocast", "non-contiguous"},
+        {"values", "no gradient needed", "saved memory"},
+    ),
+    "values of leaky relu": (
+        F.leaky_relu,
+        {"values", "gradients", "no gradient needed", "inference mode", "torch.compile"},
+        {"0", "empty"},
+    ),
+    "float32 inside": (
+        lambda x, leak: NATIVE(x.float(), leak),
+        {"float16", "bfloat16", "float64", "autocast"},
+        {"torch.func.vmap", "values"},
+    ),
+    "the other order of the detach trick": (
+        detach_in_the_other_order,
+        {"float16", "bfloat16", "float32", "float64", "infinities"},
+        {"values", "gradients"},
+    ),
+    "the gradient at the wrong rounding": (
+        with_slope(lambda x, leak: choose(x > 0, 1, round(leak, 1))),
+        {"gradients"},
+        {"values"},
+    ),
+    "flushed subnormals": (
+        lambda x, _: F.relu(torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0 * x, x)),
+        {"subnormals"},
+        {"values"},
+    ),
+    "nan made zero": (lambda x, _: F.relu(x).nan_to_num(0.0), {"NaN"}, {"values"}),
+    "no double backward": (
+        with_slope(lambda x, leak: choose(x > 0, 1, leak)),
+        {"double backward", "torch.func.vmap", "torch.func.jvp"},
+        {"values", "0"},
+    ),
+    "another memory format": (
+        lambda x, leak: nsrelu_(x.contiguous().clone(), leak),
+        {"channels_last"},
+        {"values", "gradients"},
+    ),
+    "a shortcut by requires_grad": (
+        shortcut_by_requires_grad,
+        {"torch.func.grad", "torch.func.jvp"},
+        {"values", "gradients", "torch.func.vmap", "no gradient needed"},
+    ),
+    "a changed input": (changes_its_input, {"gradients"}, {"values"}),
+    "values by way of a list": (
+        values_by_way_of_a_list,
+        {"torch.func.vmap", "torch.compile"},
+        {"values", "gradients"},
+    ),
+    "a kept pre-activation": (
+        NATIVE,
+        {"saved memory"},
+        {"values", "gradients", "infinities"},
+    ),
+    "values hidden from functional transforms": (
+        overwrites_by_data,
+        {"torch.func.grad", "torch.func.vmap"},
+        {"values", "gradients", "saved memory"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "found", "missed"), WRONG.values(), ids=WRONG)
+def test_a_wrong_implementation_is_found_out(function, found, missed, monkeypatch):
+    results = outcomes("wrong", function, monkeypatch, found | missed)
+    assert {case for case, check in results.items() if check.outcome == "disagrees"} == found
+    for case in found:
+        assert results[case].detail
+        assert "\n" not in results[case].detail
+
+
+def only_case(case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "CASES", {case: CASES[case]})
+        return {check.impl: check for check in run_checks()}
+
+
+def test_integers_taken_in_silence_are_found_out(monkeypatch):
+    for module in ("functional", "modules"):
+        monkeypatch.setattr(f"nsrelu_bench.activations.{module}.check_dtype", lambda _: None)
+    results = only_case("integer input")
+    assert {result.outcome for result in results.values()} == {"disagrees"}
+
+
+def test_a_setting_lost_on_the_way_is_found_out(monkeypatch):
+    monkeypatch.setattr(NSReLU, "__reduce__", lambda _: (NSReLU, ()))
+    results = only_case("copy and pickle")
+    assert {result.outcome for result in results.values()} == {"disagrees"}
+
+
+@pytest.mark.parametrize(("impl", "case"), DOCUMENTED)
+def test_what_is_documented_and_does_not_happen_is_found_out(impl, case, monkeypatch):
+    # One that agrees in the case lacks the documented behaviour.
+    agreeing = next(name for name in ("function", "native") if (name, case) not in DOCUMENTED)
+    (result,) = outcomes(impl, IMPLS[agreeing], monkeypatch, {case}).values()
+    assert result.outcome == "disagrees"
+
+
+def test_the_compiler_itself_agrees(monkeypatch):
+    # With inductor, where there is a C++ compiler; on one form, for the sake of time.
+    for impl in IMPLS.keys() - {"native"}:
+        monkeypatch.delitem(IMPLS, impl)
+    for result in only_case("torch.compile").values():
+        assert result.outcome == "agrees", result.detail
+        assert result.detail.startswith("backend ")
+
+
+def test_the_table_shows_every_outcome_and_counts():
+    checks = [
+        Check("native", "values", "agrees"),
+        Check("native", "torch.compile", "agrees", "backend inductor"),
+        Check("detach", "values", "documented", "NaN"),
+        Check("function", "values", "disagrees", "value 1 at x = 0"),
+        Check("function", "torch.compile", "agrees", "backend inductor"),
+    ]
+    assert format_checks(checks).splitlines() == [
+        "case           native  detach      function",
+        "values         agrees  documented  DISAGREES",
+        "torch.compile  agrees  -           agrees",
+        "",
+        "torch.compile, native, function: agrees: backend inductor",
+        "values, detach: documented: NaN",
+        "values, function: DISAGREES: value 1 at x = 0",
+        "",
+        "5 checks: 3 agree, 1 documented, 1 disagree",
+    ]
+
+
+def test_a_table_without_remarks_has_no_gap():
+    assert format_checks([Check("native", "values", "agrees")]).splitlines() == [
+        "case    native",
+        "values  agrees",
+        "",
+        "1 checks: 1 agree, 0 documented, 0 disagree",
+    ]

@@ -1,0 +1,471 @@
+import csv
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_runs import stop_after, tiny
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from nsrelu_bench.cli.app import app
+from nsrelu_bench.config.run import RunConfig, run_config
+from nsrelu_bench.errors import UsageError
+from nsrelu_bench.models import build_model
+from nsrelu_bench.records.status import read_status
+from nsrelu_bench.records.writer import RunWriter
+from nsrelu_bench.sweep.execution import Event, RunPolicy, group_into_jobs
+from nsrelu_bench.sweep.executors.ray import on_ray
+from nsrelu_bench.sweep.scheduler import run_all
+from nsrelu_bench.training import loop as train
+from nsrelu_bench.training.ensemble import Alone, Stack
+
+SEEDS = range(3)
+
+
+def stacked(**settings: Any) -> list[RunConfig]:
+    return [tiny(stack=True, seed=seed, **settings) for seed in SEEDS]
+
+
+def rows(study: Path, config: RunConfig, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (study / config.run_id / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def made(study: Path, runs: list[RunConfig], **settings: Any) -> dict[str, Event]:
+    """Make runs; returns the last event of each, by run id."""
+    return {event.config.run_id: event for event in run_all(runs, study, **settings)}
+
+
+def states(events: dict[str, Event]) -> list[str]:
+    return [event.status.state for event in events.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mlp", {}),
+        ("mlp", {"batch_norm": True, "act": "relu/bsilu"}),
+        ("cnn", {}),
+        ("cnn", {"batch_norm": True}),
+        ("vgg11", {"batch_norm": True}),
+        ("resnet18", {}),
+        ("resnet18", {"batch_norm": True, "impl": "function"}),
+        ("deep_narrow", {"impl": "detach", "act": "nsrelu(0.3)"}),
+        ("mlp", {"impl": "mismatch"}),
+        ("mlp", {"act": "leaky_relu(0.1)"}),
+    ],
+)
+def test_stacked_networks_have_the_losses_gradients_and_statistics_of_each_alone(
+    name: str, settings: dict[str, Any]
+) -> None:
+    def networks() -> list[nn.Module]:
+        made = []
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            config = RunConfig(model=name, **({"width": 4} | settings))
+            made.append(build_model(config, (1, 16, 16), 10).double())
+        return made
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(len(SEEDS), 8, 1, 16, 16, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (len(SEEDS), 8), generator=generator)
+    stack = Stack(networks())
+    losses = stack.loss(inputs, labels, "fp32")
+    torch.autograd.backward(losses.sum())
+    gradients = [weights.grad for weights in stack.parameters()]
+    for number, network in enumerate(networks()):
+        alone = Alone(network)
+        loss = alone.loss(inputs[number], labels[number], "fp32")
+        torch.autograd.backward(loss)
+        torch.testing.assert_close(losses[number], loss)
+        assert any(bool(weights.grad.any()) for weights in alone.parameters())
+        for of_all, weights in zip(gradients, alone.parameters(), strict=True):
+            torch.testing.assert_close(of_all[number], weights.grad)
+        for (key, ours), theirs in zip(
+            stack.network(number).state_dict().items(), network.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, msg=key)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "augment": "crop+flip"},
+        {"schedule": "cosine", "momentum": 0.0, "weight_decay": 0.01},
+        {"tasks": 2, "epochs": 1, "probe_every": 20, "optimizer": "adamw"},
+        {"model": "cnn", "train_size": 200, "batch_size": 32, "epochs": 1},
+        {"batch_norm": True, "precision": "bf16", "epochs": 1},
+    ],
+    ids=str,
+)
+def test_each_seed_of_a_stack_has_the_numbers_and_files_of_a_run_by_itself(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    runs = stacked(**settings)
+    assert states(made(tmp_path / "stacked", runs)) == ["completed"] * 3
+    for config in runs:
+        by_itself = config.model_copy(update={"stack": False})
+        made(tmp_path / "alone", [by_itself])
+        names = {path.name for path in (tmp_path / "stacked" / config.run_id).iterdir()}
+        assert names == {path.name for path in (tmp_path / "alone" / by_itself.run_id).iterdir()}
+        for name in sorted(names & {"metrics.csv", "layers.csv", "steps.csv", "quantiles.csv"}):
+            ours = rows(tmp_path / "stacked", config, name)
+            theirs = rows(tmp_path / "alone", by_itself, name)
+            assert len(ours) == len(theirs) > 1
+            for row, expected in zip(ours, theirs, strict=True):
+                assert row.keys() == expected.keys()
+                for column, value in row.items():
+                    if column == "layer" or not value:
+                        assert value == expected[column]
+                    else:
+                        exact = 1e-4 if config.precision == "fp32" else 0.1
+                        close = pytest.approx(float(expected[column]), rel=exact, abs=exact)
+                        assert float(value) == close, column
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18"])
+def test_a_step_of_a_stack_asks_the_device_for_no_value(name: str) -> None:
+    # Tensors on `meta` have none: what asks for one, and would make a GPU wait, fails there.
+    config = RunConfig(model=name, width=4, batch_norm=True)
+    networks = [build_model(config, (1, 16, 16), 10).to("meta") for _ in SEEDS]
+    inputs = torch.empty(len(SEEDS), 8, 1, 16, 16, device="meta")
+    stack = Stack(networks)
+    losses = stack.loss(inputs, torch.empty(len(SEEDS), 8, device="meta").long(), "fp32")
+    torch.autograd.backward(losses.sum())
+    assert losses.shape == (len(SEEDS),)
+    assert all(p.grad is not None and p.grad.is_meta for p in stack.parameters())
+
+
+def test_the_seeds_of_a_stack_differ_and_have_ids_of_their_own() -> None:
+    first, second, _ = stacked()
+    assert first.run_id != second.run_id
+    assert first.run_id != first.model_copy(update={"stack": False}).run_id
+    epochs = [list(train.run(config))[-1].metrics["train_loss"] for config in (first, second)]
+    assert epochs[0] != epochs[1]
+
+
+def test_ids_are_those_from_before_there_were_stacks() -> None:
+    assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
+
+
+def test_a_stack_is_one_job_of_one_process_and_gives_the_same_bits_there(tmp_path: Path) -> None:
+    runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
+    assert states(made(tmp_path / "0", runs)) == ["completed"] * 6
+    assert states(made(tmp_path / "2", runs, workers=2)) == ["completed"] * 6
+    for config in runs:
+        assert rows(tmp_path / "0", config) == rows(tmp_path / "2", config)
+
+
+def test_a_seed_that_diverges_leaves_the_others_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = stacked(probe_every=10, epochs=3)
+    made(tmp_path / "well", runs)
+    build = build_model
+
+    def broken(config: RunConfig, *rest: Any) -> nn.Module:
+        network = build(config, *rest)
+        if config.seed == 1:
+            with torch.no_grad():
+                next(network.parameters()).mul_(1e38)
+        return network
+
+    monkeypatch.setattr(train, "build_model", broken)
+    events = made(tmp_path / "broken", runs)
+    assert states(events) == ["completed", "diverged", "completed"]
+    diverged = read_status(tmp_path / "broken" / runs[1].run_id)
+    assert diverged is not None
+    assert diverged.diverged_epoch == 0
+    assert len(rows(tmp_path / "broken", runs[1])) == 1
+    for config in (runs[0], runs[2]):
+        assert rows(tmp_path / "broken", config) == rows(tmp_path / "well", config)
+
+
+def test_the_others_end_each_epoch_before_the_next_also_when_a_seed_has_diverged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+    step = train._train_step
+    monkeypatch.setattr(train, "_train_step", lambda *given: (steps.append(1), step(*given))[1])
+    build = build_model
+
+    def broken(config: RunConfig, *rest: Any) -> nn.Module:
+        network = build(config, *rest)
+        if config.seed == 1:
+            with torch.no_grad():
+                next(network.parameters()).fill_(float("nan"))
+        return network
+
+    monkeypatch.setattr(train, "build_model", broken)
+    together = train.Together()
+    following = [together.run(config) for config in stacked(epochs=3)]
+    taken = []
+    for _ in range(4):
+        for number, epochs in enumerate(following):
+            epoch = next(epochs, None)
+            taken.append((number, epoch and epoch.metrics["epoch"], len(steps)))
+    size = len(steps) // 3
+    assert [(n, e, s) for n, e, s in taken if n != 1] == [
+        (number, epoch, size * epoch) for epoch in range(4) for number in (0, 2)
+    ]
+    assert [epoch for number, epoch, _ in taken if number == 1] == [0, None, None, None]
+
+
+def test_the_time_of_a_stack_is_shared_out_among_its_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = train._train_step
+
+    def slow(*given: Any) -> Tensor:
+        time.sleep(0.03)
+        return step(*given)
+
+    monkeypatch.setattr(train, "_train_step", slow)
+    together = train.Together()
+    following = [together.run(config) for config in stacked(train_size=64, epochs=1)]
+    began = time.perf_counter()
+    shares = [[epoch.timing["train_s"] for epoch in epochs][1] for epochs in zip_rounds(following)]
+    assert len(set(shares)) == 1
+    assert 0.03 <= sum(shares) <= time.perf_counter() - began
+
+
+def zip_rounds(following: list[Iterator[train.Epoch]]) -> list[list[train.Epoch]]:
+    """Take the epochs of all in turn."""
+    return [list(epochs) for epochs in zip(*zip(*following, strict=True), strict=True)]
+
+
+def test_all_seeds_may_diverge(tmp_path: Path) -> None:
+    runs = stacked(act="nsrelu(1)", lr=1e4, epochs=5)
+    assert states(made(tmp_path, runs)) == ["diverged"] * 3
+    assert all(len(rows(tmp_path, config)) < 6 for config in runs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_stack_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(
+    tmp_path: Path, optimizer: str
+) -> None:
+    settings = {"model": "cnn", "batch_norm": True, "train_size": 200, "probe_every": 2}
+    runs = stacked(optimizer=optimizer, epochs=3, **settings)
+    made(tmp_path / "whole", runs)
+    stopped = run_all(runs, tmp_path / "stopped", policy=RunPolicy(checkpoint_after=0))
+    for event in stopped:
+        if event.status.epoch == 2:
+            break
+    stopped.close()
+    found = [read_status(tmp_path / "stopped" / config.run_id) for config in runs]
+    assert [status and status.state for status in found] == ["interrupted"] * 3
+    for config in runs:
+        assert (tmp_path / "stopped" / config.run_id / "checkpoint.pt").exists()
+    assert states(made(tmp_path / "stopped", runs)) == ["completed"] * 3
+    for config in runs:
+        for name in ("metrics.csv", "layers.csv", "steps.csv"):
+            assert rows(tmp_path / "stopped", config, name) == rows(
+                tmp_path / "whole", config, name
+            )
+
+
+def test_seeds_that_were_stopped_at_other_epochs_go_on_each_from_its_own(tmp_path: Path) -> None:
+    runs = stacked(epochs=3)
+    for config, last in zip(runs, (0, 1, 1), strict=True):
+        stop_after(last, config, tmp_path / config.run_id)
+    events = list(run_all(runs, tmp_path))
+    began = {e.config.seed: e.status.epoch for e in reversed(events) if e.status.epoch is not None}
+    assert began == {0: 0, 1: 1, 2: 1}
+    assert states({event.config.run_id: event for event in events}) == ["completed"] * 3
+    for config in runs:
+        assert [row["epoch"] for row in rows(tmp_path, config)] == ["0", "1", "2", "3"]
+
+
+def test_seeds_that_are_done_are_kept_and_the_others_stacked_without_them(tmp_path: Path) -> None:
+    runs = stacked()
+    made(tmp_path, runs[:1])
+    events = made(tmp_path, runs)
+    assert [event.kept for event in events.values()] == [True, False, False]
+
+
+def test_a_seed_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    runs = stacked()
+    events = []
+    with RunWriter(tmp_path / runs[1].run_id, runs[1]):
+        following = run_all(runs, tmp_path)
+        for event in following:
+            events.append(event)
+            if [e.status.state for e in events].count("completed") == 2:
+                break
+        assert [e.config.seed for e in events if e.elsewhere] == [1]
+    events += following
+    assert states({event.config.run_id: event for event in events}) == ["completed"] * 3
+
+
+def test_what_ends_the_training_ends_all_its_seeds_with_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise MemoryError("no room for this")
+
+    monkeypatch.setattr(train, "_train_step", broken)
+    events = made(tmp_path, stacked())
+    assert states(events) == ["failed"] * 3
+    assert {e.status.error for e in events.values()} == {"MemoryError: no room for this"}
+    assert all("Traceback" in str(event.traceback) for event in events.values())
+
+
+def test_a_seed_that_can_not_be_written_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunWriter.append
+
+    def full(writer: RunWriter, epoch: train.Epoch) -> None:
+        if writer.config.seed == 1 and epoch.metrics["epoch"] == 1:
+            raise OSError(28, "No space left on device")
+        append(writer, epoch)
+
+    monkeypatch.setattr(RunWriter, "append", full)
+    assert states(made(tmp_path, stacked())) == ["completed", "failed", "completed"]
+
+
+def test_a_worker_that_is_killed_fails_all_seeds_of_its_stack(tmp_path: Path) -> None:
+    runs = stacked(epochs=2000)
+    events: dict[str, Event] = {}
+    killed = False
+    for event in run_all(runs, tmp_path, workers=1):
+        events[event.config.run_id] = event
+        if event.status.epoch and not killed:
+            killed = True
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            for child in children:
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+    assert states(events) == ["failed"] * 3
+    for config in runs:
+        status = read_status(tmp_path / config.run_id)
+        assert status is not None
+        assert status.error == "its process ended with exit code -9"
+
+
+def test_closing_a_study_interrupts_all_seeds_of_a_stack(tmp_path: Path) -> None:
+    runs = stacked(epochs=2000)
+    events = run_all(runs, tmp_path, workers=1)
+    for event in events:
+        if event.status.epoch:
+            break
+    events.close()
+    for config in runs:
+        status = read_status(tmp_path / config.run_id)
+        assert status is not None
+        assert status.state == "interrupted"
+
+
+def test_an_interrupt_in_the_middle_interrupts_all_seeds_of_a_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = stacked()
+
+    def interrupt(*_: object) -> Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train_step", interrupt)
+        with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps it
+            list(run_all(runs, tmp_path))
+    for config in runs:
+        status = read_status(tmp_path / config.run_id)
+        assert status is not None
+        assert status.state == "interrupted"
+    assert states(made(tmp_path, runs)) == ["completed"] * 3
+    assert kept.value is not None
+
+
+def test_a_stack_has_a_largest_size_and_shards_are_of_whole_stacks() -> None:
+    runs = [tiny(seed=seed, stack=True) for seed in range(100)] + [tiny(), tiny(seed=1)]
+    assert [len(job) for job in group_into_jobs(runs)] == [1, 1, 64, 36]
+    together = [run for job in group_into_jobs(runs) for run in job]
+    assert sorted(run.run_id for run in together) == sorted(run.run_id for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"act": "rrelu"}, "stack: works without random slopes only, got act: rrelu"),
+        ({"dropout": 0.2}, "stack: works without dropout only, got dropout: 0.2"),
+        ({"compile": True}, "stack: can't be compiled, got compile: true"),
+    ],
+)
+def test_what_can_not_be_stacked_is_refused(settings: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        run_config({"stack": True} | settings)
+    assert line in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_ray_refuses_a_stack(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="stack: Ray makes each run by itself"):
+        list(on_ray(stacked(), tmp_path))
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "noisy.py").write_text(
+        "import torch\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    def __init__(self, activation, pixels, classes):\n"
+        "        super().__init__()\n"
+        "        self.layers = torch.nn.Sequential(\n"
+        "            torch.nn.Flatten(), activation(), torch.nn.Linear(pixels, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.layers(x + torch.rand_like(x) if self.training else x)\n"
+        "def make(activation, shape, classes):\n"
+        "    return Noisy(activation, shape[0] * shape[1] * shape[2], classes)\n"
+        "class Masked(Noisy):\n"
+        "    def __init__(self, *given):\n"
+        "        super().__init__(*given)\n"
+        "        self.mask = torch.rand(given[1]) > 0.5\n"
+        "    def forward(self, x):\n"
+        "        return self.layers(x.flatten(1) * self.mask)\n"
+        "def masked(activation, shape, classes):\n"
+        "    return Masked(activation, shape[0] * shape[1] * shape[2], classes)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "noisy"
+    sys.modules.pop("noisy", None)
+
+
+@pytest.mark.parametrize(
+    ("factory", "line"),
+    [
+        ("make", "stack: this model can't be computed stacked (vmap: "),
+        ("masked", "stack: the networks differ in more than their parameters and buffers, "),
+    ],
+)
+def test_a_model_of_ones_own_that_can_not_be_stacked_is_told_in_one_line(
+    tmp_path: Path, own_model: str, factory: str, line: str
+) -> None:
+    name = f"{own_model}:{factory}"
+    runs = [RunConfig(dataset="digits", model=name, stack=True, seed=seed) for seed in SEEDS]
+    events = made(tmp_path / "study", runs)
+    assert states(events) == ["failed"] * 3
+    (error,) = {event.status.error for event in events.values()}
+    assert str(error).startswith(line)
+
+
+def test_train_and_sweep_stack_the_seeds(tmp_path: Path) -> None:
+    small = ["--dataset", "digits", "--width", "8", "--epochs", "1", "--seeds", "2", "--stack"]
+    shared = ["--results", str(tmp_path), "--quiet", "--workers", "1"]
+    ended = CliRunner().invoke(app, ["train", *small, *shared])
+    assert ended.exit_code == 0, ended.output
+    configs = sorted((tmp_path / "runs").glob("*/config.yaml"))
+    assert len(configs) == 2
+    assert all("stack: true" in config.read_text() for config in configs)
+
+    study = tmp_path / "runs.yaml"
+    study.write_text("dataset: digits\nwidth: 8\nepochs: 1\nseeds: 2\n")
+    ended = CliRunner().invoke(app, ["sweep", str(study), "--stack", "--dry-run", *shared])
+    assert ended.exit_code == 0, ended.output
+    assert ended.output.count("completed") >= 2
+    assert all(config.parent.name in ended.output for config in configs)

@@ -1,0 +1,326 @@
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY, tiny
+
+from nsrelu_bench import models
+from nsrelu_bench.config import activation_spec as labels
+from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records.schema import COLUMNS
+from nsrelu_bench.training import loop as train
+from nsrelu_bench.training.loop import Epoch, run
+
+EVERY_KIND: list[dict[str, Any]] = [
+    {"act": "relu"},
+    {"act": "nsrelu(0.1)", "optimizer": "adamw", "weight_decay": 0.01},
+    {"act": "leaky_relu(0.1)", "model": "cnn", "dropout": 0.2, "batch_norm": True},
+    {"act": "nsrelu(1)", "schedule": "cosine", "init": "default", "dropout": 0.5},
+]
+
+
+def numbers(epochs: list[Epoch]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    return [(epoch.metrics, epoch.layers) for epoch in epochs]
+
+
+@pytest.mark.parametrize("settings", EVERY_KIND)
+def test_the_same_configuration_gives_the_same_bits_whatever_went_before(
+    settings: dict[str, Any],
+) -> None:
+    first = numbers(list(run(tiny(**settings))))
+    torch.rand(7)
+    list(run(tiny(seed=5)))
+    assert numbers(list(run(tiny(**settings)))) == first
+
+
+def test_the_same_configuration_gives_the_same_bits_in_another_process() -> None:
+    code = (
+        "from nsrelu_bench.config import RunConfig; from nsrelu_bench.training import run;"
+        f"print([e.metrics for e in run(RunConfig(**{TINY!r}))])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == str([epoch.metrics for epoch in run(tiny())])
+
+
+def test_training_leaves_the_process_as_it_was() -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    for _ in run(tiny(dropout=0.5, threads=2)):
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_num_threads() == threads
+
+
+def test_two_runs_at_a_time_do_not_disturb_each_other() -> None:
+    one, other = tiny(dropout=0.5), tiny(dropout=0.5, seed=1)
+    together = list(zip(run(one), run(other), strict=True))
+    assert numbers([pair[0] for pair in together]) == numbers(list(run(one)))
+    assert numbers([pair[1] for pair in together]) == numbers(list(run(other)))
+
+
+def test_a_run_begins_before_the_first_step_and_has_a_record_an_epoch() -> None:
+    config = tiny(epochs=3, batch_size=100)
+    epochs = list(run(config))
+    assert [epoch.metrics["epoch"] for epoch in epochs] == [0, 1, 2, 3]
+    assert [epoch.metrics["step"] for epoch in epochs] == [0, 13, 26, 39]
+    assert [row["layer"] for row in epochs[0].layers] == ["act1", "act2"]
+
+
+def test_every_column_of_the_files_is_given() -> None:
+    epoch = list(run(tiny()))[-1]
+    assert set(epoch.metrics) >= set(COLUMNS["metrics.csv"])
+    assert set(epoch.layers[0]) == set(COLUMNS["layers.csv"])
+    assert set(epoch.timing) == set(COLUMNS["timing.csv"])
+    assert all(epoch.metrics[name] is not None for name in COLUMNS["metrics.csv"])
+
+
+def test_training_learns() -> None:
+    first, *_, last = run(tiny(epochs=5, width=32))
+    assert first.metrics["test_accuracy"] < 0.3
+    assert last.metrics["test_accuracy"] > 0.85
+    assert last.metrics["train_loss"] < first.metrics["train_loss"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_activations_with_one_seed_see_the_same_weights_and_batches(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    step = train._train_step
+
+    def recording(model: Any, optimizer: Any, inputs: torch.Tensor, *rest: Any) -> Any:
+        seen[act].append(inputs.clone())
+        return step(model, optimizer, inputs, *rest)
+
+    monkeypatch.setattr(train, "_train_step", recording)
+    start = {}
+    for act in ("relu", "nsrelu(0.1)"):
+        seen[act] = []
+        start[act] = next(iter(epochs := list(run(tiny(act=act, seed=seed))))).metrics
+        assert len(epochs) == 3
+    assert start["relu"]["train_loss"] == start["nsrelu(0.1)"]["train_loss"]
+    assert len(seen["relu"]) == 40
+    assert all(map(torch.equal, seen["relu"], seen["nsrelu(0.1)"]))
+
+
+def test_every_epoch_sees_every_example_once_in_a_new_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders = []
+    batches = train._batches
+
+    def recording(*arguments: Any) -> Any:
+        cut = list(batches(*arguments))
+        orders.append(torch.cat([images for images, _ in cut]).flatten(1))
+        return cut
+
+    monkeypatch.setattr(train, "_batches", recording)
+    list(run(tiny()))
+    first, second = (sorted(map(tuple, order.tolist())) for order in orders)
+    assert first == second
+    assert not torch.equal(orders[0], orders[1])
+
+
+def test_the_implementations_of_nsrelu_train_to_the_same_bits() -> None:
+    finals = [list(run(tiny(impl=impl)))[-1].metrics for impl in ("native", "detach", "function")]
+    assert finals[0] == finals[1] == finals[2]
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    constant = [epoch.metrics["lr"] for epoch in run(tiny(lr=0.1))]
+    cosine = [epoch.metrics["lr"] for epoch in run(tiny(lr=0.1, schedule="cosine"))]
+    assert constant == [0.1, 0.1, 0.1]
+    assert cosine[0] == 0.1
+    assert cosine[1] == pytest.approx(0.1 * (1 + torch.pi * 0 + 0.0785) / 2, rel=0.01)
+    assert 0 < cosine[2] < 0.001
+
+
+DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
+
+
+def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
+    *_, last = epochs = list(run(tiny(**DIVERGING)))
+    assert last.diverged_step is not None
+    assert 0 < last.diverged_step <= last.metrics["step"]
+    assert len(epochs) - 1 == last.metrics["epoch"] <= 3
+    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
+    assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * 2
+    assert all(epoch.diverged_step is None for epoch in epochs[:-1])
+
+
+def test_the_step_of_divergence_is_the_first_whose_loss_is_not_finite() -> None:
+    model = torch.nn.Linear(2, 2)
+    losses = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
+    assert train._first_non_finite(model, losses, 14) == 13
+    assert train._first_non_finite(model, losses[:2], 12) is None
+    assert train._first_non_finite(model, None, 0) is None
+    with torch.no_grad():
+        model.weight[0, 0] = float("inf")
+    assert train._first_non_finite(model, losses[:2], 12) == 12
+
+
+def test_logits_that_are_not_finite_have_no_accuracy() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 10), torch.nan)
+
+    data = load_dataset(tiny())
+    assert train._evaluate(Broken(), data, data.test) == (None, None)
+
+
+def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[torch.Tensor]:
+    built: list[torch.nn.Module] = []
+
+    def remember(*arguments: Any) -> torch.nn.Module:
+        built.append(models.build_model(*arguments))
+        return built[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_model", remember)
+        list(run(config))
+    return [value.clone() for value in built[0].state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"model": "mlp"}, {"model": "cnn", "batch_norm": True, "dropout": 0.3, "width": 4}],
+    ids=["mlp", "cnn"],
+)
+@pytest.mark.parametrize("act", [*labels.FUNCTIONS, *labels.ALIASES])
+def test_measuring_never_changes_training(
+    act: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"act": act, "epochs": 2, "train_size": 300, "probe_size": 50, **shape}
+    off = final_weights(monkeypatch, tiny(**settings, measures="none"))
+    on = final_weights(monkeypatch, tiny(**settings))
+    every_step = final_weights(monkeypatch, tiny(**settings, probe_every=1))
+    assert all(map(torch.equal, off, on))
+    assert all(map(torch.equal, off, every_step))
+
+
+def test_measures_between_epochs_have_a_row_each_and_lives_of_their_own() -> None:
+    epochs = list(run(tiny(probe_every=5)))
+    steps = [row["step"] for epoch in epochs for row in epoch.steps]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [row["epoch"] for epoch in epochs for row in epoch.steps] == [1] * 4 + [2] * 4
+    # The measurement after the last step of an epoch is the epoch's own.
+    last = epochs[1].steps[-1]
+    for name in ("train_loss", "dead_units", "grad_norm", "effective_rank"):
+        assert last[name] == epochs[1].metrics[name]
+
+
+def test_measures_that_are_left_out_are_empty_and_the_others_are_the_same() -> None:
+    everything = list(run(tiny()))[-1].metrics
+    some = list(run(tiny(measures="-effective_rank,-surrogate_cosine")))[-1].metrics
+    assert some["effective_rank"] is None
+    assert some["surrogate_cosine"] is None
+    left = set(COLUMNS["metrics.csv"]) - {"effective_rank", "surrogate_cosine"}
+    assert all(some[name] == everything[name] for name in left)
+
+
+def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing() -> None:
+    # Seen: a naive count reports this network as sparsity 0.000 and no dead unit.
+    config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
+    *_, last = run(config)
+    assert last.diverged_step is not None
+    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
+    assert len(last.layers) == 20
+    assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
+
+
+def test_batch_norm_of_a_single_example_is_told_before_training() -> None:
+    told = (
+        "batch_norm: needs two examples a batch, and 65 examples by batch_size 64 leave one alone"
+    )
+    with pytest.raises(BenchError, match=told):
+        next(run(tiny(batch_norm=True, train_size=65)))
+    assert next(run(tiny(batch_norm=True, train_size=66))).metrics["epoch"] == 0
+
+
+def test_the_last_epoch_tells_how_the_pre_activations_are_spread() -> None:
+    *before, last = run(tiny())
+    assert [row["layer"] for row in last.quantiles] == ["act1"] * 200 + ["act2"] * 200
+    assert not any(epoch.quantiles for epoch in before)
+    assert not list(run(tiny(measures="none")))[-1].quantiles
+    assert not list(run(tiny(**DIVERGING)))[-1].quantiles
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BenchError, match="device: 'cuda' can't be used here") as error:
+        list(run(tiny(device="cuda")))
+    assert "\n" not in str(error.value)
+
+
+def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def remember(config: RunConfig, *rest: Any) -> torch.nn.Module:
+        built.append(models.build_model(config, *rest))
+        return built[-1]
+
+    monkeypatch.setattr(train, "build_model", remember)
+    next(run(tiny(model="cnn")))
+    weight = built[0].get_submodule("conv2").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *EVERY_KIND,
+        {"optimizer": "adam", "tasks": 2, "probe_every": 7},
+        {"model": "cnn", "augment": "crop+flip+cutout", "width": 4},
+    ],
+)
+def test_a_run_that_goes_on_from_a_checkpoint_gives_the_bits_of_one_never_stopped(
+    settings: dict[str, Any],
+) -> None:
+    config = tiny(epochs=3, **settings) if "epochs" not in settings else tiny(**settings)
+    whole = list(run(config))
+    for stop in (0, 1, config.total_epochs - 1):
+        saved = io.BytesIO()
+        for epoch in run(config):
+            if epoch.metrics["epoch"] == stop:
+                torch.save(epoch.checkpoint(), saved)
+                break
+        saved.seek(0)
+        rest = list(run(config, torch.load(saved, weights_only=True)))
+        assert numbers(rest) == numbers(whole[stop + 1 :])
+        assert [epoch.steps for epoch in rest] == [epoch.steps for epoch in whole[stop + 1 :]]
+        assert rest[-1].quantiles == whole[-1].quantiles
+
+
+def test_a_later_task_has_the_same_images_with_their_pixels_in_another_order() -> None:
+    data = load_dataset(tiny())
+    one, other = train._permuted(data, 0, 1), train._permuted(data, 0, 2)
+    pixels = [split.images.flatten(1).sort(1)[0] for split in (data.test, one.test, other.test)]
+    assert torch.equal(pixels[0], pixels[1])
+    assert torch.equal(pixels[0], pixels[2])
+    assert not torch.equal(one.test.images, other.test.images)
+    assert torch.equal(one.test.labels, data.test.labels)
+    # One order for all images and splits of a task.
+    moved = train._permuted(replace(data, test=data.train), 0, 1)
+    assert torch.equal(moved.test.images, one.train.images)
+
+
+def test_tasks_come_one_after_another_and_each_is_learned_anew() -> None:
+    epochs = [epoch.metrics for epoch in run(tiny(epochs=2, tasks=3, width=32))]
+    assert [metrics["task"] for metrics in epochs] == [1, 1, 1, 2, 2, 3, 3]
+    assert [metrics["epoch"] for metrics in epochs] == [0, 1, 2, 3, 4, 5, 6]
+    alone = [epoch.metrics for epoch in run(tiny(epochs=2, width=32))]
+    assert epochs[:3] == alone
+
+
+def test_mixed_precision_trains_to_other_numbers_and_measures_in_full() -> None:
+    full, mixed = (list(run(tiny(precision=name, width=32))) for name in ("fp32", "bf16"))
+    assert full[0].metrics == mixed[0].metrics
+    assert full[1].metrics["train_loss"] != mixed[1].metrics["train_loss"]
+    assert full[1].metrics["train_loss"] == pytest.approx(mixed[1].metrics["train_loss"], rel=0.1)
