@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.benchmark import Timer
 
-from nsrelu_bench.activations.modules import build
-from nsrelu_bench.activations import functional as activations
+from nsrelu_bench import models
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.models import build_model
 
@@ -41,11 +40,11 @@ def compare(**settings: object) -> None:
     timers = {act: step_timer(RunConfig(act=act, **settings)) for act in ACTS}
     for impl in IMPLS:
         timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(impl=impl, **settings))
-    original = build
-    build = lambda label, impl, inplace: original(label, impl)  # noqa: ARG005
+    original = models.build
+    models.build = lambda label, impl, inplace: original(label, impl)  # noqa: ARG005
     for act in ACTS[:3]:
         timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
-    build = original
+    models.build = original
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(15):
         for name, timer in timers.items():

@@ -366,6 +366,7 @@ class LeakyReLUFunction(Function):
 
 
 def check_dtype(x: Tensor) -> None:
+    """Raise TypeError unless `x` is of a floating-point type."""
     if x.dtype not in DTYPES:
         *most, last, got = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, x.dtype)]
         raise TypeError(f"activations need a tensor of {', '.join(most)} or {last}, got {got}")
@@ -398,6 +399,7 @@ def resolve_pair(
 
 
 def apply_pair(x: Tensor, forward: _Part, backward: _Part, impl: str, training: bool) -> Tensor:
+    """Return `forward` of `x` with the gradient of `backward`, as `impl` computes it."""
     check_dtype(x)
     lookup(IMPLS, impl, "implementation")
     if forward == backward:

@@ -16,6 +16,7 @@ VARIABLES: list[str] = ["NSRELU_CACHE_DIR"]
 
 
 def variable_of(flag: str) -> str:
+    """Return the environment variable that sets an option."""
     return "NSRELU_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
@@ -204,9 +205,11 @@ def terminal_width() -> int | None:
 
 
 def flag_of(setting: str) -> str:
+    """Return the option of a setting."""
     return "--" + setting.replace("_", "-")
 
 
 def check_range(flag: str, value: int, *, least: int = 1, most: int = 100_000) -> None:
+    """Raise UsageError unless `value` is from `least` to `most`."""
     if not least <= value <= most:
         raise UsageError(f"{flag}: must be from {least} to {most}, got {value}")

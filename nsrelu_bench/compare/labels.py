@@ -43,6 +43,7 @@ def fixed(value: float, places: int, sign: str = "") -> str:
 
 
 def plain(metric: str, value: float) -> str:
+    """Write a value of a metric without its spread."""
     return f"{fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
 
 

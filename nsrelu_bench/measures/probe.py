@@ -95,10 +95,12 @@ class Site:
 
     @property
     def units(self) -> int:
+        """Number of units."""
         return self.post.units if self.post else len(self.pre.nonpositive)
 
     @property
     def nonfinite(self) -> bool:
+        """Whether any value at the site is not finite."""
         return bool(self.pre.nonfinite or (self.post and self.post.nonfinite))
 
 
@@ -310,6 +312,7 @@ def site_rows(
 def site_values(
     sites: Collection[Site], weights: Collection[WeightSums], wanted: frozenset[str]
 ) -> Row:
+    """Compute the measures of some sites together."""
     sums: dict[str, Iterable[Sums | None]] = {
         "pre": [site.pre for site in sites],
         "post": [site.post for site in sites],
@@ -321,6 +324,7 @@ def site_values(
 
 
 def check_measures(measures: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
+    """Return the names as a set; raise UsageError for an unknown one."""
     for name in measures:
         lookup(known, name, "measure")
     return frozenset(measures)
@@ -343,6 +347,7 @@ def run_eagerly() -> Iterator[None]:
 
 
 def find_sites(model: nn.Module, sites: Iterable[str | type[nn.Module]]) -> dict[str, nn.Module]:
+    """Return the activation modules of a model by name."""
     named = dict(model.named_modules())
     asked = [sites] if isinstance(sites, str | type) else list(sites)
     types = tuple(site for site in asked if isinstance(site, type))
@@ -388,6 +393,7 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, ...]:
 
 
 def first_tensor(values: object, site: str) -> Tensor:
+    """Return the first tensor in nested inputs or outputs."""
     queue = [values]
     while queue:
         value = queue.pop(0)

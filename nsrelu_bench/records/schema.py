@@ -25,6 +25,7 @@ COLUMNS = {
 
 
 def csv_names(config: RunConfig) -> list[str]:
+    """Return the CSV files that a run writes."""
     return [name for name in COLUMNS if name != "steps.csv" or config.probe_every]
 
 

@@ -188,4 +188,5 @@ def _damaged_row(row: list[str], header: list[str]) -> str:
 
 
 def to_json(content: Any) -> str:
+    """Write JSON; raise ValueError for a number that is not finite."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -23,6 +23,7 @@ GRACE_S = 3.0
 
 
 def in_turn(runs: Sequence[RunConfig], study: Path, policy: RunPolicy) -> Iterator[Event]:
+    """Run in this process, one job after another."""
     waiting = deque(group_into_jobs(runs))
     looked: dict[str, float] = {}
     while waiting:
@@ -83,6 +84,7 @@ class _Worker:
 def pooled(
     workers: int, runs: Sequence[RunConfig], study: Path, policy: RunPolicy
 ) -> Iterator[Event]:
+    """Run on a pool of worker processes."""
     waiting = deque(group_into_jobs(runs))
     workers = min(workers, len(waiting))
     context = multiprocessing.get_context("spawn")
