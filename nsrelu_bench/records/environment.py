@@ -13,6 +13,8 @@ from typing import Any
 
 from nsrelu_bench.config import RunConfig
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def environment(config: RunConfig) -> dict[str, Any]:
     """What a run's numbers or its time may depend on beside its configuration."""
@@ -28,7 +30,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "threads": config.threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_count": os.cpu_count(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "command": sys.argv,
     }
 
@@ -48,14 +50,20 @@ def _processor(device: str) -> str:
 
 
 @functools.cache
-def _git_commit() -> str | None:
-    """The commit of the package's own checkout, None where it is installed without one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+def git_commit(package: Path = PACKAGE) -> str | None:
+    """Return the commit of the checkout that holds the package, with "-dirty" if it was changed.
+
+    None without git, and where the package is installed: a checkout of something else around it,
+    for example around a virtual environment, does not track its files.
+    """
+    git = ["git", "-C", str(package)]
+    tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Inside a hook, these variables name the repository that the hook is of.
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    options: dict[str, Any] = {"env": variables, "capture_output": True, "text": True}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        subprocess.run(tracked, check=True, **options)  # noqa: S603
+        return str(subprocess.run(describe, check=True, **options).stdout.strip())  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
