@@ -1,8 +1,8 @@
-"""One training as a user would write it: what `throughput.py` holds the sweep against.
+"""One training as a user would write it, for `throughput.py` to compare a sweep with.
 
-Images through PIL, ToTensor and Normalize in a DataLoader, the loss read at every batch, one
-process a run. With `--bare` the same training on tensors in memory, several seeds in a process:
-the floor.
+Images go through PIL, ToTensor and Normalize in a DataLoader, the loss is read after every batch,
+and each run is a process. With `--bare` the same training uses tensors in memory and runs several
+seeds in one process: a lower bound on the time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ACTS = {
 
 
 def build(model: str, act: str) -> nn.Module:
-    """The networks that nsrelu-bench calls mlp and cnn."""
+    """Return the network that nsrelu-bench calls mlp or cnn."""
     make = ACTS[act]
     if model == "mlp":
         sizes = (784, 128, 128, 128)
@@ -41,7 +41,7 @@ def build(model: str, act: str) -> nn.Module:
 
 
 def plain(split: Split, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as most scripts make them."""
+    """Yield batches the way most scripts do."""
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
@@ -63,7 +63,7 @@ def plain(split: Split, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def train(model: str, act: str, seed: int, epochs: int, *, bare: bool) -> float:
-    """Train, test, and return the test accuracy."""
+    """Train a network and return its test accuracy."""
     data = load_dataset(RunConfig())
     torch.manual_seed(seed)
     net = build(model, act)
@@ -101,8 +101,8 @@ def train(model: str, act: str, seed: int, epochs: int, *, bare: bool) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mlp")
-    parser.add_argument("--act", default="relu", help="one, or several with commas")
-    parser.add_argument("--seeds", default="0", help="with commas")
+    parser.add_argument("--act", default="relu", help="one, or several separated by commas")
+    parser.add_argument("--seeds", default="0", help="separated by commas")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--bare", action="store_true")
     given = parser.parse_args()

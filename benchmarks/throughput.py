@@ -1,8 +1,12 @@
-"""How much faster a sweep is than a plain script: the same 12 trainings, in turns.
+"""Time the same 12 trainings by a sweep and by plain scripts, in turns.
 
-4 activations x 3 seeds on mnist5k, 5 epochs. `plain`: one process a run, `plain_script.py`, as many
-at once as there are cores. `bare`: the same loop on tensors in memory, without measures, in one
-process a core: the floor. `sweep` with all measures, and with none. Prints medians and ratios.
+4 activations x 3 seeds on mnist5k, 5 epochs:
+
+- `plain`: `plain_script.py`, one process per run, as many at once as there are cores;
+- `bare`: the same loop on tensors in memory, without measures, one process per core; a lower bound;
+- `sweep`: nsrelu-bench with all measures, and with none.
+
+Prints medians and ratios.
 
     python benchmarks/throughput.py [--rounds 3] [--models mlp,cnn]
 """
@@ -33,7 +37,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def at_once(commands: list[list[str]], processes: int) -> list[float]:
-    """Run commands, so many at a time; return the accuracies that they print."""
+    """Run commands, at most `processes` at a time; return the accuracies that they print."""
     waiting, running, printed = list(commands), [], []
     while waiting or running:
         while waiting and len(running) < processes:
@@ -52,7 +56,7 @@ def at_once(commands: list[list[str]], processes: int) -> list[float]:
 
 
 def plain(model: str, cores: int) -> float:
-    """One process a run; returns the mean test accuracy."""
+    """Start one script per run; return the mean test accuracy."""
     base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCHS]
     runs = itertools.product(ACTS, SEEDS)
     found = at_once([[*base, "--act", act, "--seeds", seed] for act, seed in runs], cores)
@@ -60,7 +64,7 @@ def plain(model: str, cores: int) -> float:
 
 
 def bare(model: str, cores: int) -> float:
-    """All runs in as many processes as there are cores, on tensors, without a measure."""
+    """Train on tensors without measures, one process per core; return the mean test accuracy."""
     base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCHS, "--bare"]
     parts = [",".join(list(ACTS)[first::cores]) for first in range(cores)]
     seeds = ",".join(SEEDS)
@@ -70,7 +74,7 @@ def bare(model: str, cores: int) -> float:
 
 
 def sweep(model: str, cores: int, measures: str = "all") -> float:
-    """By nsrelu-bench; returns the mean test accuracy."""
+    """Run the study with nsrelu-bench; return the mean test accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "throughput.yaml"
         acts = ", ".join(ACTS.values())
@@ -86,7 +90,7 @@ def sweep(model: str, cores: int, measures: str = "all") -> float:
 
 
 def main() -> None:
-    """Time the ways in turns and print a table."""
+    """Time all ways in turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", default="mlp,cnn")

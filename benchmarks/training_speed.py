@@ -1,16 +1,18 @@
-"""What a training step costs by the way it is computed, over the way that a run computes it.
+"""Time a training step computed in different ways, relative to the way a run computes it.
 
     python benchmarks/training_speed.py [--models mlp cnn resnet18] [--rounds 9] [--device cpu]
 
-A run's way: channels last for convolutions, fp32, not compiled, fused SGD with momentum, one
-thread, batches cut from tensors in memory, no waiting for the loss; nsrelu(0.1), and batch norm in
-the ResNet. All ways take turns in one process: a round is a turn of each, a turn is as many steps
-as take about --turn seconds of the run's way. Shown are the median time of a step over that of
-another way, half its interquartile range, and "=" where the weights after 3 steps are those of
-that way, bit for bit. A DataLoader script is what people write: a DataLoader without workers, and
-`loss.item()` after every step. Of seeds that are stacked it is the time of a step of each.
+A run uses channels last for convolutions, fp32, no compilation, fused SGD with momentum, one thread,
+batches cut from tensors in memory, and does not wait for the loss. All ways use nsrelu(0.1), and
+batch norm in the ResNet.
 
-On cuda every turn ends with a synchronisation; there are no threads to vary.
+All ways take turns in one process. A round is one turn of each, and a turn is the number of steps
+that takes about --turn seconds the way a run computes them. The table has the median time of a step
+over that of another way, half its interquartile range, and "=" where the weights after 3 steps are
+the same bits as with that way. A DataLoader script is what people write: a DataLoader without
+workers, and `loss.item()` after every step. For stacked seeds, a step is divided by the seeds.
+
+On cuda every turn ends with a synchronisation, and there are no threads to vary.
 """
 
 import argparse
@@ -32,14 +34,14 @@ from nsrelu_bench.training.ensemble import Alone, Stack
 
 Batch = tuple[Tensor, Tensor]
 SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
-#: A step of ResNet-18 on one core takes a second.
+#: At 64 a step of ResNet-18 on one core would take a second.
 BATCH_SIZES = {"cpu": {"mlp": 64, "cnn": 64, "resnet18": 16}, "cuda": dict.fromkeys(SHAPES, 64)}
 BATCHES = 40
 
 
 @dataclass(frozen=True)
 class Way:
-    """How steps are computed; the defaults are a run's."""
+    """How a step is computed; the defaults are those of a run."""
 
     channels_last: bool = True
     precision: str = "fp32"
@@ -52,7 +54,7 @@ class Way:
 
 
 RUN, ADAM = Way(), Way(optimizer="Adam")
-#: Each way by its name, with the way that it is compared with.
+#: Each way by name, and the way that it is compared with.
 WAYS: dict[str, tuple[Way, Way]] = {
     "as a run": (RUN, RUN),
     "contiguous": (Way(channels_last=False), RUN),
@@ -73,7 +75,7 @@ WAYS: dict[str, tuple[Way, Way]] = {
 
 
 class Trainer:
-    """A model that takes steps in one way."""
+    """A model that is trained in one way."""
 
     def __init__(self, name: str, way: Way, device: str, batch_size: int) -> None:
         torch.manual_seed(0)
@@ -98,7 +100,7 @@ class Trainer:
                 yield from zip(*(torch.split(t, size) for t in self.data), strict=True)
 
     def steps(self, count: int) -> float:
-        """Take so many steps; return the seconds of one."""
+        """Take `count` steps; return the seconds per step and seed."""
         torch.set_num_threads(self.way.threads)
         self._wait()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Two networks of about 300 parameters for MNIST, as models of one's own (docs/models.md).
+"""Two networks of about 300 parameters for MNIST: examples of your own models (docs/models.md).
 
 ``nsrelu-bench train --dataset mnist --model examples.tiny_nets:pooled_mlp --act 'nsrelu(0.1)'``
 """
@@ -11,7 +11,7 @@ from torch import nn
 def pooled_mlp(
     activation: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int
 ) -> nn.Module:
-    """The image averaged to 4x4 pixels, then 11 units; 307 parameters for 10 classes."""
+    """Return an average of 4x4 pixels and a layer of 11 units; 307 parameters for 10 classes."""
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(4),
         nn.Flatten(),
@@ -24,7 +24,7 @@ def pooled_mlp(
 def small_cnn(
     activation: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int
 ) -> nn.Module:
-    """Two convolutions of 3 and 4 channels, pooled to 2x2; 312 parameters for 10 classes."""
+    """Return two convolutions of 3 and 4 channels, pooled to 2x2; 312 parameters for 10 classes."""
     return nn.Sequential(
         nn.Conv2d(shape[0], 3, 3, padding=1),
         activation(),
