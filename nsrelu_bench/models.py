@@ -3,20 +3,17 @@
 docs/models.md describes each, and how to bring one's own.
 """
 
-import importlib
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nsrelu_bench.activations import build
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import BenchError, UsageError, lookup
+from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.plugins import load_plugin
 
 MakeActivation = Callable[[], nn.Module]
 Mixing = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -219,7 +216,7 @@ def _convolution(
 
 def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     """Make the user's own model, as ``factory(activation, shape, classes)``, and try it."""
-    factory = _imported(config.model)
+    factory = load_plugin("model", config.model)
     made: set[nn.Module] = set()
 
     def activation() -> nn.Module:
@@ -242,32 +239,6 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
         )
     _try(model, config.model, shape, classes)
     return model
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    """Import a ``package.module:factory``, also from the current folder, as ``python -m`` does."""
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise UsageError(
-                f"model: no module {missing!r} in {here} or among the installed packages"
-            ) from error
-        raise BenchError(f"model: {module_name} can't be imported: {_reason(error)}") from error
-    place = getattr(module, "__file__", None) or "built in"
-    if not hasattr(module, attribute):
-        raise UsageError(f"model: module {module_name!r} ({place}) has no {attribute!r}")
-    factory = getattr(module, attribute)
-    if not callable(factory):
-        raise UsageError(
-            f"model: {name} must be a function, got {type(factory).__name__} ({place})"
-        )
-    return factory  # type: ignore[no-any-return]
 
 
 def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:

@@ -1,6 +1,21 @@
 """Data sets as tensors in memory."""
 
 from nsrelu_bench.data.augment import augment_batch
-from nsrelu_bench.data.dataset import Dataset, Split, describe, format_description, load_dataset
+from nsrelu_bench.data.dataset import (
+    Dataset,
+    Split,
+    data_digest,
+    describe,
+    format_description,
+    load_dataset,
+)
 
-__all__ = ["Dataset", "Split", "augment_batch", "describe", "format_description", "load_dataset"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "augment_batch",
+    "data_digest",
+    "describe",
+    "format_description",
+    "load_dataset",
+]

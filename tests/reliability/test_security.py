@@ -47,7 +47,7 @@ ALLOWED = {
     ("tools/verify.py", "pickle.loads"),  # of what it pickled a moment ago
     ("data/formats.py", "pickle.loads"),  # CIFAR, after its md5
     ("__init__.py", "importlib.import_module"),  # the package's own modules
-    ("models.py", "importlib.import_module"),  # the model that the user names
+    ("plugins.py", "importlib.import_module"),  # what the user names
     ("tools/doctor.py", "importlib.import_module"),  # the dependencies
     ("sweep/executors/ray.py", "importlib.import_module"),  # Ray
 }

@@ -15,7 +15,7 @@ ROOMS = (
     *("config", "data", "activations", "models", "measures", "training", "records", "sweep"),
     *("compare", "plot", "tools", "cli"),
 )
-GROUND = ("errors", "files", "machine", "text")
+GROUND = ("errors", "files", "machine", "plugins", "text")
 
 #: Rooms whose modules are used one by one: each is a door of its own.
 OPEN = ("tools", "sweep.executors", "sweep.progress", "sweep.tensorboard")

@@ -1,0 +1,129 @@
+"""A user's own parts, named ``package.module:name``: how they are imported, and their source."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nsrelu_bench.errors import BenchError, UsageError
+
+
+def load_plugin(setting: str, name: str) -> Callable[..., Any]:
+    """Import a user's own part, also from the current folder, as ``python -m`` does.
+
+    Args:
+        setting: What it is given for, such as "model"; it begins the messages.
+        name: As ``package.module:name``.
+
+    Raises:
+        UsageError: There is no such module or name, or it can't be called.
+        BenchError: The module fails to import.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = _search_here()
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"{setting}: no module {missing!r} in {here} or among the installed packages"
+            ) from error
+        reason = type(error).__name__ + ": " * bool(str(error)) + str(error).strip()
+        raise BenchError(f"{setting}: {module_name} can't be imported: {reason}") from error
+    file = getattr(module, "__file__", None) or "built in"
+    if not hasattr(module, attribute):
+        raise UsageError(f"{setting}: module {module_name!r} ({file}) has no {attribute!r}")
+    plugin = getattr(module, attribute)
+    if not callable(plugin):
+        raise UsageError(
+            f"{setting}: {name} must be a function, got {type(plugin).__name__} ({file})"
+        )
+    return plugin  # type: ignore[no-any-return]
+
+
+def source_digest(name: str) -> str:
+    """Return the SHA-256 of the source of a user's own part, without running it.
+
+    The source is the file of its module and of every module that it imports, directly or not, from
+    the same folder. Of an installed package, which has a version, it is the module's file alone.
+
+    Raises:
+        UsageError: There is no such module.
+    """
+    module_name = name.partition(":")[0]
+    here = _search_here()
+    digest = hashlib.sha256()
+    for path, content in sorted(_sources(module_name)):
+        digest.update(f"{path}\0{len(content)}\0".encode() + content)
+    if digest.digest() == hashlib.sha256().digest():
+        raise UsageError(f"no module {module_name!r} in {here} or among the installed packages")
+    return digest.hexdigest()
+
+
+def _search_here() -> str:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    return here
+
+
+def _sources(module_name: str) -> Iterator[tuple[str, bytes]]:
+    """Give the files of a module and of what it imports from beside it, by path from there."""
+    top = module_name.partition(".")[0]
+    root = _root(top)
+    if root is None:
+        return
+    installed = root in {Path(path) for path in sysconfig.get_paths().values()}
+    waiting, seen = [module_name], set[Path]()
+    while waiting:
+        for file in set(_files(root, waiting.pop())) - seen:
+            seen.add(file)
+            content = file.read_bytes()
+            yield file.relative_to(root).as_posix(), content
+            if file.suffix == ".py" and not installed:
+                waiting += _imports(content, list(file.relative_to(root).parent.parts))
+
+
+def _root(top: str) -> Path | None:
+    """Return the folder that a top-level module or package is imported from."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # ValueError: __main__
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).parent
+    return Path(spec.origin).parent if spec.origin and spec.has_location else None
+
+
+def _files(root: Path, dotted: str) -> Iterator[Path]:
+    """Give the files that importing a module runs: its own and its packages' ``__init__.py``."""
+    parts = dotted.split(".")
+    for length in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:length])
+        for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+            if file.is_file():
+                yield file
+        yield from sorted(place.parent.glob(f"{place.name}.*so"))
+
+
+def _imports(source: bytes, package: list[str]) -> Iterator[str]:
+    """Give the dotted names that a module of a package may import."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+            yield from (".".join([*base, alias.name]) for alias in node.names)
