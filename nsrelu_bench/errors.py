@@ -39,3 +39,21 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return table[name]
     except KeyError:
         raise unknown(name, table, kind) from None
+
+
+def error_reason(error: BaseException | str) -> str:
+    """Return why something failed, in one line.
+
+    That is the system's message for an OSError, otherwise the first line of the error's own; for an
+    error without a message, its type.
+    """
+    message = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(message).splitlines()[0]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line, with its type unless it is one of ours."""
+    message = " ".join(str(error).split())
+    if isinstance(error, BenchError):
+        return message
+    return ": ".join(filter(None, [type(error).__name__, message]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, error_reason
 
 
 def file_sha256(path: Path, length: int | None = None) -> str:
@@ -72,4 +72,4 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BenchError(f"{path}: can't be written ({error.strerror})") from error
+        raise BenchError(f"{path}: can't be written ({error_reason(error)})") from error

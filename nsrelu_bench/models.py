@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nsrelu_bench.activations import build
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.errors import BenchError, describe_error, lookup
 from nsrelu_bench.plugins import load_plugin
 
 MakeActivation = Callable[[], nn.Module]
@@ -227,7 +227,7 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     try:
         model = factory(activation, shape, classes)
     except Exception as error:
-        raise BenchError(f"model: {config.model} failed: {_reason(error)}") from error
+        raise BenchError(f"model: {config.model} failed: {describe_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise BenchError(
             f"model: {config.model} must return a torch.nn.Module, got {type(model).__name__}"
@@ -249,7 +249,7 @@ def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:
             logits = model(torch.zeros(2, *shape))
     except Exception as error:
         raise BenchError(
-            f"model: {name} can't take images of shape {(2, *shape)}: {_reason(error)}"
+            f"model: {name} can't take images of shape {(2, *shape)}: {describe_error(error)}"
         ) from error
     model.train()
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -258,11 +258,6 @@ def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:
             f"model: {name} must give logits of shape {(2, classes)} for images of shape"
             f" {(2, *shape)}, got {found}"
         )
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def initialise(model: nn.Module, init: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import BenchError, UsageError, describe_error
 
 
 def load_plugin(setting: str, name: str) -> Callable[..., Any]:
@@ -34,8 +34,9 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
             raise UsageError(
                 f"{setting}: no module {missing!r} in {here} or among the installed packages"
             ) from error
-        reason = type(error).__name__ + ": " * bool(str(error)) + str(error).strip()
-        raise BenchError(f"{setting}: {module_name} can't be imported: {reason}") from error
+        raise BenchError(
+            f"{setting}: {module_name} can't be imported: {describe_error(error)}"
+        ) from error
     file = getattr(module, "__file__", None) or "built in"
     if not hasattr(module, attribute):
         raise UsageError(f"{setting}: module {module_name!r} ({file}) has no {attribute!r}")

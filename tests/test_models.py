@@ -461,7 +461,7 @@ def test_ones_own_model_is_not_imported_before_it_is_used(own: Path) -> None:
         (
             "their_nets.small:sulks",
             BenchError,
-            "model: their_nets.small:sulks failed: ValueError: no such",
+            "model: their_nets.small:sulks failed: ValueError: no such luck",
         ),
         (
             "their_nets.small:number",

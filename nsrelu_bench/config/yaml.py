@@ -10,7 +10,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.errors import UsageError, error_reason
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
         return parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"{path}: {error_reason(error)}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8 text") from None
     except MarkedYAMLError as error:
@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{path}: brackets stand too deep in each other") from None
     except (YAMLError, ValueError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path}: {error_reason(error)}") from None
 
 
 class _Resolver(VersionedResolver):

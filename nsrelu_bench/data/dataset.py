@@ -23,7 +23,7 @@ from nsrelu_bench.data import image_folder as folders
 from nsrelu_bench.data.cache import Parts, cache_file
 from nsrelu_bench.data.downloads import SOURCES, find_form, read_published
 from nsrelu_bench.data.image_folder import read_folder
-from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.errors import BenchError, error_reason, lookup
 
 
 @dataclass(frozen=True)
@@ -249,10 +249,6 @@ def _assemble(parts: Parts, classes: int, val: int) -> Dataset:
     return Dataset(**splits, classes=classes, mean=mean, std=std)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _read_packaged(package: str, file: str) -> npt.NDArray[np.uint8]:
     """Read a table of bytes that an installed package carries, without importing the package."""
     spec = importlib.util.find_spec(package)
@@ -262,7 +258,7 @@ def _read_packaged(package: str, file: str) -> npt.NDArray[np.uint8]:
     try:
         return pd.read_csv(path, header=None, dtype="uint8").to_numpy()
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: can't be read ({_first_line(error)})") from error
+        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error
 
 
 def _carve(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], test: int, val: int) -> Dataset:

@@ -25,7 +25,7 @@ from nsrelu_bench.data.formats import (
     svhn,
     unzipped,
 )
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, describe_error, error_reason
 
 #: A server that is silent for so long, in seconds, is not waited for.
 PATIENCE = 60
@@ -83,7 +83,7 @@ def read_published(name: str, data_dir: Path) -> Parts:
         key = cache_key(name, data_dir)
         return cached(key, stamp, lambda: _check_and_read(name, form, paths))
     except OSError as error:
-        raise BenchError(f"{error.filename or data_dir}: {error.strerror or error}") from error
+        raise BenchError(f"{error.filename or data_dir}: {error_reason(error)}") from error
 
 
 def cache_key(name: str, data_dir: Path) -> str:
@@ -129,7 +129,7 @@ def _fetch(name: str, data_dir: Path) -> None:
     except (ImportError, RuntimeError) as error:
         raise BenchError(
             f"{name} is not in {str(data_dir)!r}, and to fetch it takes torchvision, which does"
-            f" not load here ({_reason(error)}); install the one that goes with your torch,"
+            f" not load here ({error_reason(error)}); install the one that goes with your torch,"
             " or use mnist5k, which needs none"
         ) from error
     with alone_in(data_dir, "nsrelu-bench"):
@@ -143,7 +143,7 @@ def _fetch(name: str, data_dir: Path) -> None:
                     _download(url, data_dir, path, file.digest)
                     break
                 except (OSError, RuntimeError, HTTPException, BenchError) as error:
-                    reasons.append(_reason(error))
+                    reasons.append(describe_error(error))
             else:
                 files = ", ".join(file.path for file in source.forms[0].files)
                 raise BenchError(
@@ -184,10 +184,6 @@ def _patience() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _like_mnist(name: str, md5s: Sequence[str], sha256s: Sequence[str] | None = None) -> Source:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nsrelu_bench.data.cache import Parts, cached, stamp_of
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, error_reason
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -43,7 +43,7 @@ def read_folder(root: Path) -> tuple[Parts, list[str]]:
             if part != "val" or (root / part).is_dir()
         }
     except OSError as error:
-        raise BenchError(f"{error.filename}: {error.strerror}; {LAYOUT}") from error
+        raise BenchError(f"{error.filename}: {error_reason(error)}; {LAYOUT}") from error
     names = list(found["train"])
     for part, classes in found.items():
         odd = sorted(set(classes) ^ set(names))
@@ -145,9 +145,9 @@ def _pixels(paths: Sequence[str]) -> list[Pixels]:
                 gray = image.mode in ("1", "L", "LA")
                 pixels = np.asarray(image.convert("L" if gray else "RGB"))
         except Exception as error:  # a damaged file raises anything
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise BenchError(
-                f"{path}: is no image that can be read ({reason[:200]}); replace it or take it out"
+                f"{path}: is no image that can be read ({error_reason(error)}); replace it"
+                " or take it out"
             ) from error
         decoded.append(pixels[None] if gray else pixels.transpose(2, 0, 1))
     return decoded

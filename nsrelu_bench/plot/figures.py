@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nsrelu_bench.compare import act_order, join_settings, name_groups, varying_settings
-from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.errors import BenchError, error_reason, lookup
 from nsrelu_bench.plot.panel_data import (
     MAX_LINES,
     MAX_PANELS,
@@ -445,7 +445,7 @@ def _save(drawn: Figure, path: Path, **options: Any) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise BenchError(f"can't write {path}: {error.strerror}") from None
+        raise BenchError(f"can't write {path}: {error_reason(error)}") from None
 
 
 #: Each format's metadata; a date would make the bytes differ from run to run.

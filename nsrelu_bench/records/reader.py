@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.config import ADDED, RunConfig, read_yaml
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.files import replace_file, wrap_write_errors
 from nsrelu_bench.records.status import DONE, VOUCHED, Status, find_corruption, read_status
 
@@ -200,7 +200,7 @@ def _read_summary(path: Path, needed: Iterable[str]) -> dict[str, dict[str, Any]
             na_values=[""],
         )
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise BenchError(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
+        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from None
     lacking = [c for c in ("run_id", "state", *needed) if c not in frame]
     if lacking or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {lacking[0]}" if lacking else "is cut off"))

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nsrelu_bench.config import read_yaml, run_config
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import BenchError, UsageError, describe_error, error_reason
 from nsrelu_bench.files import file_sha256, replace_file, wrap_write_errors
 from nsrelu_bench.records.schema import NUMBER
 
@@ -58,8 +58,7 @@ class RunDoneError(BenchError):
 
 def failed(status: Status, error: Exception) -> Status:
     """The status of a run that was ended by an error, told in one line."""
-    text = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-    return replace(status, state="failed", error=" ".join(text.split()))
+    return replace(status, state="failed", error=describe_error(error))
 
 
 def write_status(folder: Path, state: str, error: str | None = None) -> Status:
@@ -88,7 +87,7 @@ def read_status(folder: Path) -> Status | None:
     try:
         return read_status_or_raise(folder)
     except OSError as error:
-        return Status("failed", error=f"its files can't be read ({error.strerror})")
+        return Status("failed", error=f"its files can't be read ({error_reason(error)})")
 
 
 def read_status_or_raise(folder: Path) -> Status | None:
@@ -145,12 +144,12 @@ def find_corruption(path: Path) -> str:
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
-        return str(error.strerror)
+        return error_reason(error)
     if path.suffix == ".yaml":
         try:
             run_config(read_yaml(path))
         except UsageError as error:
-            return str(error).splitlines()[0].removeprefix(f"{path}: ")
+            return error_reason(error).removeprefix(f"{path}: ")
         return ""
     lines = content.count(b"\n") + 1
     if not content:

@@ -1,6 +1,6 @@
 """What stands in an installation, and what is wrong with it. No torch where that is broken.
 
-Nothing is imported here but the standard library: the rest may be what is broken.
+Only the standard library is imported here: the rest may be what is broken.
 """
 
 import importlib
@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from nsrelu_bench.errors import error_reason
 
 State = Literal["well", "warning", "wrong"]
 
@@ -214,12 +216,8 @@ def import_error(module: str) -> str:
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except Exception as error:  # whatever a broken package raises is a finding
-        return _first_line(error)
+        return error_reason(error)
     return ""
-
-
-def _first_line(error: Exception | Warning | str) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _torch() -> list[Finding]:
@@ -240,7 +238,7 @@ def _torch() -> list[Finding]:
     found = [_device(name, text) for name, text in devices.items()]
     if not count:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        trouble = _first_line(caught[0].message) if caught else ""
+        trouble = error_reason(caught[0].message) if caught else ""
         state: State = "warning" if trouble else "well"
         found.append(Finding("device", "cuda", f"no device ({built})", state, trouble))
     return [*found, Finding("threads", "torch", str(torch.get_num_threads()))]
@@ -253,7 +251,7 @@ def _device(name: str, text: str) -> Finding:
         x = torch.ones(8, 8, device=name, requires_grad=True)
         torch.autograd.grad((x @ x).relu().sum(), x)
     except Exception as error:  # what a driver does wrong takes many forms
-        trouble = f"can't compute ({_first_line(error)}); use another by --device"
+        trouble = f"can't compute ({error_reason(error)}); use another by --device"
         return Finding("device", name, text, "wrong", trouble)
     return Finding("device", name, text)
 
@@ -298,7 +296,7 @@ def _embedded(name: str) -> Finding:
     try:
         data = load_dataset(RunConfig(dataset=name))
     except Exception as error:  # it reads files of another package, which may hold anything
-        return Finding("data set", name, "does not load", "wrong", _first_line(error))
+        return Finding("data set", name, "does not load", "wrong", error_reason(error))
     return Finding(
         "data set", name, f"embedded, {sum(map(len, (data.train, data.val, data.test))):,} images"
     )
@@ -321,7 +319,7 @@ def _data_folder(folder: Path) -> Finding:
     except FileNotFoundError:
         return Finding("folder", "data", f"{folder}, not there yet")
     except OSError as error:
-        trouble = f"{folder}: can't be read ({error.strerror}); choose another by --data-dir"
+        trouble = f"{folder}: can't be read ({error_reason(error)}); choose another by --data-dir"
         return Finding("folder", "data", str(folder), "wrong", trouble)
 
 
@@ -333,7 +331,7 @@ def _folder(name: str, folder: Path, remedy: str) -> Finding:
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as error:
-        trouble = f"{there}: can't be written ({error.strerror}); {remedy}"
+        trouble = f"{there}: can't be written ({error_reason(error)}); {remedy}"
         return Finding("folder", name, str(folder), "wrong", trouble)
     found = f"{folder}, {free // MIB:,} MiB free"
     if free < LITTLE_SPACE:
@@ -346,7 +344,7 @@ def _temporary() -> Finding:
     try:
         folder = tempfile.gettempdir()
     except FileNotFoundError as error:
-        trouble = f"{error.strerror}; set TMPDIR to a folder that can be written"
+        trouble = f"{error_reason(error)}; set TMPDIR to a folder that can be written"
         return Finding("folder", "temporary", "-", "wrong", trouble)
     return _folder("temporary", Path(folder), "set TMPDIR to another")
 

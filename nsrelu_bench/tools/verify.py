@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsrelu_bench.activations import DTYPES, IMPLS, NSReLU
+from nsrelu_bench.errors import describe_error, error_reason
 from nsrelu_bench.text import align, wrap
 
 Outcome = Literal["agrees", "documented", "disagrees"]
@@ -94,9 +95,8 @@ def _check(impl: str, make: Make, case: str) -> Check:
     try:
         remark = behaves(make)
     except Exception as error:  # whatever goes wrong in it is a finding about the implementation
-        lines = str(error).strip().splitlines() or [""]
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return Check(impl, case, "disagrees", kind + lines[0])
+        describe = error_reason if isinstance(error, AssertionError) else describe_error
+        return Check(impl, case, "disagrees", describe(error))
     return Check(impl, case, "documented" if reason else "agrees", reason or remark)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, error_reason
 
 State = dict[str, Any]
 
@@ -123,7 +123,7 @@ class Stack:
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            reason = error_reason(error)
             raise BenchError(f"stack: this model can't be computed stacked ({reason})") from error
 
     def _logits(self, weights: State, buffers: State, inputs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split, augment_batch, load_dataset
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.measures import DeadUnitHistory, Measurement, measure, pre_quantiles
 from nsrelu_bench.models import build_model
 from nsrelu_bench.training.ensemble import Alone, Stack
@@ -410,7 +410,7 @@ def _place(
         placed = [net.to(device).to(memory_format=memory_format) for net in networks]
         return placed, data.to(device, memory_format)
     except (AssertionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = error_reason(error)
         raise BenchError(f"device: {device!r} can't be used here ({reason})") from error
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import BenchError, UsageError, describe_error, error_reason
 from nsrelu_bench.files import replace_file, wrap_write_errors
 from nsrelu_bench.records import (
     RunDoneError,
@@ -134,7 +134,7 @@ def _reach(address: str) -> bool:
         with socket.create_connection((host, int(port)), CONNECT_S) as connection:
             peer = connection.getpeername()[0]
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error_reason(error)
         raise BenchError(f"--address: no Ray cluster answers at {address} ({reason})") from error
     return ipaddress.ip_address(peer.partition("%")[0]).is_loopback
 
@@ -192,7 +192,7 @@ def _why_not(error: Exception, address: str | None) -> str:
         return f"{place}: {text.partition('. ')[0]}; {HINT}"
     if "No node info found" in text:
         return f"{place}: this machine is no node of that cluster (ray start --address={address})"
-    return f"{place}: {text.splitlines()[0]}"
+    return f"{place}: {error_reason(text)}"
 
 
 def _short_folder() -> str | None:
@@ -380,7 +380,7 @@ class _Cluster:
         try:
             event, files = self.ray.get(next(job.stream))
         except errors.RayTaskError as error:
-            raise _UnfitError(f"engine ray: {_one_line(error.cause)}") from error
+            raise _UnfitError(f"engine ray: {describe_error(error.cause)}") from error
         except (StopIteration, errors.RayError) as error:
             return self._lost(job, error)
         job.begun = not event.elsewhere
@@ -397,7 +397,7 @@ class _Cluster:
             job.lock.release()
         if job.attempt < ATTEMPTS:
             return None
-        told = f"its process or its node was lost {ATTEMPTS} times ({_one_line(error)})"
+        told = f"its process or its node was lost {ATTEMPTS} times ({describe_error(error)})"
         return Event(job.config, write_status(self.study / job.config.run_id, "failed", told))
 
     def cancel(self, jobs: Sequence[_Job]) -> None:
@@ -419,11 +419,6 @@ class _Cluster:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
 
 
 def _claim(folder: Path, policy: RunPolicy) -> FileLock:
