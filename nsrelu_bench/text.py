@@ -1,18 +1,35 @@
-"""Rows of texts as columns; where a terminal is too narrow, columns go into blocks below."""
+"""Text for people: numbers with the digits that matter, and rows of texts as columns."""
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+
+def format_fixed(value: float, places: int, sign: str = "") -> str:
+    """Write a number with so many decimal places, and no minus before zero."""
+    return f"{round(value, places) + 0.0:{sign}.{places}f}"
+
+
+def decimal_places(half_widths: Iterable[float]) -> int:
+    """Return how many decimal places the median of some half-widths needs, from 1 to 4."""
+    positive = sorted(half for half in half_widths if half > 0)
+    return min(max(math.ceil(-math.log10(positive[len(positive) // 2])), 1), 4) if positive else 1
+
+
+def format_p(p: float) -> str:
+    """Write a p value with two digits."""
+    return "-" if math.isnan(p) else f"{p:.2g}"
 
 
 def split_columns(widths: Sequence[int], room: int | None, gap: int = 2) -> list[list[int]]:
-    """Share the columns out over blocks that are at most `room` characters wide.
+    """Divide columns into blocks that are at most `room` characters wide.
 
-    Each block begins with column 0, which names the rows, and has one more at least.
+    Each block begins with column 0, which names the rows, and has at least one other column.
     """
     blocks: list[list[int]] = []
     for column in range(1, len(widths)):
-        together = [*(blocks[-1] if blocks else [0]), column]
-        wide = sum(widths[c] for c in together) + gap * (len(together) - 1)
+        block = [*(blocks[-1] if blocks else [0]), column]
+        wide = sum(widths[c] for c in block) + gap * (len(block) - 1)
         if blocks and (room is None or wide <= room):
             blocks[-1].append(column)
         else:
@@ -21,7 +38,7 @@ def split_columns(widths: Sequence[int], room: int | None, gap: int = 2) -> list
 
 
 def align(rows: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
-    """Align columns with blanks into lines, in blocks of at most `room` characters' width."""
+    """Align columns with blanks into lines, in blocks at most `room` characters wide."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for block in split_columns(widths, room):

@@ -12,7 +12,17 @@ from nsrelu_bench.compare.grouping import (
     varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent, label
-from nsrelu_bench.compare.statistics import cohen_dz, holm, sign_flip_p, t_half_width
+from nsrelu_bench.compare.statistics import (
+    clopper_pearson,
+    cohen_dz,
+    holm,
+    interquartile_mean,
+    mcnemar_p,
+    probability_of_improvement,
+    score_distribution,
+    sign_flip_p,
+    t_half_width,
+)
 from nsrelu_bench.compare.tables import format_table, sheets_of
 from nsrelu_bench.compare.verdicts import notes, verdict_clauses, verdicts
 
@@ -21,17 +31,22 @@ __all__ = [
     "STATES",
     "Comparison",
     "act_order",
+    "clopper_pearson",
     "cohen_dz",
     "compare",
     "format_setting",
     "format_table",
     "holm",
+    "interquartile_mean",
     "is_percent",
     "join_settings",
     "label",
+    "mcnemar_p",
     "name_groups",
     "notes",
     "parse_act",
+    "probability_of_improvement",
+    "score_distribution",
     "sheets_of",
     "sign_flip_p",
     "summarise",

@@ -1,9 +1,4 @@
-"""Is one activation better than another, and is that more than noise? Statistics over seeds.
-
-The pure functions come first (`t_half_width`, `sign_flip_p`, `holm`, `cohen_dz`), then `compare`,
-which applies them to the runs of a study, then `verdicts` and `notes`, which say the result in
-words.
-"""
+"""Compare groups of runs with a baseline: means over seeds, and differences paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +70,7 @@ class Comparison:
 def summarise(frame: pd.DataFrame, keys: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
     """Return n, mean, sd, low and high of the column `value` for each combination of `keys`.
 
-    Rows without a finite value don't count. The keys are the index, in their order of appearance.
+    Rows without a finite value are left out. The keys are the index, in order of appearance.
     """
     finite = frame[np.isfinite(frame["value"])]
     grouped = finite.groupby(list(keys), sort=False)["value"]
@@ -83,9 +78,6 @@ def summarise(frame: pd.DataFrame, keys: Sequence[str], confidence: float = 0.95
     table = table.rename(columns={"count": "n", "std": "sd"})
     half = t_half_width(table["sd"].to_numpy(), table["n"].to_numpy(), confidence)
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
-
-
-# Comparing.
 
 
 def compare(
@@ -134,29 +126,38 @@ def compare(
     label = _find_baseline(runs, baseline)
 
     frame = name_groups(select(runs, where, keep=label), config_columns, by)
-    same = [c for c in settings if c not in tune]
+    untuned = [c for c in settings if c not in tune]
     if tune:
-        frame = _keep_best(frame, tune, same)
-    frame["pair"] = frame.groupby(same, dropna=False).ngroup() if same else 0
-    vary = varying_settings(frame, config_columns)
-    shown = [c for c in settings if c in (*by, *tune, *vary)]
-
-    values = _final_values(frame, metrics)
-    rows = _count_states(frame, shown).merge(pd.DataFrame({"metric": metrics}), how="cross")
-    for table in (summarise(values, KEYS, confidence), _paired(values, label, confidence)):
-        rows = rows.merge(table.reset_index(), how="left", on=KEYS)
-    rows["p_holm"] = holm(rows["p"].to_numpy(dtype=float))
-    rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
-    shared = dict(zip(frame["section"], frame["shared"], strict=True))
+        frame = _keep_best(frame, tune, untuned)
+    frame["pair"] = frame.groupby(untuned, dropna=False).ngroup() if untuned else 0
+    shown = {*by, *tune, *varying_settings(frame, config_columns)}
+    rows = _rows(frame, [c for c in settings if c in shown], metrics, label, confidence)
     return Comparison(
         _sort(rows, sort),
         tuple(metrics),
         label,
         confidence,
-        shared=shared,
+        shared=dict(zip(frame["section"], frame["shared"], strict=True)),
         tuned=tuple(tune),
         mixed=_mixed(frame),
     )
+
+
+def _rows(
+    frame: pd.DataFrame,
+    settings: Sequence[str],
+    metrics: Sequence[str],
+    baseline: str,
+    confidence: float,
+) -> pd.DataFrame:
+    """Return one row per group and metric, as `Comparison.rows` has them."""
+    values = _final_values(frame, metrics)
+    rows = _count_states(frame, settings).merge(pd.DataFrame({"metric": metrics}), how="cross")
+    for table in (summarise(values, KEYS, confidence), _paired(values, baseline, confidence)):
+        rows = rows.merge(table.reset_index(), how="left", on=KEYS)
+    rows["p_holm"] = holm(rows["p"].to_numpy(dtype=float))
+    rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
+    return rows
 
 
 KEYS = ["section", "group", "metric"]

@@ -10,18 +10,18 @@ import pandas as pd
 
 from nsrelu_bench.errors import BenchError, UsageError, unknown
 
-#: The states that are told apart; running and interrupted are both unfinished.
+#: The states that are counted apart; running and interrupted are both unfinished.
 STATES = ("completed", "diverged", "failed", "unfinished")
 
-#: Settings of the activation, all but `impl` told by its label `act`; and settings that don't
-#: decide a run's numbers.
+#: Settings of the activation: its label `act` says all but `impl`.
 ACT_COLUMNS = ("act", "leak", "backward", "impl")
+#: Settings that don't decide a run's numbers.
 NEUTRAL_COLUMNS = ("data_dir",)
 
 #: The order of activations everywhere; others follow by name, each by its leak.
 FAMILIES = ("relu", "leaky_relu", "nsrelu")
 
-#: The settings that a heading tells where all runs share them.
+#: The settings that a heading names where all runs share them.
 HEADING = (
     *("dataset", "model", "train_size", "depth", "width", "epochs", "batch_size"),
     *("optimizer", "lr", "schedule"),
@@ -68,6 +68,9 @@ def name_groups(
     runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Name the group of each run: runs that differ in nothing but the seed.
+
+    Group runs once and pass the frame on: a part of it, such as the runs of one `setting`, is a
+    frame of the same kind, whose names are still right.
 
     Returns the runs, each once, in an order that doesn't depend on theirs, with five more
     columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
@@ -133,7 +136,7 @@ def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
 
 def varies(values: "pd.Series[Any]") -> bool:
-    """Tell whether there is more than one value."""
+    """Return whether there is more than one value."""
     return len(values.unique()) > 1
 
 
@@ -191,7 +194,7 @@ def _matches(values: "pd.Series[Any]", text: str) -> "pd.Series[bool]":
 
 
 def same_act(label: str, wanted: str) -> bool:
-    """Tell whether a label is the wanted one, or one of the wanted family."""
+    """Return whether a label is the wanted one, or one of the wanted family."""
     family, leak = parse_act(wanted)
     return label == wanted or parse_act(label) == (family, leak) or label.startswith(f"{wanted}(")
 

@@ -1,9 +1,8 @@
-"""How metrics and numbers are written for people."""
+"""The names of metrics for people, and which of them are percentages."""
 
-import math
-from collections.abc import Iterable
+from nsrelu_bench.text import format_fixed
 
-#: Names of metrics for people: in figures, and short in tables.
+#: Names of metrics in figures; a metric that is missing here is named by its column.
 LABELS = {
     "train_loss": "train loss",
     "val_loss": "validation loss",
@@ -20,33 +19,27 @@ LABELS = {
     "surrogate_cosine": "cosine to true gradient",
 }
 
+#: Shorter names, for tables and verdicts.
+SHORT_LABELS = {
+    "test_accuracy": "accuracy",
+    "zero_fraction": "zeros",
+    "negative_fraction": "inputs <= 0",
+    "dead_fraction": "dead",
+    "submerged_fraction": "submerged",
+    "grad_norm": "grad norm",
+}
+
 
 def label(metric: str) -> str:
-    """Name a metric for people."""
+    """Return the name of a metric for people."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
 def is_percent(metric: str) -> bool:
-    """Tell whether a metric is a fraction that people read in percent."""
+    """Return whether a metric is a fraction that people read in percent."""
     return metric.endswith(("accuracy", "fraction"))
 
 
-def places_for(halves: Iterable[float]) -> int:
-    """Return how many decimal places show the middle one of the half-widths, at least one."""
-    positive = sorted(half for half in halves if half > 0)
-    return min(max(math.ceil(-math.log10(positive[len(positive) // 2])), 1), 4) if positive else 1
-
-
-def fixed(value: float, places: int, sign: str = "") -> str:
-    """Write a number with so many decimal places, and no minus before zero."""
-    return f"{round(value, places) + 0.0:{sign}.{places}f}"
-
-
-def plain(metric: str, value: float) -> str:
+def format_value(metric: str, value: float) -> str:
     """Write a value of a metric without its spread."""
-    return f"{fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
-
-
-def format_p(p: float) -> str:
-    """Write a p value with two digits."""
-    return "-" if math.isnan(p) else f"{p:.2g}"
+    return f"{format_fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"

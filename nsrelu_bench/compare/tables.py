@@ -15,12 +15,12 @@ from rich.text import Text
 
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import STATES
-from nsrelu_bench.compare.labels import fixed, format_p, is_percent, label, places_for
+from nsrelu_bench.compare.labels import SHORT_LABELS, is_percent, label
 from nsrelu_bench.compare.statistics import ALPHA
-from nsrelu_bench.compare.verdicts import SHORT_LABELS, notes, verdicts
+from nsrelu_bench.compare.verdicts import notes, verdicts
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.records import to_csv
-from nsrelu_bench.text import split_columns
+from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_columns
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _intervals(rows: pd.DataFrame, metric: str, column: str) -> list[str]:
     scale, sign = (100 if is_percent(metric) else 1), ("+" if column == "diff" else "")
     high = rows["high" if column == "mean" else "diff_high"]
     halves = (high - rows[column]) * scale
-    common = places_for(halves)
+    common = decimal_places(halves)
     texts = []
     for value, half in zip(rows[column] * scale, halves, strict=True):
         places = common if is_percent(metric) else _two_digits(value, half)
@@ -94,8 +94,8 @@ def _intervals(rows: pd.DataFrame, metric: str, column: str) -> list[str]:
         elif places is None:
             texts.append(f"{value:{sign}.3g}" + (f" ± {half:.2g}" if half >= 0 else ""))
         else:
-            error = f" ± {fixed(half, places)}" if half >= 0 else ""
-            texts.append(fixed(value, places, sign) + error)
+            error = f" ± {format_fixed(half, places)}" if half >= 0 else ""
+            texts.append(format_fixed(value, places, sign) + error)
     return texts
 
 

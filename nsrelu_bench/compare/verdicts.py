@@ -10,18 +10,11 @@ from nsrelu_bench.compare.grouping import (
     STATES,
     varies,
 )
-from nsrelu_bench.compare.labels import fixed, format_p, label, places_for, plain
+from nsrelu_bench.compare.labels import SHORT_LABELS, format_value, label
 from nsrelu_bench.compare.statistics import ALPHA, least_p
+from nsrelu_bench.text import decimal_places, format_fixed, format_p
 
 VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
-SHORT_LABELS = {
-    "test_accuracy": "accuracy",
-    "zero_fraction": "zeros",
-    "negative_fraction": "inputs <= 0",
-    "dead_fraction": "dead",
-    "submerged_fraction": "submerged",
-    "grad_norm": "grad norm",
-}
 
 
 # In words.
@@ -59,14 +52,14 @@ def _clause(row: "pd.Series[Any]") -> str:
     metric, diff = row["metric"], row["diff"]
     half = row["diff_high"] - diff
     if metric.endswith("accuracy"):
-        places = places_for([half * 100])
-        text = f"{fixed(diff * 100, places, '+')} pp"
+        places = decimal_places([half * 100])
+        text = f"{format_fixed(diff * 100, places, '+')} pp"
         if row["pairs"] > 1:
-            ends = (fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
+            ends = (format_fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
             text += f" [{', '.join(ends)}]"
     else:
         before, after = row["baseline_mean"], row["baseline_mean"] + diff
-        text = f"{plain(metric, before)} -> {plain(metric, after)}"
+        text = f"{format_value(metric, before)} -> {format_value(metric, after)}"
     name = "dead units" if metric == "dead_fraction" else SHORT_LABELS.get(metric, label(metric))
     if row["pairs"] < 2:
         return f"{name} {text}: one pair, no test"

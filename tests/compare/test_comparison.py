@@ -1,4 +1,4 @@
-"""Statistics against hand-computed values and scipy, and words that follow from the numbers."""
+"""Comparisons of made-up runs by hand: means, pairs, choices, and the words for them."""
 
 import re
 
@@ -6,94 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, row, study
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from nsrelu_bench.compare import comparison as c
 from nsrelu_bench.compare.grouping import STATES
-from nsrelu_bench.compare.labels import LABELS, fixed, format_p, is_percent, label, places_for
-from nsrelu_bench.compare.statistics import cohen_dz, holm, least_p, sign_flip_p, t_half_width
+from nsrelu_bench.compare.labels import LABELS, SHORT_LABELS, is_percent, label
 from nsrelu_bench.compare.tables import FORMATS, format_table
-from nsrelu_bench.compare.verdicts import SHORT_LABELS, VERDICT_METRICS, notes, verdict, verdicts
+from nsrelu_bench.compare.verdicts import VERDICT_METRICS, notes, verdict, verdicts
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.records.schema import COLUMNS
-
-# Statistics.
-
-
-def test_the_t_interval_is_scipys() -> None:
-    values = np.array([0.91, 0.95, 0.90, 0.97, 0.92])
-    half = t_half_width(np.array([values.std(ddof=1)]), np.array([5]))[0]
-    low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
-    assert values.mean() - half == pytest.approx(low)
-    assert values.mean() + half == pytest.approx(high)
-
-
-def test_one_value_has_no_interval() -> None:
-    assert np.isnan(t_half_width(np.array([np.nan]), np.array([1]))).all()
-
-
-def test_the_t_interval_of_five_seeds_covers_95_percent() -> None:
-    values = np.random.default_rng(1).normal(size=(4000, 5))
-    half = t_half_width(values.std(axis=1, ddof=1), np.full(4000, 5))
-    covers = np.abs(values.mean(axis=1)) <= half
-    assert 0.94 < covers.mean() < 0.96
-
-
-def test_sign_flip_p_counts_the_flips_that_are_as_extreme() -> None:
-    # 1 + 2 + 3 = 6 is reached by +++ and ---, 2 of 8; of 1 + 2 - 3 = 0 all are as extreme.
-    assert sign_flip_p(np.array([[1.0, 2, 3], [1, 2, -3]])) == pytest.approx([0.25, 1])
-
-
-@pytest.mark.parametrize(("n", "least"), [(5, 0.0625), (6, 0.03125), (10, 2 / 1024)])
-def test_sign_flip_p_can_not_go_below_2_over_2_to_the_n(n: int, least: float) -> None:
-    p = sign_flip_p(np.linspace(1, 2, n)[None])
-    assert p == pytest.approx([least])
-    assert least_p(n) == pytest.approx(least)
-
-
-@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e6])
-def test_sign_flip_p_does_not_depend_on_the_scale(scale: float) -> None:
-    differences = np.array([[1.0, 2, 3, -1], [1, 2, 3, 4]])
-    assert sign_flip_p(scale * differences) == pytest.approx(sign_flip_p(differences))
-
-
-@given(st.lists(st.integers(-5, 5), min_size=2, max_size=8), st.sampled_from([359, 1000, 3500]))
-@settings(max_examples=60, deadline=None)
-def test_rounding_does_not_break_the_ties_of_accuracies(steps: list[int], size: int) -> None:
-    base = 0.9
-    differences = np.array([(base + step / size) - base for step in steps])
-    flips = np.array(np.meshgrid(*[[-1, 1]] * len(steps))).reshape(len(steps), -1)
-    expected = np.mean(np.abs(np.array(steps) @ flips) >= abs(sum(steps)))
-    assert sign_flip_p(differences[None])[0] == pytest.approx(expected)
-
-
-def test_sign_flip_p_with_many_pairs_is_drawn_and_repeatable() -> None:
-    differences = np.random.default_rng(0).normal(0.5, 1, size=(3, 20))
-    first = sign_flip_p(differences)
-    assert np.array_equal(first, sign_flip_p(differences))
-    assert first == pytest.approx(stats.ttest_1samp(differences, 0, axis=1).pvalue, abs=0.03)
-
-
-def test_a_single_pair_has_no_p() -> None:
-    assert np.isnan(sign_flip_p(np.array([[1.0]]))).all()
-
-
-def test_holm_by_hand() -> None:
-    # Sorted 0.01 0.03 0.04, times 3 2 1, never falling; NaN is no test.
-    adjusted = holm(np.array([0.04, np.nan, 0.01, 0.03]))
-    assert adjusted == pytest.approx([0.06, np.nan, 0.03, 0.06], nan_ok=True)
-    assert holm(np.array([0.9, 0.8])) == pytest.approx([1, 1])
-    assert holm(np.array([])).shape == (0,)
-
-
-def test_effect_size_is_empty_where_differences_do_not_vary() -> None:
-    d = cohen_dz(np.array([1.0, 0, 0.01]), np.array([2.0, 0, 1e-18]))
-    assert d == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
-
-
-# Comparing.
 
 
 def test_means_and_paired_differences_by_hand() -> None:
@@ -415,37 +336,6 @@ def test_two_pairs_are_tested_and_too_few() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "places", "sign", "text"),
-    [
-        (-0.04, 1, "", "0.0"),
-        (-0.04, 1, "+", "+0.0"),
-        (-0.06, 1, "", "-0.1"),
-        (2.345, 2, "", "2.35"),
-    ],
-)
-def test_a_number_has_so_many_places_and_no_minus_before_zero(
-    value: float, places: int, sign: str, text: str
-) -> None:
-    assert fixed(value, places, sign) == text
-
-
-@pytest.mark.parametrize(
-    ("halves", "places"),
-    [
-        ([], 1),
-        ([0, 0], 1),
-        ([5.0], 1),
-        ([0.5], 1),
-        ([0.05], 2),
-        ([0.003, 0, 0.004], 3),
-        ([1e-9], 4),
-    ],
-)
-def test_places_show_the_middle_half_width(halves: list[float], places: int) -> None:
-    assert places_for(halves) == places
-
-
 def test_metrics_have_names_for_people() -> None:
     measured = {*COLUMNS["metrics.csv"], "diverged_fraction"}
     assert {*LABELS, *SHORT_LABELS, *c.TABLE_METRICS, *VERDICT_METRICS} <= measured
@@ -453,8 +343,6 @@ def test_metrics_have_names_for_people() -> None:
     assert percent == [True, True, False]
     assert label("grad_norm") == "gradient norm"
     assert label("test_accuracy") == "test accuracy"
-    assert format_p(0.0312) == "0.031"
-    assert format_p(float("nan")) == "-"
 
 
 @pytest.mark.parametrize("column", [column for column in c.RUN_COLUMNS if column != "study"])

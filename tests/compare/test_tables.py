@@ -11,7 +11,6 @@ from helpers.made_up import CONFIG, RELU, TWO, make_runs, study
 
 from nsrelu_bench.compare import comparison as c
 from nsrelu_bench.compare import tables
-from nsrelu_bench.compare.labels import fixed, places_for
 from nsrelu_bench.compare.tables import format_table
 from nsrelu_bench.errors import UsageError
 
@@ -72,10 +71,6 @@ def test_an_unknown_format_lists_those_there_are() -> None:
 
 
 def test_numbers_have_the_places_that_their_error_shows() -> None:
-    assert places_for([0.25, 0.3]) == 1
-    assert places_for([0.04]) == 2
-    assert places_for([0.0, np.nan]) == 1
-    assert fixed(-0.04, 1) == "0.0"
     assert tables._two_digits(0.327, 0.012) == 3
     assert tables._two_digits(1e-7, 1e-8) is None
     assert tables._two_digits(2.0, np.nan) is None

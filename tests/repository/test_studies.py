@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from nsrelu_bench.cli import app as cli
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.grouping import format_setting
-from nsrelu_bench.compare.labels import fixed
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.records.reader import CONFIG_COLUMNS, load_runs
+from nsrelu_bench.text import format_fixed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -100,7 +100,7 @@ def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> st
         return below(study, conditions, act, metric, float(kind.removeprefix("below ")))
     value, end = ("diff", "diff_high") if kind == "diff" else ("mean", "high")
     mean, half = 100 * row[value], 100 * (row[end] - row[value])
-    return f"{fixed(mean, 1, '+' * (kind == 'diff'))} ± {fixed(half, 1)}"
+    return f"{format_fixed(mean, 1, '+' * (kind == 'diff'))} ± {format_fixed(half, 1)}"
 
 
 def below(study: str, conditions: list[str], act: str, metric: str, percent: float) -> str:
