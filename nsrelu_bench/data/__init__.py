@@ -9,8 +9,11 @@ from nsrelu_bench.data.dataset import (
     format_description,
     load_dataset,
 )
+from nsrelu_bench.data.downloads import SOURCES as PUBLISHED
+from nsrelu_bench.data.downloads import local_files
 
 __all__ = [
+    "PUBLISHED",
     "Dataset",
     "Split",
     "augment_batch",
@@ -18,4 +21,5 @@ __all__ = [
     "describe",
     "format_description",
     "load_dataset",
+    "local_files",
 ]

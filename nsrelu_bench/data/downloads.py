@@ -99,6 +99,19 @@ def find_form(name: str, data_dir: Path) -> Form | None:
     return None
 
 
+def local_files(name: str, data_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a data set that are there, and those that are missing beside them.
+
+    They are of the form of which the most files are there.
+    """
+    files = []
+    for form in SOURCES[name].forms:
+        paths = [data_dir / file.path for file in form.files]
+        there = [path for path in paths if path.is_file()]
+        files.append((there, [path for path in paths if path not in there]))
+    return max(files, key=lambda pair: (not pair[1], len(pair[0])))
+
+
 def _check_and_read(name: str, form: Form, paths: Sequence[Path]) -> Parts:
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in paths]
