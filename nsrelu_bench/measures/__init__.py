@@ -1,7 +1,8 @@
-"""What is measured in a network, and the probe that measures it."""
+"""The measures of a network, and the probe that takes them."""
 
-from nsrelu_bench.measures.measurement import Measurement, measure, pre_quantiles
+from nsrelu_bench.measures.measurement import Measurement, measure
 from nsrelu_bench.measures.metrics import DeadUnitHistory
 from nsrelu_bench.measures.probe import ActivationProbe
+from nsrelu_bench.measures.quantiles import pre_quantiles
 
 __all__ = ["ActivationProbe", "DeadUnitHistory", "Measurement", "measure", "pre_quantiles"]

@@ -295,7 +295,7 @@ def _checkpoint(
 def _lives_of(measurement: Measurement | None) -> Row | None:
     if measurement is None:
         return None
-    return {name: asdict(lives) for name, lives in measurement.lives.items()}
+    return {name: asdict(history) for name, history in measurement.histories.items()}
 
 
 def _of_lives(saved: Mapping[str, Any] | None) -> Measurement | None:
@@ -303,7 +303,7 @@ def _of_lives(saved: Mapping[str, Any] | None) -> Measurement | None:
     if saved is None:
         return None
     return Measurement(
-        {}, [], True, {name: DeadUnitHistory(**lives) for name, lives in saved.items()}
+        {}, [], True, {name: DeadUnitHistory(**history) for name, history in saved.items()}
     )
 
 

@@ -60,7 +60,7 @@ def types(model):
     return [type(module) for module in model.modules()]
 
 
-def test_a_resnet_keeps_its_weights_and_its_outputs_and_gets_other_gradients():
+def test_a_resnet_keeps_weights_and_outputs():
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(num_classes=10).eval()
     state, lines = resnet.state_dict(), []
@@ -86,7 +86,7 @@ def test_a_resnet_keeps_its_weights_and_its_outputs_and_gets_other_gradients():
     assert not torch.equal(*gradients)
 
 
-def test_a_copy_leaves_the_model_alone_and_in_place_changes_it():
+def test_only_in_place_changes_the_model_itself():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     copied = swap_activations(model, nn.ReLU, NSReLU())
     assert (type(model[1]), type(copied[1])) == (nn.ReLU, NSReLU)
@@ -95,7 +95,7 @@ def test_a_copy_leaves_the_model_alone_and_in_place_changes_it():
     assert type(model[1]) is NSReLU
 
 
-def test_a_module_at_two_places_is_replaced_by_one():
+def test_a_shared_module_is_replaced_by_one():
     shared = nn.ReLU()
     model = nn.Sequential(shared, nn.Sequential(shared), nn.ReLU())
     lines = []
@@ -105,7 +105,7 @@ def test_a_module_at_two_places_is_replaced_by_one():
     assert lines == ["replaced 2 ReLU by NSReLU(leak=0.1, impl='native'): 0, 1.0, 2"]
 
 
-def test_a_model_that_is_the_activation_is_replaced_whole():
+def test_a_model_that_is_an_activation_is_replaced():
     model = nn.ReLU().eval()
     for inplace in (False, True):
         swapped = swap_activations(model, nn.ReLU, NSReLU(0.2), inplace=inplace)
@@ -113,7 +113,7 @@ def test_a_model_that_is_the_activation_is_replaced_whole():
         assert not swapped.training
 
 
-def test_several_types_are_swapped_at_once_for_what_a_factory_makes():
+def test_several_types_are_swapped_by_a_factory():
     model = nn.Sequential(nn.ReLU(), nn.GELU(), nn.Tanh())
     made = iter(["relu/gelu", "relu/silu"])
     swapped = swap_activations(model, (nn.ReLU, nn.GELU), lambda: Surrogate(next(made)))
@@ -121,7 +121,7 @@ def test_several_types_are_swapped_at_once_for_what_a_factory_makes():
     assert "backward=silu" in repr(swapped[1])
 
 
-def test_swapping_back_gives_the_model_that_there_was():
+def test_swapping_back_restores_the_model():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     there = swap_activations(model, nn.ReLU, NSReLU())
     assert repr(swap_activations(there, NSReLU, nn.ReLU())) == repr(model)
@@ -142,7 +142,7 @@ def test_swapping_back_gives_the_model_that_there_was():
         ),
     ],
 )
-def test_a_functional_call_is_warned_of_with_its_place(make, call):
+def test_a_functional_call_is_warned_of_by_name(make, call):
     with pytest.warns(UserWarning, match="functional calls are left") as caught:
         swapped = swap_activations(make(), nn.ReLU, NSReLU())
     (warning,) = caught
@@ -151,7 +151,7 @@ def test_a_functional_call_is_warned_of_with_its_place(make, call):
     assert NSReLU in types(swapped)
 
 
-def test_other_functions_and_modules_called_relu_are_no_functional_calls():
+def test_other_things_named_relu_are_no_calls():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         swap_activations(Clean(), nn.ReLU, NSReLU())

@@ -1,0 +1,181 @@
+"""The activation sites of a model: which they are, what was seen at them, and their measures."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nsrelu_bench.activations import Surrogate
+from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.measures import metrics
+from nsrelu_bench.measures.metrics import MEASURES
+from nsrelu_bench.measures.sums import GradSums, PostSums, PreSums, Sums, WeightSums
+
+Row = dict[str, Any]
+
+#: The modules that are taken for activations unless the user names some.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    Surrogate,
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,  # and ReLU6
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+
+# The measures of a site, in the order of the columns, and the sums that each is computed from.
+_COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
+    "zero_fraction": ("post", metrics.zero_fraction),
+    "negative_fraction": ("pre", metrics.negative_fraction),
+    "dead_units": ("post", metrics.dead_units),
+    "dead_fraction": ("post", metrics.dead_fraction),
+    "submerged_units": ("pre", metrics.submerged_units),
+    "submerged_fraction": ("pre", metrics.submerged_fraction),
+    "dormant_units": ("post", metrics.dormant_units),
+    "lifetime_sparsity": ("post", metrics.lifetime_sparsity),
+    "population_sparsity": ("post", metrics.population_sparsity),
+    "effective_rank": ("post", metrics.effective_rank),
+    "grad_norm": ("weights", metrics.grad_norm),
+    "pre_grad_norm": ("grad", metrics.pre_grad_norm),
+    "zero_grad_units": ("grad", metrics.zero_grad_units),
+    "surrogate_cosine": ("weights", metrics.surrogate_cosine),
+    "sign_disagreement": ("weights", metrics.sign_disagreement),
+}
+SURROGATE_MEASURES = {"surrogate_cosine", "sign_disagreement"}
+PRE_GRADIENT_MEASURES = {"pre_grad_norm", "zero_grad_units"}
+GRADIENT_MEASURES = {"grad_norm", *PRE_GRADIENT_MEASURES, *SURROGATE_MEASURES}
+SITE_MEASURES = {
+    name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - SURROGATE_MEASURES
+}
+
+
+@dataclass
+class Site:
+    """What was seen at one site."""
+
+    weights: tuple[nn.Parameter, ...]  # of the layer that feeds it
+    pre: PreSums
+    post: PostSums | None = None  # until the activation has answered
+    grad: GradSums | None = None  # until there was a backward pass
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return self.post.units if self.post else len(self.pre.nonpositive)
+
+    @property
+    def nonfinite(self) -> bool:
+        """Whether any value at the site is not finite."""
+        return bool(self.pre.nonfinite or (self.post and self.post.nonfinite))
+
+
+def find_sites(model: nn.Module, sites: Iterable[str | type[nn.Module]]) -> dict[str, nn.Module]:
+    """Return the activation modules of a model by name."""
+    named = dict(model.named_modules())
+    asked = [sites] if isinstance(sites, str | type) else list(sites)
+    types = tuple(site for site in asked if isinstance(site, type))
+    names = {name: module for name, module in named.items() if name}  # without the whole
+    chosen = {lookup(names, site, "module") for site in asked if isinstance(site, str)}
+    found: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in named.items():
+        if module not in inside and (module in chosen or isinstance(module, types)):
+            found[name or type(module).__name__] = module
+            inside.update(module.modules())
+    if not found:
+        raise BenchError(
+            f"no activation modules in {type(model).__name__}: name its sites, and use modules"
+            " instead of functions such as F.relu, which can't be watched"
+        )
+    return found
+
+
+def first_tensor(values: object, site: str) -> Tensor:
+    """Return the first tensor in nested inputs or outputs."""
+    queue = [values]
+    while queue:
+        value = queue.pop(0)
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        if isinstance(value, tuple | list):
+            queue[:0] = value
+    raise BenchError(f"site {site!r} takes or gives no tensor: name other sites")
+
+
+def units_second(values: Tensor, feed: nn.Module | None, site: str) -> Tensor:
+    """Return the values as (N, U, ...)."""
+    if values.dim() < 2:
+        raise BenchError(
+            f"site {site!r} has values of shape {tuple(values.shape)}; needed: (examples, units)"
+            " or more"
+        )
+    if isinstance(feed, nn.Linear):
+        last = values.shape[-1] == feed.out_features
+    else:
+        last = values.dim() == 3 and not isinstance(feed, _ConvNd)
+    return values.movedim(-1, 1) if last else values
+
+
+def site_rows(
+    sites: dict[str, Site],
+    weights: Mapping[nn.Parameter, WeightSums],
+    wanted: frozenset[str],
+    finite: bool = True,
+) -> list[Row]:
+    """Compute the measures of each site.
+
+    From the first that is not finite on there are none: what comes later has been computed from
+    NaN, even where it looks like numbers. Gradients come from the far end: there are none at all.
+    """
+    finite = finite and not any(site.nonfinite for site in sites.values())
+    rows, intact = [], True
+    for name, site in sites.items():
+        intact = intact and not site.nonfinite
+        feeding = [weights[p] for p in site.weights if p in weights]
+        computed = wanted if finite else wanted - GRADIENT_MEASURES
+        row: Row = {"layer": name, "units": site.units}
+        row |= dict.fromkeys(name for name in _COMPUTE if name in wanted)
+        rows.append(row | (site_values([site], feeding, computed) if intact else {}))
+    return rows
+
+
+def site_values(
+    sites: Collection[Site], weights: Collection[WeightSums], wanted: frozenset[str]
+) -> Row:
+    """Compute the measures of some sites together."""
+    sums: dict[str, Iterable[Sums | None]] = {
+        "pre": [site.pre for site in sites],
+        "post": [site.post for site in sites],
+        "grad": [site.grad for site in sites if site.grad],
+        "weights": weights,
+    }
+    chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
+    return {name: compute(*sums[kind]) for name, kind, compute in chosen}
+
+
+def check_measures(measures: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
+    """Return the names as a set; raise UsageError for an unknown one."""
+    for name in measures:
+        lookup(known, name, "measure")
+    return frozenset(measures)

@@ -1,0 +1,202 @@
+"""What the measures are computed from: sums over the values of one batch, which add up with `+`.
+
+`pre` is the input of an activation site, `post` its output. All tensors here are `(N, U)` or
+`(N, U, ...)`: N examples, U units, and the positions of a convolution or a sequence. A unit is
+observed once for every example and position. No sum depends on how the probe set was cut into
+batches: counts not at all, the rest up to float rounding.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, reduce
+from operator import add
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from nsrelu_bench.errors import UsageError
+
+# Elements worked on at a time: their temporaries stay in the cache and off the page table, which
+# makes the sums over a convolution's output several times faster.
+_PIECE = 2**18
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of the batches so far; `+` joins those of two batches."""
+
+    nonfinite: int  # number of batches with an infinity or a NaN
+
+    def __add__(self, other: Self) -> Self:
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        sums: list[Any] = [None if a is None else a + b for a, b in pairs]
+        return type(self)(*sums)
+
+
+@dataclass(frozen=True)
+class PreSums(Sums):
+    """Sums over the input of a site."""
+
+    observations: int  # examples x positions
+    nonpositive: Tensor  # (U,) int64
+
+
+@dataclass(frozen=True)
+class PostSums(Sums):
+    """Sums over the output of a site."""
+
+    observations: int
+    zeros: Tensor  # (U,) int64
+    magnitude: Tensor  # (U,) sum of abs(post)
+    square: Tensor  # (U,) sum of post^2
+    population: Tensor  # () sum of the population sparsity over `responses`
+    responses: Tensor  # () int64: observations in which some unit is not 0
+    gram: Tensor | None  # (U, U) float64: sum over examples of post post^T, averaged over positions
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(self.zeros)
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """Singular values of the `(examples, U)` matrix; 0 below the Gram matrix's accuracy."""
+        if self.gram is None:
+            raise ValueError("the sums were gathered with gram=False: there is no effective rank")
+        eigenvalues = torch.linalg.eigvalsh(self.gram)
+        floor = eigenvalues.amax() * self.units * torch.finfo(eigenvalues.dtype).eps
+        return torch.where(eigenvalues > floor, eigenvalues, 0).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class GradSums(Sums):
+    """Sums over the loss gradient at the input of a site."""
+
+    magnitude: Tensor  # (U,) sum of abs(gradient): 0 only if every one of them is 0
+    square: Tensor  # () float64
+
+
+@dataclass(frozen=True)
+class WeightSums(Sums):
+    """Sums over the gradient of some parameters that training follows, g, and the true one, t."""
+
+    parameters: int
+    square: float  # g . g
+    true_square: float  # t . t
+    product: float  # g . t
+    opposite: int  # parameters in which g and t have opposite signs
+
+
+def pre_update(pre: Tensor) -> PreSums:
+    """Gather the sums of one batch of `pre`, shaped (N, U) or (N, U, ...)."""
+    return reduce(add, map(_pre_piece, _pieces(pre)))
+
+
+def post_update(post: Tensor, gram: bool = True) -> PostSums:
+    """Gather the sums of one batch of `post`, shaped (N, U) or (N, U, ...).
+
+    With `gram=False` the Gram matrix is left out, and with it the effective rank.
+    """
+    return reduce(add, (_post_piece(piece, gram) for piece in _pieces(post)))
+
+
+def grad_update(gradient: Tensor) -> GradSums:
+    """Gather the sums of one batch of the loss gradient at `pre`, (N, U) or (N, U, ...)."""
+    return reduce(add, map(_grad_piece, _pieces(gradient)))
+
+
+def weight_update(gradient: Tensor, true_gradient: Tensor | None = None) -> WeightSums:
+    """Compare a parameter's gradient with its true one, of the same shape; None: they are equal.
+
+    Both must be of the whole probe set: a cosine, unlike a gradient, does not add up over batches.
+    """
+    g = gradient.detach().double().flatten()
+    square = float(g @ g)
+    if true_gradient is None:
+        return WeightSums(not math.isfinite(square), g.numel(), square, square, square, 0)
+    t = true_gradient.detach().double().flatten()
+    true_square = float(t @ t)
+    nonfinite = not (math.isfinite(square) and math.isfinite(true_square))
+    opposite = int(torch.count_nonzero(g.sign() * t.sign() < 0))
+    return WeightSums(nonfinite, g.numel(), square, true_square, float(g @ t), opposite)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return whether no value is infinite or NaN."""
+    # The sum is faster, and decides wherever it is finite itself.
+    return math.isfinite(values.detach().sum()) or bool(values.isfinite().all())
+
+
+def _pieces(values: Tensor) -> Iterator[Tensor]:
+    """Cut values into pieces of shape (n, U, positions).
+
+    Raises:
+        UsageError: There are no values.
+    """
+    if not values.numel():
+        raise UsageError(f"there is nothing to measure in values of shape {tuple(values.shape)}")
+    x = values.detach().reshape(*values.shape[:2], -1)
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    rows = max(1, _PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
+    yield from torch.split(x, rows)
+
+
+def _pre_piece(x: Tensor) -> PreSums:
+    examples, _, positions = x.shape
+    return PreSums(not all_finite(x), examples * positions, _count(torch.le, x))
+
+
+def _post_piece(x: Tensor, gram: bool) -> PostSums:
+    examples, units, positions = x.shape
+    response, magnitude, nonfinite = _magnitude(x)
+    squares = response.square()
+    row_square = squares.sum(1)
+    responds = row_square > 0
+    sparsity = treves_rolls(response.sum(1), row_square, units)
+    rows = (x.mean(2) if positions > 1 else x.squeeze(2)).double() if gram else x
+    return PostSums(
+        nonfinite=nonfinite,
+        observations=examples * positions,
+        zeros=_count(torch.eq, x),
+        magnitude=magnitude,
+        square=squares.sum((0, 2)).double(),
+        population=torch.where(responds, sparsity, 0).sum(dtype=torch.float64),
+        responses=torch.count_nonzero(responds),
+        gram=rows.T @ rows if gram else None,
+    )
+
+
+def _grad_piece(x: Tensor) -> GradSums:
+    response, magnitude, nonfinite = _magnitude(x)
+    return GradSums(nonfinite, magnitude, response.square().sum().double())
+
+
+def _magnitude(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return abs(x), its sum per unit, and 1 if that is not finite.
+
+    In float32 squares overflow above 1e19 and vanish below 1e-23. A network about to diverge, or
+    a gradient 50 layers down, has such values; they are returned in float64.
+    """
+    response = x.abs()
+    magnitude = response.sum((0, 2)).double()
+    mean = float(magnitude.sum()) / x.numel()
+    if 1e-12 < mean < 1e12 or mean == 0 or x.dtype == torch.float64:
+        return response, magnitude, not math.isfinite(mean)
+    return _magnitude(x.double())
+
+
+def _count(compare: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Count per unit where `compare(x, 0)`, as floats: summing booleans is ten times slower."""
+    # Above 2^24 float32 has no odd whole numbers.
+    dtype = torch.float64 if x.shape[0] * x.shape[2] > 2**24 else x.dtype
+    return compare(x, 0, out=torch.empty_like(x)).sum((0, 2), dtype=dtype).long()
+
+
+def treves_rolls(total: Tensor, square: Tensor, n: int) -> Tensor:
+    """Return (1 - mean(r)^2 / mean(r^2)) / (1 - 1/n) of n responses; NaN where undefined."""
+    if n == 1:
+        return torch.full_like(total, math.nan)
+    return ((1 - total.square() / (n * square)) / (1 - 1 / n)).clamp(0, 1)
