@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from nsrelu_bench import RunConfig, load
+from nsrelu_bench.compare import name_groups
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.plot.figures import draw_all
@@ -37,15 +38,17 @@ comparison = compare(frames.runs, frames.config_columns)
 print(comparison.rows[["group", "metric", "mean", "low", "high", "diff", "p", "p_holm"]])
 print("\n".join(verdicts(comparison)))
 
-# %% One panel; a notebook shows the figure of a cell's last line.
-axes = curves(frames.runs, frames.metrics, frames.config_columns, metric="dead_units")
+# %% Group the runs that differ in nothing but the seed, once; draw one panel. A notebook shows the
+# figure of a cell's last line.
+groups = name_groups(frames.runs, frames.config_columns)
+axes = curves(groups, frames.metrics, metric="dead_units")
 axes.figure  # noqa: B018
 
 # %% Panels on axes of your own, with pyplot or without.
 figure = Figure(figsize=(7, 3), layout="constrained")
 left, right = figure.subplots(1, 2)
-curves(frames.runs, frames.metrics, frames.config_columns, ax=left)
-tradeoff(frames.runs, frames.config_columns, ax=right)
+curves(groups, frames.metrics, ax=left)
+tradeoff(groups, ax=right)
 figure.savefig(STUDY / "mine.png", dpi=150)
 
 # %% All figures, and the report.

@@ -17,15 +17,15 @@ from nsrelu_bench.compare import (
     STATES,
     compare,
     format_setting,
-    name_groups,
     notes,
     sheets_of,
     verdict_clauses,
 )
 from nsrelu_bench.files import write_text
-from nsrelu_bench.plot.figures import FIGURES, Frames, to_svg
+from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.records import find_runs, load
+from nsrelu_bench.plot.specs import FIGURES, GroupedResults, group_results
+from nsrelu_bench.records import Results, find_runs, load
 
 #: What a figure shows, in the order of the page.
 CAPTIONS = {
@@ -79,7 +79,7 @@ def write_report(*paths: Path, out: Path, baseline: str = "relu", tune: Sequence
 
 
 def render(
-    frames: Frames,
+    frames: Results,
     *,
     environments: Iterable[Mapping[str, Any]] = (),
     command: str = "nsrelu-bench report",
@@ -99,7 +99,8 @@ def render(
         BenchError: The runs can't be compared.
     """
     comparison = compare(frames.runs, frames.config_columns, baseline=baseline, tune=tune)
-    named = name_groups(frames.runs, frames.config_columns)
+    results = group_results(frames)
+    named = results.groups
     unreadable = frames.runs[frames.runs["act"].isna()]
     lost = pd.concat([named[named["state"] != "completed"], unreadable])
     environments = list(environments)
@@ -118,7 +119,7 @@ def render(
         verdicts=verdict_clauses(comparison),
         sheets=sheets_of(comparison),
         notes=notes(comparison),
-        drawings=[_draw(kind, caption, frames) for kind, caption in CAPTIONS.items()],
+        drawings=[_draw(kind, caption, results) for kind, caption in CAPTIONS.items()],
         lost=_lost_runs(lost.head(MAX_LOST)),
         unlisted=max(len(lost) - MAX_LOST, 0),
         settings=_settings(named, frames.config_columns),
@@ -135,10 +136,10 @@ def _counts(runs: pd.DataFrame) -> str:
     return f"{len(runs)} runs: {', '.join(counts)}"
 
 
-def _draw(kind: str, caption: str, frames: Frames) -> Drawing:
+def _draw(kind: str, caption: str, results: GroupedResults) -> Drawing:
     try:
-        plan = FIGURES[kind](frames, None)
-        wide, narrow = (to_svg(plan, f"{kind}-{s}", s) for s in ("paper", "column"))
+        spec = FIGURES[kind](results, None)
+        wide, narrow = (to_svg(spec, f"{kind}-{s}", s) for s in ("paper", "column"))
     except NothingToDrawError as reason:
         return Drawing(kind, caption, missing=str(reason))
     return Drawing(kind, caption, Markup(wide), Markup(narrow))  # noqa: S704

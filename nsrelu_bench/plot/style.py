@@ -1,34 +1,26 @@
-"""What figures look like: one look for an activation everywhere, styles, legends, colour bars."""
+"""How figures look: one style per activation everywhere, sizes and fonts, colour scales."""
 
-import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from nsrelu_bench.compare import parse_act
 
-# Hues that colour-blind people tell apart, and that fall in luminance with the leak.
-
-MARKERS = ("v", "<", "^", ">", "s", "D", "p", "P", "d", "*")
-DASHES = {"leaky_relu": "--", "nsrelu": "-."}
+#: Hues that colour-blind people tell apart; they get darker as the leak grows.
 SHADES = {
     "leaky_relu": ("#f0b030", "#d95f02", "#7a2804"),
     "nsrelu": ("#66cdaa", "#1f83c4", "#3b0f70"),
 }
+MARKERS = ("v", "<", "^", ">", "s", "D", "p", "P", "d", "*")
+DASHES = {"leaky_relu": "--", "nsrelu": "-."}
 OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
 #: These are compared with each other: each has the colour of `OTHERS` at its place.
 NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
@@ -94,13 +86,13 @@ def activation_style(act: str) -> ActivationStyle:
 
 
 @dataclass(frozen=True)
-class Style:
-    """Where a figure goes.
+class FigureStyle:
+    """The size and the fonts of a figure.
 
     Attributes:
         column: The width of a single panel in inches.
         page: The width of several.
-        columns: How many may stand side by side.
+        columns: The most panels side by side.
         dpi: Dots per inch of a PNG.
         rc: Parameters of matplotlib.
     """
@@ -137,52 +129,7 @@ def linear_norm(grids: Iterable[pd.DataFrame]) -> Normalize:
     return Normalize(values.min(), values.max()) if len(values) else Normalize(0, 1)
 
 
-def new_figure(size: tuple[float, float]) -> Figure:
-    """Return a figure of that size in inches that lays itself out."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Add a legend below the axes, as wide as the figure allows, and make room for it."""
-    if not handles:
-        return
-    make = partial(figure.legend, handles=handles, loc="outside lower center")
-    for columns in range(min(len(handles), 6), 0, -1):
-        legend = make(ncols=columns)
-        if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
-            break
-        legend.remove()
-    rows = math.ceil(len(handles) / columns)
-    legend.remove()
-    legend = make(ncols=math.ceil(len(handles) / rows))  # as few columns as those rows need
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + legend.get_window_extent().height / figure.dpi)
-
-
-def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Add the one colour bar of all heat maps, which share their scale."""
-    meshes = [mesh for ax in axes for mesh in ax.collections if isinstance(mesh, QuadMesh)]
-    if meshes:
-        norm, text = meshes[0].norm, str(meshes[0].get_label())[1:]
-        top = cast("float", norm.vmax)
-        beyond = any((np.asarray(mesh.get_array(), dtype=float) > top).any() for mesh in meshes)
-        extend = "max" if beyond else "neither"
-        width, height = figure.get_size_inches()
-        options: dict[str, Any] = {"label": text, "extend": extend}
-        if height > 2 * width:
-            options |= {"location": "top", "aspect": 30, "pad": 0.1 * width / height}
-        bar = figure.colorbar(meshes[0], ax=list(axes), **options)
-        if isinstance(norm, LogNorm):
-            decades = math.log10(top / cast("float", norm.vmin))
-            bar.locator = LogLocator(subs=(1, 2, 5) if decades <= 4 else (1,))
-            bar.formatter = StrMethodFormatter("{x:g}")
-            bar.minorticks_off()
-            bar.update_ticks()
-
-
-_PAPER = Style(
+_PAPER = FigureStyle(
     column=3.3,
     page=6.9,
     columns=3,
@@ -197,10 +144,10 @@ _PAPER = Style(
 )
 
 #: "column" stacks the panels in one column of a paper, or on a telephone.
-STYLES: dict[str, Style] = {
+STYLES: dict[str, FigureStyle] = {
     "paper": _PAPER,
     "column": replace(_PAPER, page=_PAPER.column, columns=1),
-    "talk": Style(
+    "talk": FigureStyle(
         column=8,
         page=13,
         columns=3,

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from nsrelu_bench.compare import name_groups
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.plot import figures
-from nsrelu_bench.plot import panels as plot
+from nsrelu_bench.plot import figures, panels, specs
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import activation_style
 
@@ -25,8 +25,12 @@ def line(ax: Axes, label: str):
     return next(x for x in ax.lines if x.get_label() == label)
 
 
+def plan(kind: str, frames: MadeUp, metric: str | None = None) -> specs.FigureSpec:
+    return specs.FIGURES[kind](specs.group_results(frames), metric)
+
+
 def drawn(kind: str, frames: MadeUp) -> Figure:
-    return figures.figure(figures.FIGURES[kind](frames, None))
+    return figures.figure(plan(kind, frames))
 
 
 def test_an_exploding_gradient_does_not_flatten_the_others() -> None:
@@ -48,13 +52,14 @@ def test_one_seed_and_one_epoch_are_enough(kind: str) -> None:
 
 def test_an_activation_has_the_same_colour_in_each_figure() -> None:
     color = activation_style("nsrelu(0.1)").color
-    panels = [
-        plot.curves(FRAMES.runs, FRAMES.metrics, CONFIG),
-        plot.curves(FRAMES.runs[FRAMES.runs["act"] != "relu"], FRAMES.metrics, CONFIG),
-        plot.tradeoff(LOST.runs, CONFIG),
+    fewer = FRAMES.runs[FRAMES.runs["act"] != "relu"]
+    drawings = [
+        panels.curves(name_groups(FRAMES.runs, CONFIG), FRAMES.metrics),
+        panels.curves(name_groups(fewer, CONFIG), FRAMES.metrics),
+        panels.tradeoff(name_groups(LOST.runs, CONFIG)),
     ]
-    assert {to_hex(line(ax, "nsrelu(0.1)").get_color()) for ax in panels[:2]} == {color}
-    assert color in {to_hex(x.get_color()) for x in panels[2].lines}
+    assert {to_hex(line(ax, "nsrelu(0.1)").get_color()) for ax in drawings[:2]} == {color}
+    assert color in {to_hex(x.get_color()) for x in drawings[2].lines}
     for kind in ("tradeoff", "leak", "cosine"):
         entries = drawn(kind, FRAMES).legends[0]
         colors = {
@@ -65,8 +70,8 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
 
 
 @pytest.mark.parametrize("frames", [LOST, GRID], ids=["lost", "grid"])
-@pytest.mark.parametrize("kind", figures.FIGURES)
-def test_legends_cover_no_data_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
+@pytest.mark.parametrize("kind", specs.FIGURES)
+def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
         figure = drawn(kind, frames)
     except NothingToDrawError:
@@ -88,10 +93,10 @@ def test_legends_cover_no_data_and_nothing_is_cut(kind: str, frames: MadeUp) -> 
 
 
 def test_long_titles_are_not_cut_and_do_not_meet() -> None:
-    plan = figures.FIGURES["tradeoff"](FRAMES, None)
-    (_, panel), *_ = plan.panels
+    spec = plan("tradeoff", FRAMES)
+    (_, panel), *_ = spec.panels
     title = "optimizer=sgd lr=0.02 momentum=0.9"
-    figure = figures.figure(replace(plan, panels=[(title, panel)] * 3))
+    figure = figures.figure(replace(spec, panels=[(title, panel)] * 3))
     figure.savefig(io.BytesIO(), format="png")
     renderer = figure.canvas.get_renderer()
     boxes = [ax.title.get_window_extent(renderer) for ax in figure.axes]
@@ -100,7 +105,7 @@ def test_long_titles_are_not_cut_and_do_not_meet() -> None:
     assert boxes[-1].x1 <= figure.bbox.x1
 
 
-def test_settings_that_vary_have_a_panel_each_with_the_same_limits() -> None:
+def test_settings_have_panels_with_the_same_limits() -> None:
     figure = drawn("curves", GRID)
     assert [ax.get_title() for ax in figure.axes] == ["lr=0.1", "lr=0.2"]
     assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes}) == 1
@@ -109,7 +114,7 @@ def test_settings_that_vary_have_a_panel_each_with_the_same_limits() -> None:
     assert "diverged run" in texts
 
 
-def test_a_setting_with_one_leak_has_no_panel_over_the_leak_and_the_others_are_drawn() -> None:
+def test_a_setting_with_one_leak_has_no_leak_panel() -> None:
     few = GRID.runs[(GRID.runs["lr"] == 0.1) | GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
     figure = drawn("leak", replace(GRID, runs=few))
     assert [ax.get_title() for ax in figure.axes] == ["lr=0.1"]
@@ -127,7 +132,7 @@ def test_too_many_panels_or_lines_are_refused() -> None:
 # Files.
 
 
-def test_files_are_written_whole_and_what_has_no_data_is_told(tmp_path: Path) -> None:
+def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None:
     told: list[str] = []
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
     paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
@@ -162,7 +167,7 @@ def test_styles_have_their_widths(tmp_path: Path) -> None:
 
 def test_a_metric_may_be_chosen(tmp_path: Path) -> None:
     assert figures.draw_all(FRAMES, tmp_path, ["curves"], ["svg"], metric="revived_units")
-    figure = figures.figure(figures.FIGURES["curves"](FRAMES, "revived_units"))
+    figure = figures.figure(plan("curves", FRAMES, "revived_units"))
     assert [ax.get_ylabel() for ax in figure.axes] == ["revived units"]
 
 
@@ -179,17 +184,17 @@ def test_unknown_names_are_refused(options: dict, message: str, tmp_path: Path) 
         figures.draw_all(FRAMES, tmp_path, **options)
 
 
-def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BenchError, match="can't write"):
+    with pytest.raises(BenchError, match="can't be written"):
         figures.draw_all(FRAMES, tmp_path / "file", ["tradeoff"], ["svg"])
 
 
-def test_the_histogram_has_a_panel_a_layer_and_a_line_an_activation() -> None:
-    plan = figures.plan_histogram(made_up(seeds=2))
-    assert [title for title, _ in plan.panels] == ["fc1", "fc2"]
-    axes = plan.panels[0][1]()
+def test_the_histogram_has_a_panel_per_layer() -> None:
+    spec = plan("histogram", made_up(seeds=2))
+    assert [title for title, _ in spec.panels] == ["fc1", "fc2"]
+    axes = spec.panels[0][1]()
     assert len(axes.patches) == len(ACTS)
     bare = replace(made_up(), quantiles=pd.DataFrame())
     with pytest.raises(NothingToDrawError, match=r"no run has quantiles.csv"):
-        figures.plan_histogram(bare)
+        plan("histogram", bare)

@@ -1,4 +1,4 @@
-"""The page as text: what stands in it, what is escaped, and that it needs nothing else."""
+"""The report as text: what it says, what is escaped, and that it loads nothing."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.verdicts import verdict_clauses
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.plot import report
-from nsrelu_bench.plot.figures import FIGURES
+from nsrelu_bench.plot.specs import FIGURES
 from nsrelu_bench.sweep.execution import execute_run
 
 ENVIRONMENT = {
@@ -79,7 +79,7 @@ def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
     assert report._command("x") == report._command([]) == ""
 
 
-def test_every_figure_has_a_caption_and_stands_in_the_page_or_is_said_to_be_missing(
+def test_every_figure_is_shown_or_said_to_be_missing(
     lost_page: str,
 ) -> None:
     assert set(report.CAPTIONS) == set(FIGURES)

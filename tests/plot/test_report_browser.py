@@ -57,7 +57,7 @@ def column(page: Page, number: int) -> list[str]:
     return page.locator(f"table.sortable >> nth=0 >> td:nth-child({number})").all_inner_texts()
 
 
-def test_a_click_sorts_a_table_and_a_second_the_other_way(page: Page) -> None:
+def test_a_click_sorts_a_table_and_a_second_reverses(page: Page) -> None:
     names = column(page, 1)
     head = page.locator("table.sortable >> nth=0 >> th", has_text="accuracy")
     place = head.evaluate("head => head.cellIndex") + 1
@@ -91,7 +91,7 @@ def test_each_figure_has_a_size_and_something_in_it(page: Page) -> None:
         assert figure.evaluate(drawn) > 20
 
 
-def test_the_page_is_not_wider_than_the_window_and_letters_are_large_enough(page: Page) -> None:
+def test_the_page_fits_the_window_in_readable_letters(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     sizes = page.evaluate(
         "[...document.querySelectorAll('p, li, td, th, dd, dt, figcaption, pre')]"

@@ -354,7 +354,7 @@ def test_a_study_on_a_read_only_disk_is_compared_and_drawn_elsewhere(
     answer = ask("plot", str(place), "--kind", "curves", "--format", "svg")
     assert answer.code == 1
     assert answer.err == (
-        f"nsrelu-bench: can't write {place}/figures/curves.svg: Read-only file system\n"
+        f"nsrelu-bench: {place}/figures/curves.svg: can't be written (Read-only file system)\n"
     )
     answer = ask("plot", str(place), "--kind", "curves", "--format", "svg", "--out", str(tmp_path))
     assert (answer.code, answer.out) == (0, f"{tmp_path}/curves.svg\n")

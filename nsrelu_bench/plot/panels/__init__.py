@@ -1,0 +1,22 @@
+"""Panels that a paper would print: one function draws one.
+
+Each takes runs as `nsrelu_bench.compare.name_groups` returns them and an optional `ax`, and returns
+the axes; `figures` puts panels side by side. An activation has one colour, marker and dash
+everywhere (`style.activation_style`), and runs that diverged are drawn or counted, never left out
+in silence. No pyplot: nothing here touches a global figure.
+"""
+
+from nsrelu_bench.plot.panels.epochs import curves
+from nsrelu_bench.plot.panels.finals import leak_curve, pareto_front, tradeoff
+from nsrelu_bench.plot.panels.heat_maps import gradient_depth, phase
+from nsrelu_bench.plot.panels.histogram import histogram
+
+__all__ = [
+    "curves",
+    "gradient_depth",
+    "histogram",
+    "leak_curve",
+    "pareto_front",
+    "phase",
+    "tradeoff",
+]

@@ -1,0 +1,148 @@
+"""Heat maps: a metric by layer and epoch, a final metric over two settings."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_hex, to_rgb
+from matplotlib.patches import Rectangle
+
+from nsrelu_bench.compare import format_setting, is_percent
+from nsrelu_bench.plot.axes import axes_for, axis_label, finish
+from nsrelu_bench.plot.panel_data import (
+    SETTING_LABELS,
+    NothingToDrawError,
+    cell_means,
+    group_label,
+    layer_grid,
+)
+from nsrelu_bench.plot.style import HATCH, HEAT, hatch_background, linear_norm, log_norm
+
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+
+
+def gradient_depth(
+    groups: pd.DataFrame,
+    layers: pd.DataFrame,
+    *,
+    metric: str = "grad_norm",
+    norm: Normalize | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a heat map of a metric by epoch and layer, the first layer at the bottom.
+
+    The mean is over the completed runs of one group, or, where there are none, over the diverged
+    ones as far as they go. Hatched: no value; grey: zero.
+
+    Args:
+        groups: The runs of one group.
+        layers: One row per run, epoch and layer.
+        metric: A column of `layers`.
+        norm: One scale for several panels.
+        ax: Where to draw; otherwise a new figure.
+
+    Raises:
+        NothingToDrawError: No run has the metric.
+    """
+    grid = layer_grid(groups, layers, metric)
+    if grid.empty:
+        raise NothingToDrawError(f"no run has {metric} by layer")
+    axes = axes_for(ax)
+    hatch_background(axes)
+    values = grid.to_numpy(dtype=float)
+    shown = np.where(values > 0, values, np.nan)
+    norm = norm or log_norm([grid])
+    mesh = axes.pcolormesh(shown, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
+    mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
+    for row, column in np.argwhere(values == 0):
+        axes.add_patch(Rectangle((column, row), 1, 1, color="0.6", lw=0))
+    step = max(1, math.ceil(len(grid) / 8))
+    axes.set_yticks(np.arange(len(grid))[::step] + 0.5, list(grid.index)[::step])
+    step = max(1, math.ceil(grid.shape[1] / 6))
+    axes.set_xticks(np.arange(grid.shape[1])[::step] + 0.5, list(grid.columns)[::step])
+    axes.set(xlabel="epoch", ylabel="layer", title=group_label(groups))
+    return finish(axes, ax)
+
+
+def phase(
+    runs: pd.DataFrame,
+    *,
+    x: str = "leak",
+    y: str = "lr",
+    metric: str = "test_accuracy",
+    norm: Normalize | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a final metric over two settings: a cell is the mean over its completed runs.
+
+    A cell some of whose runs diverged is hatched and says which share; one without a completed
+    run has no colour.
+
+    Args:
+        runs: Runs as `name_groups` returns them; for ``x="leak"`` those of one family, with relu
+            as its leak 0.
+        x: A setting.
+        y: A setting.
+        metric: A final metric.
+        norm: One scale for several panels.
+        ax: Where to draw; otherwise a new figure.
+
+    Raises:
+        NothingToDrawError: There is no finished run, or a cell would mix several groups.
+    """
+    _check_unmixed(runs, x, y)
+    grid = cell_means(runs, x, y, metric)
+    diverged = cell_means(runs, x, y, "diverged_fraction")
+    if diverged.empty:
+        raise NothingToDrawError("no run is finished")
+    norm = norm or linear_norm([grid])
+    axes, means = axes_for(ax), grid.to_numpy()
+    hatch_background(axes)
+    mesh = axes.pcolormesh(means, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
+    mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
+    colors, shares = mpl.colormaps[HEAT](norm(means)), diverged.to_numpy(dtype=float)
+    for (row, column), mean in np.ndenumerate(means):
+        empty = math.isnan(mean)
+        text = "" if empty or grid.shape[1] > 6 else _cell_text(mean, metric)
+        color = "white" if empty else to_hex(colors[row, column])
+        _mark_cell(axes, (column, row), text, float(shares[row, column]), color)
+    axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [format_setting(v) for v in grid.columns])
+    axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [format_setting(v) for v in grid.index])
+    axes.set(xlabel=SETTING_LABELS.get(x, x), ylabel=SETTING_LABELS.get(y, y))
+    return finish(axes, ax)
+
+
+def _check_unmixed(runs: pd.DataFrame, x: str, y: str) -> None:
+    """Raise NothingToDrawError where a cell would be the mean over several groups."""
+    for column in ["setting"] if x == "leak" else ["line", "setting"]:
+        for _, values in runs.groupby([x, y], dropna=False)[column]:
+            if len(values.unique()) > 1:
+                raise NothingToDrawError(
+                    f"a cell of {x} and {y} would mix {' with '.join(values.unique()[:2])}"
+                )
+
+
+def _mark_cell(axes: Axes, place: tuple[int, int], text: str, diverged: float, color: str) -> None:
+    """Write into a cell of that colour, and hatch it where some percent of its runs diverged."""
+    box = None
+    if diverged > 0:
+        text = f"{text}\n{diverged:.0f}% div.".strip()
+        axes.add_patch(Rectangle(place, 1, 1, **HATCH))
+        box = {"facecolor": color, "edgecolor": "none", "pad": 1}
+    light = np.dot(to_rgb(color), LUMINANCE) > 0.45
+    axes.text(
+        place[0] + 0.5,
+        place[1] + 0.5,
+        text,
+        color="black" if light else "white",
+        ha="center",
+        va="center",
+        bbox=box,
+        fontsize="x-small",
+    )
+
+
+def _cell_text(mean: float, metric: str) -> str:
+    return f"{mean:.1f}" if is_percent(metric) else f"{mean:.3g}"
