@@ -12,6 +12,7 @@ from nsrelu_bench.compare.grouping import (
     varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent, label
+from nsrelu_bench.compare.sign_flips import sign_flip_interval, sign_flip_p, step_down_p
 from nsrelu_bench.compare.statistics import (
     clopper_pearson,
     cohen_dz,
@@ -20,7 +21,6 @@ from nsrelu_bench.compare.statistics import (
     mcnemar_p,
     probability_of_improvement,
     score_distribution,
-    sign_flip_p,
     t_half_width,
 )
 from nsrelu_bench.compare.tables import format_table, sheets_of
@@ -48,7 +48,9 @@ __all__ = [
     "probability_of_improvement",
     "score_distribution",
     "sheets_of",
+    "sign_flip_interval",
     "sign_flip_p",
+    "step_down_p",
     "summarise",
     "t_half_width",
     "varying_settings",

@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.grouping import (
     STATES,
     name_groups,
     rank,
-    same_act,
-    select,
     settings_of,
     varying_settings,
 )
-from nsrelu_bench.compare.statistics import cohen_dz, holm, sign_flip_p, t_half_width
+from nsrelu_bench.compare.sign_flips import sign_flip_p
+from nsrelu_bench.compare.statistics import cohen_dz, holm, t_half_width
+from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
 from nsrelu_bench.records import ENVIRONMENT
 
@@ -262,7 +263,7 @@ def _choose_metrics(
 def _find_baseline(runs: pd.DataFrame, baseline: str) -> str:
     """Return the baseline's full label; that of the default need not be there."""
     labels = sorted(set(runs["act"]))
-    fits = [label for label in labels if same_act(label, baseline)]
+    fits = [label for label in labels if same_activation(label, baseline)]
     if len(fits) > 1:
         raise UsageError(f"baseline {baseline!r} is one of several: {', '.join(fits)}")
     if not fits and baseline != "relu":

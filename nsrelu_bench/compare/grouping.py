@@ -1,20 +1,24 @@
-"""Which runs belong together: those that differ in nothing but the seed, and what to call them."""
+"""Which runs belong together: those that differ in the seed alone, and what to call them."""
 
 import re
-from collections.abc import Iterable, Sequence
-from numbers import Real
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.errors import BenchError, UsageError, unknown
+from nsrelu_bench.config import NUMBER, format_number
+from nsrelu_bench.errors import BenchError
 
 #: The states that are counted apart; running and interrupted are both unfinished.
 STATES = ("completed", "diverged", "failed", "unfinished")
 
 #: Settings of the activation: its label `act` says all but `impl`.
 ACT_COLUMNS = ("act", "leak", "backward", "impl")
+#: What the runs of a group differ in: the seed, and the replicate, which differs in rounding alone.
+REPEATS = ("seed", "replicate")
+
 #: Settings that don't decide a run's numbers.
 NEUTRAL_COLUMNS = ("data_dir",)
 
@@ -31,43 +35,15 @@ HEADING = (
 def parse_act(label: str) -> tuple[str, float | None]:
     """Split an activation's label: ``nsrelu(0.1)`` is ("nsrelu", 0.1), ``relu`` ("relu", None)."""
     match = re.fullmatch(r"([^()/]+)\(([^()/,]+)\)", label)
-    number = _as_number(match[2]) if match else None
-    return (match[1], number) if match and number is not None else (label, None)
-
-
-def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
-    """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
-
-    Values compare as numbers where they are numbers; ``act=nsrelu`` takes every leak. A condition
-    on the activation keeps the runs of the activation `keep`, so that a baseline stays.
-
-    Raises:
-        UsageError: A condition can't be read, names no column, or nothing is left.
-    """
-    chosen = runs
-    for condition in where:
-        column, equals, values = condition.partition("=")
-        column = column.strip()
-        if not equals:
-            raise UsageError(f"where must be column=value, got {condition!r}")
-        if column not in runs:
-            raise unknown(column, map(str, runs.columns), "column")
-        texts = [text.strip() for text in values.split(",")]
-        meets = pd.Series(False, index=chosen.index)
-        for text in texts:
-            meets |= _matches(chosen[column], text)
-        left = chosen[meets | ((chosen["act"] == keep) & (column in ACT_COLUMNS))]
-        if not meets.any():
-            there = ", ".join(sorted({format_setting(value) for value in chosen[column]})[:20])
-            raise UsageError(f"no run has {condition}; {column} is one of: {there}")
-        chosen = left
-    return chosen
+    if match is None or not NUMBER.fullmatch(match[2]):
+        return label, None
+    return match[1], float(match[2])
 
 
 def name_groups(
     runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Name the group of each run: runs that differ in nothing but the seed.
+    """Name the group of each run: runs that differ in nothing but the seed and the replicate.
 
     Group runs once and pass the frame on: a part of it, such as the runs of one `setting`, is a
     frame of the same kind, whose names are still right.
@@ -79,12 +55,14 @@ def name_groups(
     and setting.
 
     Raises:
-        BenchError: There is no run, or two runs of a group have the same seed.
+        BenchError: There is no run, two copies of a run have different results, or two runs of a
+            group have the same seed.
     """
     runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
     if runs.empty:
         raise BenchError("no run has a configuration that can be read")
-    frame = unique_runs(runs, ["study", "run_id"] if "study" in config_columns else ["run_id"])
+    identity = ["study", "run_id"] if "study" in config_columns else ["run_id"]
+    frame = _unique_runs(runs, identity, config_columns)
     others = settings_of(frame, config_columns)
     parts = []
     for _, part in frame.groupby(list(by), dropna=False) if by else [((), frame)]:
@@ -99,9 +77,10 @@ def name_groups(
         named["group"] = (named["line"] + " " + named["setting"]).str.strip()
         parts.append(_in_order(named, varying))
     result = pd.concat(parts, ignore_index=True)
-    doubles = result[result.duplicated(["section", "group", "seed"], keep=False)]
+    key = ["section", "group", *(c for c in REPEATS if c in result)]
+    doubles = result[result.duplicated(key, keep=False)]
     if not doubles.empty:
-        first, second = doubles.sort_values(["section", "group", "seed"])["run_id"].head(2)
+        first, second = doubles.sort_values(key)["run_id"].head(2)
         raise BenchError(
             f"runs {first} and {second} have the same settings and seed, but are not the same run;"
             " compare one study at a time, or remove one of them"
@@ -110,21 +89,37 @@ def name_groups(
 
 
 def varying_settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the settings, beside the activation and the seed, that the runs don't share."""
+    """Return the settings, beside the activation and what repeats a run, that differ."""
     return [c for c in settings_of(runs, config_columns) if varies(runs[c])]
 
 
 def settings_of(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the configuration beside the activation and the seed."""
-    apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, "seed"}
+    """Return the configuration beside the activation and what repeats a run."""
+    apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, *REPEATS}
     return [c for c in config_columns if c in runs and c not in apart]
 
 
-def unique_runs(runs: pd.DataFrame, identity: Sequence[str] = ("run_id",)) -> pd.DataFrame:
-    """Return each run once: the same identity means the same numbers."""
+def _unique_runs(runs: pd.DataFrame, identity: list[str], settings: Sequence[str]) -> pd.DataFrame:
+    """Return each run once, of several copies the one that got furthest.
+
+    Raises:
+        BenchError: Two copies have different results.
+    """
+    done = runs[runs["state"].isin(STATES[:2])]
+    copies = done[done.duplicated(identity, keep=False)]
+    results = copies.select_dtypes("number").columns.difference([*settings, *ACT_COLUMNS])
+    for name, copy in copies.groupby(identity, sort=False) if len(copies) else ():
+        differs = [c for c in results if varies(copy[c])]
+        if differs:
+            values = " and ".join(map(format_setting, copy[differs[0]].unique()[:2]))
+            raise BenchError(
+                f"run {'/'.join(map(str, name))} was found twice, with different numbers "
+                f"({differs[0]} {values}); compare one folder at a time, or give the studies "
+                "different names"
+            )
     rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
     order = rank.fillna(len(STATES)).sort_values(kind="stable").index
-    return runs.loc[order].drop_duplicates(list(identity))
+    return runs.loc[order].drop_duplicates(identity)
 
 
 def _in_order(runs: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
@@ -155,12 +150,16 @@ def act_order(label: str) -> tuple[int, str, float]:
 
 
 def format_setting(value: Any) -> str:
-    """Write a setting as a config would: 0.1, 64, true; nothing as nothing."""
+    """Write a setting as a config would: 0.1, 64, true; a missing one as an empty text.
+
+    Different values have different texts: a number has all digits that tell it apart.
+    """
     if pd.isna(value):
         return ""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
-    return f"{value:.12g}" if isinstance(value, Real) else str(value)
+    is_fraction = isinstance(value, Real) and not isinstance(value, Integral)
+    return format_number(float(value)) if is_fraction else str(value)
 
 
 def _lines(runs: pd.DataFrame) -> "pd.Series[str]":
@@ -182,25 +181,3 @@ def _describe(run: "pd.Series[Any]", columns: Sequence[str]) -> str:
     texts = ((c, format_setting(run[c])) for c in columns)
     bare = ("dataset", "model", "optimizer")
     return ", ".join(text if c in bare else f"{c} {text}" for c, text in texts if text)
-
-
-def _matches(values: "pd.Series[Any]", text: str) -> "pd.Series[bool]":
-    if values.name == "act":
-        return values.map(lambda label: same_act(label, text))
-    number = _as_number(text)
-    if number is not None:
-        return pd.to_numeric(values, errors="coerce") == number
-    return values.map(format_setting).str.lower() == text.lower()
-
-
-def same_act(label: str, wanted: str) -> bool:
-    """Return whether a label is the wanted one, or one of the wanted family."""
-    family, leak = parse_act(wanted)
-    return label == wanted or parse_act(label) == (family, leak) or label.startswith(f"{wanted}(")
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

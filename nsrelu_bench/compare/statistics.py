@@ -8,11 +8,14 @@ from scipy import stats
 
 Array = npt.NDArray[np.float64]
 
-#: Below this a p value counts as a difference shown.
+#: Below this an adjusted p value shows something.
 ALPHA = 0.05
 
-#: Sign flips drawn where there are more than this many; up to 13 pairs all 2^n are enumerated.
-MAX_FLIPS = 9_999
+#: The chance with which something is to be shown where it is there.
+POWER = 0.8
+
+#: With fewer pairs a two-sided sign-flip test can't fall below `ALPHA`: 2 / 2^5 is 0.0625.
+LEAST_SEEDS = 6
 
 
 def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
@@ -25,38 +28,6 @@ def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
     n = np.where(np.asarray(n) > 1, n, np.nan)
     quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
     return np.asarray(quantile * sd / np.sqrt(n), dtype=float)
-
-
-def sign_flip_p(differences: Array) -> Array:
-    """Return the two-sided sign-flip permutation p of paired differences (K, n), as (K,).
-
-    Exact up to 13 pairs: all 2^n signs, so p is at least 2 / 2^n; NaN for a single pair. With
-    more pairs 9,999 flips are drawn with a fixed seed. Means that differ by less than one part
-    in 10^9 of the largest difference tie: accuracies are multiples of 1/N, and rounding must not
-    break their ties.
-
-    Source: Fisher 1935, section 21; `scipy.stats.permutation_test`.
-    """
-    count, n = differences.shape
-    if n < 2:
-        return np.full(count, np.nan)
-    largest = np.abs(differences).max(axis=1, keepdims=True)
-    scaled = differences / np.where(largest > 0, largest, 1)
-
-    def mean(values: Array, axis: int = -1) -> Array:
-        return np.asarray(values.mean(axis=axis)).round(9)
-
-    result = stats.permutation_test(
-        (scaled,),
-        mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=MAX_FLIPS,
-        batch=max(1, 2_000_000 // scaled.size),
-        axis=-1,
-        rng=np.random.default_rng(0),
-    )
-    return np.asarray(result.pvalue, dtype=float)
 
 
 def holm(p: Array) -> Array:
@@ -149,6 +120,51 @@ def cohen_dz(mean: Array, sd: Array) -> Array:
     return np.asarray(np.where(varies, mean / np.where(varies, sd, 1), np.nan))
 
 
-def least_p(pairs: int) -> float:
-    """Return the smallest two-sided p that a sign-flip test of so many pairs can have."""
-    return min(1.0, 2.0 / 2.0**pairs)
+def seeds_needed(
+    difference: Array,
+    sd: Array,
+    margin: Array,
+    *,
+    tests: int = 1,
+    power: float = POWER,
+) -> Array:
+    """Return about how many seeds show something with that power, rounded up, as (K,).
+
+    If the true mean of the paired differences is `difference` (K,) and their standard deviation is
+    `sd` (K,), either a difference is shown or equivalence within `margin` (K,), whichever needs
+    fewer seeds; NaN is no margin. Each of `tests` tests has the level `ALPHA` / tests. Infinite
+    where neither can be shown; NaN where `sd` is.
+
+    Source: Guenther 1981 (difference); Schuirmann 1987 (equivalence).
+    """
+    difference = np.abs(difference)
+    two, one = stats.norm.isf(ALPHA / tests / 2), stats.norm.isf(ALPHA / tests)
+    beta, half_beta = stats.norm.isf(1 - power), stats.norm.isf((1 - power) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        differs = ((two + beta) * sd / difference) ** 2 + two**2 / 2
+        room = np.where(margin > difference, margin - difference, 0)
+        # Both bounds matter where the difference is near 0, only the nearer one elsewhere.
+        equal = np.maximum((one + beta) * sd / room, (one + half_beta) * sd / margin) ** 2
+        equal = np.where(room > 0, equal + one**2 / 2, np.inf)
+    needed = np.fmin(np.where(difference > 0, differs, np.inf), equal)
+    return np.asarray(np.where(np.isnan(sd), np.nan, np.ceil(np.maximum(needed, LEAST_SEEDS))))
+
+
+def variance_components(values: Array, seeds: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return the variances between seeds and between replicates of a seed, of values (n,).
+
+    `seeds` (n,) says which values have the same seed and differ in rounding alone. One-way random
+    effects by analysis of variance; a negative estimate counts as 0. NaN where there are not
+    several seeds, or no seed has several values.
+
+    Source: Searle, Casella and McCulloch 1992, section 3.6.
+    """
+    _, index, counts = np.unique(seeds, return_inverse=True, return_counts=True)
+    n, groups = len(values), len(counts)
+    if groups < 2 or n == groups:
+        return math.nan, math.nan
+    means = np.bincount(index, values) / counts
+    within = float(((values - means[index]) ** 2).sum() / (n - groups))
+    between = float((counts * (means - values.mean()) ** 2).sum() / (groups - 1))
+    size = (n - (counts**2).sum() / n) / (groups - 1)
+    return max((between - within) / size, 0.0), within

@@ -11,7 +11,8 @@ from nsrelu_bench.compare.grouping import (
     varies,
 )
 from nsrelu_bench.compare.labels import SHORT_LABELS, format_value, label
-from nsrelu_bench.compare.statistics import ALPHA, least_p
+from nsrelu_bench.compare.sign_flips import least_p
+from nsrelu_bench.compare.statistics import ALPHA
 from nsrelu_bench.text import decimal_places, format_fixed, format_p
 
 VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")

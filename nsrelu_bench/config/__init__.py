@@ -4,11 +4,13 @@ from nsrelu_bench.config.activation_spec import (
     ALIASES,
     FUNCTIONS,
     LEARNABLE,
+    NUMBER,
     ActivationSpec,
     FunctionSpec,
     check_parameter,
     format_number,
     parse_activation,
+    same_activation,
 )
 from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, MEASURES, MODELS
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
@@ -24,6 +26,7 @@ __all__ = [
     "LEARNABLE",
     "MEASURES",
     "MODELS",
+    "NUMBER",
     "SETTINGS",
     "ActivationSpec",
     "FunctionSpec",
@@ -39,5 +42,6 @@ __all__ = [
     "read_study",
     "read_yaml",
     "run_config",
+    "same_activation",
     "write_yaml",
 ]

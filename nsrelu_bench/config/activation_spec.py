@@ -17,7 +17,7 @@ MAX_LENGTH = 200
 # A name takes any character that is no part of the grammar, so that a typing error is reported
 # as an unknown name, with the names that there are. Numbers are ASCII: float() reads more.
 _TERM = re.compile(r" *([^ ()/,]+) *(?:\(([^()]*)\) *)?")
-_NUMBER = re.compile(
+NUMBER = re.compile(
     r" *[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity) *",
     re.IGNORECASE | re.ASCII,
 )
@@ -137,6 +137,24 @@ def parse_activation(
     return ActivationSpec(terms[0], terms[-1])
 
 
+def same_activation(label: str, wanted: str) -> bool:
+    """Return whether `wanted` names the activation `label`, in any spelling.
+
+    What `wanted` leaves open may be anything: ``nsrelu`` is every leak of it.
+    """
+    try:
+        spec, drafts = parse_activation(label), _read_activation(wanted)
+    except UsageError:
+        return label == wanted
+    if [name for name, _ in drafts] == ["relu", "identity"]:
+        drafts = [("relu", {}), ("leaky_relu", {"leak": 1.0})]
+    terms = [(spec.forward, drafts[0]), (spec.backward, drafts[-1])]
+    return all(
+        term.name == name and stated.items() <= term.values.items()
+        for term, (name, stated) in terms
+    )
+
+
 def forget(text: str, settings: Collection[str]) -> str:
     """Drop from an activation's text what it says of `settings`; what can't be read stays."""
     try:
@@ -212,7 +230,7 @@ def _read_call(text: str, kind: str) -> tuple[str, list[float]]:
     name, arguments = match.groups()
     values = [] if arguments is None else arguments.split(",")
     for value in values:
-        if not _NUMBER.fullmatch(value):
+        if not NUMBER.fullmatch(value):
             raise UsageError(f"{kind} {text!r}: {value!r} is not a number")
     return name, [float(value) for value in values]
 

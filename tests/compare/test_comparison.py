@@ -1,7 +1,5 @@
 """Comparisons of made-up runs by hand: means, pairs, choices, and the words for them."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +37,28 @@ def test_the_order_of_runs_does_not_matter() -> None:
 def test_a_run_that_is_given_twice_counts_once() -> None:
     doubled = study(TWO, TWO, lose(TWO, [0], "interrupted"))
     assert format_table(c.compare(doubled, CONFIG)) == format_table(c.compare(TWO, CONFIG))
+
+
+def test_a_run_that_is_found_with_two_results_is_refused() -> None:
+    doubled = study(TWO, TWO.assign(grad_norm=TWO["grad_norm"] + 1))
+    message = r"^run relu-\{\}-0 was found twice, with different numbers \(grad_norm 1.9 and 2.9\)"
+    with pytest.raises(BenchError, match=message):
+        c.compare(doubled, CONFIG)
+
+
+def test_rates_that_differ_in_the_last_digit_are_two_groups() -> None:
+    other = make_runs("nsrelu(0.1)", BETTER, lr=float(np.nextafter(0.1, 1)))
+    groups = c.compare(study(TWO, other), CONFIG).rows["group"].unique()
+    assert list(groups) == [
+        "relu lr=0.1",
+        "nsrelu(0.1) lr=0.1",
+        "nsrelu(0.1) lr=0.10000000000000002",
+    ]
+
+
+def test_names_that_look_like_numbers_stay_text() -> None:
+    runs = study(TWO.assign(dataset="007"), TWO.assign(dataset="7", run_id=TWO["run_id"] + "b"))
+    assert list(c.compare(runs, CONFIG).rows["section"].unique()) == ["007, mlp", "7, mlp"]
 
 
 def test_two_runs_with_the_same_settings_and_seed_are_refused() -> None:
@@ -158,35 +178,6 @@ def test_holm_is_over_the_whole_table() -> None:
 
 
 # Choosing.
-
-
-@pytest.mark.parametrize(
-    ("where", "acts"),
-    [
-        ("act=nsrelu", {"relu", "nsrelu(0.1)", "nsrelu(1)"}),
-        ("act=nsrelu(0.10)", {"relu", "nsrelu(0.1)"}),
-        ("act=leaky_relu,nsrelu(1)", {"relu", "leaky_relu(0.1)", "nsrelu(1)"}),
-        ("leak=0.1", {"relu", "leaky_relu(0.1)", "nsrelu(0.1)"}),
-        ("lr=1e-1", {"relu", "leaky_relu(0.1)", "nsrelu(0.1)", "nsrelu(1)"}),
-        ("dataset=DIGITS", {"relu", "leaky_relu(0.1)", "nsrelu(0.1)", "nsrelu(1)"}),
-    ],
-)
-def test_where_chooses_runs_and_keeps_the_baseline(where: str, acts: set[str]) -> None:
-    runs = study(TWO, make_runs("leaky_relu(0.1)", RELU), make_runs("nsrelu(1)", RELU))
-    assert set(c.compare(runs, CONFIG, where=[where]).rows["act"]) == acts
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("act", "where must be column=value, got 'act'"),
-        ("lrr=1", "unknown column 'lrr'; did you mean 'lr'?"),
-        ("lr=7", "no run has lr=7; lr is one of: 0.1"),
-    ],
-)
-def test_conditions_that_make_no_sense(where: str, message: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(message)):
-        c.compare(TWO, CONFIG, where=[where])
 
 
 def tunable() -> pd.DataFrame:

@@ -2,21 +2,20 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
+from nsrelu_bench.compare.sign_flips import sign_flip_p
 from nsrelu_bench.compare.statistics import (
     clopper_pearson,
     cohen_dz,
     holm,
     interquartile_mean,
-    least_p,
     mcnemar_p,
     probability_of_improvement,
     score_distribution,
-    sign_flip_p,
+    seeds_needed,
     t_half_width,
+    variance_components,
 )
 
 
@@ -37,45 +36,6 @@ def test_the_t_interval_of_five_seeds_covers_95_percent() -> None:
     half = t_half_width(values.std(axis=1, ddof=1), np.full(4000, 5))
     covers = np.abs(values.mean(axis=1)) <= half
     assert 0.94 < covers.mean() < 0.96
-
-
-def test_sign_flip_p_counts_the_flips_that_are_as_extreme() -> None:
-    # 1 + 2 + 3 = 6 is reached by +++ and ---, 2 of 8; of 1 + 2 - 3 = 0 all are as extreme.
-    assert sign_flip_p(np.array([[1.0, 2, 3], [1, 2, -3]])) == pytest.approx([0.25, 1])
-
-
-@pytest.mark.parametrize(("n", "least"), [(5, 0.0625), (6, 0.03125), (10, 2 / 1024)])
-def test_sign_flip_p_can_not_go_below_2_over_2_to_the_n(n: int, least: float) -> None:
-    p = sign_flip_p(np.linspace(1, 2, n)[None])
-    assert p == pytest.approx([least])
-    assert least_p(n) == pytest.approx(least)
-
-
-@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e6])
-def test_sign_flip_p_does_not_depend_on_the_scale(scale: float) -> None:
-    differences = np.array([[1.0, 2, 3, -1], [1, 2, 3, 4]])
-    assert sign_flip_p(scale * differences) == pytest.approx(sign_flip_p(differences))
-
-
-@given(st.lists(st.integers(-5, 5), min_size=2, max_size=8), st.sampled_from([359, 1000, 3500]))
-@settings(max_examples=60, deadline=None)
-def test_rounding_does_not_break_the_ties_of_accuracies(steps: list[int], size: int) -> None:
-    base = 0.9
-    differences = np.array([(base + step / size) - base for step in steps])
-    flips = np.array(np.meshgrid(*[[-1, 1]] * len(steps))).reshape(len(steps), -1)
-    expected = np.mean(np.abs(np.array(steps) @ flips) >= abs(sum(steps)))
-    assert sign_flip_p(differences[None])[0] == pytest.approx(expected)
-
-
-def test_sign_flip_p_with_many_pairs_is_drawn_and_repeatable() -> None:
-    differences = np.random.default_rng(0).normal(0.5, 1, size=(3, 20))
-    first = sign_flip_p(differences)
-    assert np.array_equal(first, sign_flip_p(differences))
-    assert first == pytest.approx(stats.ttest_1samp(differences, 0, axis=1).pvalue, abs=0.03)
-
-
-def test_a_single_pair_has_no_p() -> None:
-    assert np.isnan(sign_flip_p(np.array([[1.0]]))).all()
 
 
 def test_holm_by_hand() -> None:
@@ -129,3 +89,45 @@ def test_score_distribution_is_the_share_above_each_score() -> None:
     scores, shares = score_distribution(np.array([0.9, 0.1, 0.9, 0.95]))
     assert scores.tolist() == [0.1, 0.9, 0.95]
     assert shares == pytest.approx([0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize("tests", [1, 10])
+@pytest.mark.parametrize("effect", [0.2, 0.5, 1.0, 1.5])
+def test_so_many_seeds_have_the_power_of_a_t_test(effect: float, tests: int) -> None:
+    def power(n: int) -> float:
+        critical = stats.t.isf(0.025 / tests, n - 1)
+        return float(stats.nct.sf(critical, n - 1, effect * n**0.5))
+
+    (n,) = seeds_needed(np.array([-effect]), np.ones(1), np.array([np.nan]), tests=tests)
+    assert power(int(n)) > 0.79
+    assert power(int(n) - 2) < 0.8 or n == 6
+
+
+@pytest.mark.parametrize(("difference", "margin"), [(0.0, 1.0), (0.3, 1.0), (0.0, 0.5)])
+def test_so_many_seeds_show_equivalence(difference: float, margin: float) -> None:
+    (n,) = seeds_needed(np.array([difference]), np.ones(1), np.array([margin]))
+    values = np.random.default_rng(0).normal(difference, 1, size=(4000, int(n)))
+    error = t_half_width(values.std(axis=1, ddof=1), np.full(4000, n), 0.90)
+    assert 0.75 < (np.abs(values.mean(axis=1)) + error < margin).mean() < 0.88
+
+
+def test_what_can_not_be_shown_needs_no_number_of_seeds() -> None:
+    zero, sd, none = np.zeros(1), np.ones(1), np.array([np.nan])
+    assert np.isinf(seeds_needed(zero, sd, none)).all()
+    assert np.isnan(seeds_needed(zero, none, sd)).all()
+    assert seeds_needed(sd, zero, none) == [6]  # nothing varies: what sign flips need
+
+
+def test_variances_of_seeds_and_replicates_are_told_apart() -> None:
+    random = np.random.default_rng(0)
+    seeds = np.repeat(np.arange(4000), 3)
+    values = random.normal(0, 2, 4000)[seeds] + random.normal(0, 0.5, 12_000)
+    assert variance_components(values, seeds) == pytest.approx((4, 0.25), rel=0.06)
+    unequal = np.arange(12_000) % 5 != 0
+    found = variance_components(values[unequal], seeds[unequal])
+    assert found == pytest.approx((4, 0.25), rel=0.06)
+
+
+def test_without_replicates_there_is_no_variance_of_rounding() -> None:
+    assert np.isnan(variance_components(np.arange(5.0), np.arange(5))).all()
+    assert np.isnan(variance_components(np.arange(5.0), np.zeros(5, dtype=int))).all()

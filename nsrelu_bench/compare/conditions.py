@@ -1,0 +1,86 @@
+"""Conditions on runs, such as ``lr=0.1,0.2`` or ``act=nsrelu``."""
+
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nsrelu_bench.compare.grouping import ACT_COLUMNS, format_setting
+from nsrelu_bench.config import NUMBER, same_activation
+from nsrelu_bench.errors import UsageError, unknown
+
+#: What a condition calls a setting that a run does not have, such as the momentum of Adam.
+MISSING = "none"
+
+#: A message lists at most so many values of a column.
+MAX_LISTED = 20
+
+
+def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
+    """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
+
+    A number is compared with numbers, whatever its spelling, and a text with texts. ``act=nsrelu``
+    takes every leak, ``momentum=none`` the runs without momentum. A condition on the activation
+    keeps the runs of the activation `keep`, so that a baseline stays.
+
+    Raises:
+        UsageError: A condition can't be read, names no column, or has a value that no run has.
+    """
+    for condition in where:
+        column, equals, text = (part.strip() for part in condition.partition("="))
+        if not equals:
+            raise UsageError(f"where must be column=value, got {condition!r}")
+        if column not in runs:
+            raise unknown(column, map(str, runs.columns), "column")
+        chosen = _chosen_values(runs[column], text)
+        kept = (runs["act"] == keep) & (column in ACT_COLUMNS)
+        runs = runs[runs[column].map(_name).isin(chosen) | kept]
+    return runs
+
+
+def _chosen_values(column: "pd.Series[Any]", text: str) -> set[str]:
+    """Return the names of the values of a column that a text with commas chooses.
+
+    A value may have commas itself: the longest part of the text that names a value is taken.
+
+    Raises:
+        UsageError: A part of the text names no value.
+    """
+    values = {_name(value): value for value in column.unique()}
+    chosen: set[str] = set()
+    pieces = text.split(",")
+    while pieces:
+        for count in range(len(pieces), 0, -1):
+            wanted = ",".join(pieces[:count]).strip()
+            found = {n for n, value in values.items() if _is_value(column.name, n, value, wanted)}
+            if found:
+                break
+        else:
+            listed = sorted(values)[:MAX_LISTED]
+            more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
+            raise UsageError(
+                f"no run has {column.name}={wanted}; {column.name} is one of: "
+                f"{', '.join(listed)}{more}"
+            )
+        chosen |= found
+        pieces = pieces[count:]
+    return chosen
+
+
+def _name(value: Any) -> str:
+    return format_setting(value) or MISSING
+
+
+def _is_value(column: Any, name: str, value: Any, wanted: str) -> bool:
+    """Return whether a condition on a column means a value, whose name is given too."""
+    if name.lower() == wanted.lower():
+        return True
+    if column == "act":
+        return same_activation(name, wanted)
+    is_number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if not is_number or not NUMBER.fullmatch(wanted):
+        return False
+    whole = wanted.strip().lstrip("+-").isdigit() and isinstance(value, Integral)
+    return bool(value == (int(wanted) if whole else float(wanted)))

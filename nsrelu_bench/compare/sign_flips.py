@@ -1,0 +1,165 @@
+"""Permutation tests over sign flips of paired differences, and intervals that agree with them.
+
+If an activation changes nothing, the difference of a seed could as well have the other sign. A test
+counts the flips of the seeds' signs that give at least what was seen. Up to 13 seeds all flips are
+counted; with more, a fixed set of them is drawn, the same on every call.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from nsrelu_bench.compare.statistics import LEAST_SEEDS, Array
+
+#: Up to this number of seeds all 2^n flips are counted; beyond, so many are drawn.
+MAX_EXACT = 13
+DRAWN = 9_999
+
+#: Elements of a block of flips x tests that is held in memory at once.
+BLOCK = 4_000_000
+
+#: Relative to the largest difference: what is closer ties. Accuracies are multiples of 1/N, and
+#: rounding must not break their ties.
+TIE = 1e-9
+
+
+def sign_flips(n: int) -> Array:
+    """Return flips of n signs, (B, n) of -1 and 1: the first flips nothing, the first sign stays.
+
+    The mirror of a flip is left out: it gives a mean of the same size. B is 2^(n - 1) up to
+    `MAX_EXACT` signs, and `DRAWN` + 1 beyond.
+    """
+    if n <= MAX_EXACT:
+        bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n - 1)[::-1] & 1
+        return np.asarray(1.0 - 2 * np.pad(bits, ((0, 0), (1, 0))), dtype=float)
+    signs = 1.0 - 2 * np.random.default_rng(0).integers(0, 2, size=(DRAWN + 1, n)).astype(float)
+    signs[0], signs[:, 0] = 1, 1
+    return signs
+
+
+def least_p(pairs: int) -> float:
+    """Return the smallest two-sided p that a sign-flip test of so many pairs can have."""
+    return 1 / len(sign_flips(pairs)) if pairs else 1.0
+
+
+def sign_flip_p(differences: Array, alternative: str = "two-sided") -> Array:
+    """Return the sign-flip p of the mean of paired differences (K, n), as (K,).
+
+    `alternative` is what the test may show: that the mean is not 0 ("two-sided"), or that it is
+    above 0 ("greater"). NaN for a single pair.
+
+    Source: Fisher 1935, section 21.
+    """
+    count, n = differences.shape
+    if n < 2:
+        return np.full(count, np.nan)
+    signs, scaled = sign_flips(n), _scale(differences)
+    p = np.empty(count)
+    for part in _blocks(count, len(signs)):
+        sums = signs @ scaled[part].T
+        seen = sums[0] - n * TIE
+        if alternative == "greater":
+            p[part] = ((sums >= seen).mean(axis=0) + (-sums >= seen).mean(axis=0)) / 2
+        else:
+            p[part] = (np.abs(sums) >= np.abs(sums[0]) - n * TIE).mean(axis=0)
+    return p
+
+
+def sign_flip_interval(differences: Array, confidence: float = 0.95) -> tuple[Array, Array]:
+    """Return the ends (K,) of the interval of the mean of paired differences (K, n).
+
+    It holds every shift d whose removal the two-sided test doesn't reject: `sign_flip_p` of
+    ``differences - d`` is at least 1 - confidence. So it contains 0 if and only if the p of the
+    differences is at least that. Its ends are means of subsets of the differences: a flip's mean
+    is as large as the one seen where the mean of the flipped differences is at most d. NaN where
+    so few pairs can't exclude anything: under 6 for 95 %.
+
+    Source: Hartigan 1969 (typical values).
+    """
+    count, n = differences.shape
+    signs = sign_flips(n) if n else np.ones((1, 0))
+    place = int(np.ceil(round((1 - confidence) * len(signs), 9))) - 1
+    low, high = np.full((2, count), np.nan)
+    if place < 1 or n < 2:
+        return low, high
+    flipped = (signs[1:] < 0).astype(float)
+    sizes = flipped.sum(axis=1, keepdims=True)
+    for part in _blocks(count, 2 * len(signs)):
+        some = differences[part].T
+        sums = flipped @ some
+        with np.errstate(divide="ignore", invalid="ignore"):  # a drawn flip may flip nothing
+            means = np.vstack([sums / sizes, (some.sum(axis=0) - sums) / (n - sizes)])
+        for ends, order, empty in ((low, place - 1, -np.inf), (high, -place, np.inf)):
+            ends[part] = np.partition(np.where(np.isnan(means), empty, means), order, axis=0)[order]
+    # As in the test, what is 0 but for rounding is 0.
+    tiny = TIE * np.abs(differences).max(axis=1)
+    return np.where(np.abs(low) <= tiny, 0, low), np.where(np.abs(high) <= tiny, 0, high)
+
+
+def step_down_p(differences: Array, alternative: str = "two-sided") -> Array:
+    """Return the p values (K,) of K tests, adjusted for being K: step-down maxT.
+
+    `differences` (K, n) has a column per seed, NaN where a test lacks that seed. All tests flip
+    the sign of a seed together, so that what is correlated or equal costs nothing, and the smallest
+    p that there can be stays that of one test. The chance that any true null hypothesis gets a p
+    below alpha is at most alpha. Tests of fewer than `LEAST_SEEDS` pairs are left out, with NaN.
+
+    Source: Westfall and Young 1993, algorithm 4.1.
+    """
+    adjusted = np.full(len(differences), np.nan)
+    there = np.isfinite(differences)
+    tested = np.flatnonzero(there.sum(axis=1) >= LEAST_SEEDS)
+    if not len(tested):
+        return adjusted
+    some = differences[tested][:, there[tested].any(axis=0)]
+    pairs = np.isfinite(some).sum(axis=1)
+    scaled = _scale(np.nan_to_num(some))
+    norms = np.sqrt(pairs * (scaled**2).sum(axis=1))
+    signs = sign_flips(some.shape[1])
+
+    def statistic(flips: Array) -> Array:
+        sums = flips @ scaled.T
+        return _normal_score(
+            np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0), pairs
+        )
+
+    mirrors = (1, -1) if alternative == "greater" else (1,)
+    seen = statistic(signs[:1])[0] if alternative == "greater" else np.abs(statistic(signs[:1])[0])
+    order = np.argsort(seen, kind="stable")  # the least first: the running maximum grows upwards
+    threshold = seen[order] - 1e-6 * np.abs(seen[order])
+    counts = np.zeros(len(tested))
+    for part in _blocks(len(signs), len(tested)):
+        scores = statistic(signs[part])[:, order]
+        for mirror in mirrors:
+            sided = mirror * scores if alternative == "greater" else np.abs(scores)
+            counts += (np.maximum.accumulate(sided, axis=1) >= threshold).sum(axis=0)
+    p = counts / (len(mirrors) * len(signs))
+    adjusted[tested[order[::-1]]] = np.maximum.accumulate(p[::-1])
+    return adjusted
+
+
+def _scale(differences: Array) -> Array:
+    """Return differences (K, n) over the largest of each row; a row of zeros stays."""
+    largest = np.abs(differences).max(axis=1, keepdims=True, initial=0)
+    return differences / np.where(largest > 0, largest, 1)
+
+
+def _normal_score(ratio: Array, pairs: npt.NDArray[np.int64]) -> Array:
+    """Return t statistics as normal deviates, so that tests of unequal numbers of pairs compare.
+
+    `ratio` (B, K) is sum / sqrt(n * sum of squares), which t is a rising function of: flips don't
+    change the squares.
+
+    Source: Wallace 1959 (bounds on normal approximations to Student's distribution).
+    """
+    degrees = pairs - 1
+    factor = (8 * degrees + 1) / (8 * degrees + 3) * np.sqrt(degrees)
+    rest = np.maximum(1 - ratio**2, TIE)  # is 0 where all differences are equal
+    return np.asarray(np.sign(ratio) * factor * np.sqrt(-np.log(rest)))
+
+
+def _blocks(count: int, each: int) -> Iterator[slice]:
+    """Cut `count` things of `each` elements into slices of at most `BLOCK` elements."""
+    step = max(1, BLOCK // each)
+    return (slice(start, start + step) for start in range(0, count, step))
