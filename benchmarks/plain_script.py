@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nsrelu_bench import NSReLU
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data.dataset import Split, load_dataset
+from nsrelu_bench.data import Split, load_dataset
 
 ACTS = {
     "relu": nn.ReLU,

@@ -1,16 +1,11 @@
 """Data sets as tensors in memory."""
 
 from nsrelu_bench.data.augment import augment_batch
-from nsrelu_bench.data.dataset import (
-    Dataset,
-    Split,
-    data_digest,
-    describe,
-    format_description,
-    load_dataset,
-)
+from nsrelu_bench.data.dataset import Dataset, Split
+from nsrelu_bench.data.description import describe, format_description
 from nsrelu_bench.data.downloads import SOURCES as PUBLISHED
 from nsrelu_bench.data.downloads import local_files
+from nsrelu_bench.data.loading import data_digest, load_dataset
 
 __all__ = [
     "PUBLISHED",

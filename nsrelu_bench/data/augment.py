@@ -1,4 +1,4 @@
-"""Random changes of training images, on the device that they are on, without a loop over them."""
+"""Random changes of training images, a whole batch at a time, on the device of the images."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 from nsrelu_bench.errors import lookup
 
-#: Pixels of zeros around the image that a crop is taken of.
+#: Pixels of zeros around an image before a crop is taken.
 PADDING = 4
 
 
 def augment_batch(images: Tensor, names: str, mean: Tensor, generator: torch.Generator) -> Tensor:
-    """Change images at random, each by itself; the images given stay as they are.
+    """Return the images, each changed at random by itself.
 
-    The numbers are drawn on the CPU, in one order whatever the order of the names, so that a
+    The random numbers are drawn on the CPU, always in the order of `AUGMENTATIONS`, so that the
     generator's state decides them on every device.
 
     Args:
-        images: Bytes `(N, C, H, W)`, uint8; their memory format is kept.
-        names: Of `AUGMENTATIONS` with + between them, or "none".
-        mean: What `cutout` fills with, a byte a channel, `(C, 1, 1)`.
-        generator: Of the CPU.
+        images: `(N, C, H, W)`, uint8 or float32; their memory format is kept.
+        names: Names of `AUGMENTATIONS` with + between them, or "none".
+        mean: What `cutout` fills with, `(C, 1, 1)`; rounded for uint8.
+        generator: A generator of the CPU.
 
     Raises:
         UsageError: There is no such augmentation.
@@ -38,26 +38,26 @@ def augment_batch(images: Tensor, names: str, mean: Tensor, generator: torch.Gen
         else torch.contiguous_format
     )
     images = images.contiguous()  # all three are faster on it
-    for name, change in AUGMENTATIONS.items():
+    for name, augment in AUGMENTATIONS.items():
         if name in chosen:
-            images = change(images, mean, generator)
+            images = augment(images, mean, generator)
     return images.contiguous(memory_format=memory_format)
 
 
 def _crop(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift by up to `PADDING` pixels each way; what comes in is 0."""
+    """Shift by up to `PADDING` pixels each way; the uncovered border is 0."""
     count, channels, height, width = images.shape
     padded = F.pad(images, (PADDING,) * 4).flatten(2)
     shifts = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
     top, left = shifts.to(images.device, non_blocking=True)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
-    places = (rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]).view(count, 1, -1)
-    return padded.gather(2, places.expand(-1, channels, -1)).view(images.shape)
+    positions = (rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]).view(count, 1, -1)
+    return padded.gather(2, positions.expand(-1, channels, -1)).view(images.shape)
 
 
 def _flip(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
-    """Exchange left and right in every other image, on average."""
+    """Flip each image left to right with probability 1/2."""
     drawn = torch.randint(2, (len(images), 1), generator=generator)
     flipped = drawn.to(images.device, non_blocking=True)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -68,7 +68,7 @@ def _flip(images: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
 def _cutout(images: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
     """Fill a rectangle of half the height and width with the mean, its centre anywhere.
 
-    It reaches over the border as it comes: then less of the image is cut out.
+    It may reach over the border; then less of the image is cut out.
 
     Source: DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552, section 3.2.
     """
@@ -76,14 +76,15 @@ def _cutout(images: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
     for side in images.shape[2:]:
         drawn = torch.randint(side, (len(images), 1), generator=generator)
         centre = drawn.to(images.device, non_blocking=True)
-        place = torch.arange(side, device=images.device)
+        pixel = torch.arange(side, device=images.device)
         first = centre - side // 4
-        inside.append((first <= place) & (place < first + side // 2))
+        inside.append((first <= pixel) & (pixel < first + side // 2))
     cut = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return torch.where(cut, mean.round().to(images), images)
+    filling = mean if images.is_floating_point() else mean.round()
+    return torch.where(cut, filling.to(images), images)
 
 
-#: By name, in the order in which they are applied and drawn.
+#: Augmentations by name, in the order in which they are drawn and applied.
 AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
     "crop": _crop,
     "flip": _flip,

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-#: Images `(N, C, H, W)`, uint8, and labels `(N,)` of "train", "test" and maybe "val".
-Parts = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]
+from nsrelu_bench.data.dataset import Parts
 
 #: Raised by one when what is stored, or how it is decoded, changes.
 FORMAT = 1

@@ -1,7 +1,7 @@
-"""Data sets that others published: which files they are, how they are checked, fetched and read.
+"""Published data sets: their files, and how these are fetched, checked and read.
 
-A file is checked before it is read, and read through the handle that was checked. Archives are
-read where they lie: nothing is unpacked, so nothing can be written outside of a folder.
+A file is checked before it is read, and read through the same handle. Archives are read in place:
+nothing is unpacked, so nothing can be written outside a folder.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
-from nsrelu_bench.data.cache import Parts, alone_in, cached, stamp_of
+from nsrelu_bench.data.cache import alone_in, cached, stamp_of
+from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.data.formats import (
     EMNIST_FILES,
     Reader,
@@ -27,8 +28,8 @@ from nsrelu_bench.data.formats import (
 )
 from nsrelu_bench.errors import BenchError, describe_error, error_reason
 
-#: A server that is silent for so long, in seconds, is not waited for.
-PATIENCE = 60
+#: Seconds to wait for a silent server.
+TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class File:
 
 @dataclass(frozen=True)
 class Form:
-    """One of the forms in which a data set lies on disk, and what reads it.
+    """One of the forms of a data set on disk, and its reader.
 
-    `slow` says that reading takes seconds, so that the outcome is worth a place in the cache.
+    `slow`: reading takes seconds, so the images are cached.
     """
 
     files: tuple[File, ...]
@@ -53,10 +54,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set: torchvision's name, what is in it, and its forms.
+    """A published data set: torchvision's name, number of classes, and forms.
 
-    The first form is the one that is published, and fetched; `val` is the number of training
-    examples that validate.
+    The first form is the one that is published and fetched; `val` training examples validate.
     """
 
     name: str
@@ -87,7 +87,7 @@ def read_published(name: str, data_dir: Path) -> Parts:
 
 
 def cache_key(name: str, data_dir: Path) -> str:
-    """What stands for a data set in the cache."""
+    """Return the key of a data set in the cache."""
     return f"{name} {data_dir.resolve()}"
 
 
@@ -118,14 +118,14 @@ def _check_and_read(name: str, form: Form, paths: Sequence[Path]) -> Parts:
         for file, known in zip(files, form.files, strict=True):
             if differs := _differs(file, known.digest):
                 raise BenchError(
-                    f"{file.name}: is damaged, or not that of {name}: {differs};"
-                    " delete it and it is fetched again"
+                    f"{file.name}: is damaged, or not a file of {name}: {differs};"
+                    " delete it to fetch it again"
                 )
         return form.read(files)
 
 
 def _differs(file: IO[bytes], digest: str | None) -> str:
-    """Say how an open file differs from the digest that is known; nothing if it does not."""
+    """Say how an open file differs from its known digest; nothing if it does not."""
     if digest is None:
         return ""
     algorithm, _, expected = digest.partition(":")
@@ -135,14 +135,14 @@ def _differs(file: IO[bytes], digest: str | None) -> str:
 
 
 def _fetch(name: str, data_dir: Path) -> None:
-    """Fetch the files that are missing; one process at a time."""
+    """Fetch the missing files; one process at a time."""
     source = SOURCES[name]
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise BenchError(
-            f"{name} is not in {str(data_dir)!r}, and to fetch it takes torchvision, which does"
-            f" not load here ({error_reason(error)}); install the one that goes with your torch,"
+            f"{name} is not in {str(data_dir)!r}, and fetching it needs torchvision, which does"
+            f" not load ({error_reason(error)}); install the version that matches your torch,"
             " or use mnist5k, which needs none"
         ) from error
     with alone_in(data_dir, "nsrelu-bench"):
@@ -167,7 +167,7 @@ def _fetch(name: str, data_dir: Path) -> None:
 
 
 def _urls(published: Any, file: str) -> list[str]:
-    """Where torchvision finds a file of a data set."""
+    """Return the addresses where torchvision finds a file of a data set."""
     if hasattr(published, "split_list"):
         return [url for url, name, _ in published.split_list.values() if name == file]
     if hasattr(published, "url"):
@@ -179,20 +179,20 @@ def _download(url: str, data_dir: Path, path: Path, digest: str | None) -> None:
     """Download a file into a folder of its own, check it, and only then put it in its place."""
     from torchvision.datasets.utils import download_url
 
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetching-") as folder, _patience():
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetching-") as folder, _timeout():
         fresh = Path(folder) / path.name
         download_url(url, folder, path.name)
         with fresh.open("rb") as file:
             if differs := _differs(file, digest):
-                raise BenchError(f"what {url} sent is cut or changed: {differs}")
+                raise BenchError(f"the answer of {url} is cut off or changed: {differs}")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.replace(path)
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT_S)
     try:
         yield
     finally:
@@ -200,7 +200,7 @@ def _patience() -> Iterator[None]:
 
 
 def _like_mnist(name: str, md5s: Sequence[str], sha256s: Sequence[str] | None = None) -> Source:
-    """A data set in MNIST's four files, as published and as torchvision unpacks them."""
+    """Return a data set of four files like MNIST's, as published and as torchvision unpacks them."""
     paths = [f"{name}/raw/{file}-ubyte" for file in MNIST_FILES]
     packed = zip(paths, md5s, strict=True)
     known = [None] * 4 if sha256s is None else [f"sha256:{digest}" for digest in sha256s]
@@ -234,8 +234,8 @@ def _cifar(
 
 MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
-#: The md5 sums are torchvision's. It has none for unpacked files: a SHA-256 that stands here is one
-#: that several others publish, and that of MNIST was taken of the files too.
+#: The md5 sums are torchvision's, which has none for unpacked files. The SHA-256 sums of those are
+#: published by several other projects; MNIST's were also computed from the files.
 SOURCES: dict[str, Source] = {
     "mnist": _like_mnist(
         "MNIST",

@@ -1,6 +1,6 @@
 """The formats in which data sets are published: MNIST's, CIFAR's and SVHN's.
 
-A reader takes files that are open and, where a digest is known, have been checked.
+A reader takes open files, already checked where a digest is known.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from nsrelu_bench.data.cache import Parts
+from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.errors import BenchError
 
 Reader = Callable[[Sequence[IO[bytes]]], Parts]
@@ -28,7 +28,7 @@ EMNIST_FILES = tuple(
 
 
 def idx_files(classes: int) -> Reader:
-    """Read the four files of a data set like MNIST: images and labels to train, and to test."""
+    """Return the reader of MNIST's four files: training images and labels, test images and labels."""
 
     def read(files: Sequence[IO[bytes]]) -> Parts:
         return {
@@ -47,13 +47,13 @@ def _idx_pair(
     if len(images) != len(labels):
         raise BenchError(
             f"{labels_file.name}: has {len(labels)} labels for {len(images)} images;"
-            f" delete it and {images_file.name} and they are fetched again"
+            f" delete it and {images_file.name} to fetch them again"
         )
     return images[:, None], labels
 
 
 def _idx(file: IO[bytes], dims: int) -> npt.NDArray[np.uint8]:
-    """Read an array in MNIST's format: a header with its shape, and a byte for each element."""
+    """Read an array in MNIST's format: a header with its shape, and one byte per element."""
     content = bytearray(file.read())
     start = 4 + 4 * dims
     if len(content) >= start and content[:4] == bytes([0, 0, 8, dims]):
@@ -61,8 +61,8 @@ def _idx(file: IO[bytes], dims: int) -> npt.NDArray[np.uint8]:
         if len(content) - start == math.prod(shape):
             return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
     raise BenchError(
-        f"{file.name}: is cut or damaged: its header does not go with its {len(content)} bytes;"
-        " delete it and it is fetched again"
+        f"{file.name}: is cut off or damaged: its header does not match its {len(content)} bytes;"
+        " delete it to fetch it again"
     )
 
 
@@ -71,24 +71,24 @@ def _check_labels(labels: npt.NDArray[Any], classes: int, name: str) -> None:
     if len(wrong):
         raise BenchError(
             f"{name}: label {wrong[0]} is out of range, 0 to {classes - 1};"
-            " delete the file and it is fetched again"
+            " delete the file to fetch it again"
         )
 
 
 def unzipped(read: Reader) -> Reader:
-    """Read what stands in one .gz each."""
+    """Return a reader of the same files, each compressed as .gz."""
     return lambda files: read([gzip.open(file) for file in files])  # type: ignore[misc]
 
 
 def emnist_archive(files: Sequence[IO[bytes]]) -> Parts:
-    """Read the balanced classes out of EMNIST's zip file of .gz files."""
+    """Read the balanced classes from EMNIST's zip file of .gz files."""
     with zipfile.ZipFile(files[0]) as archive:
         members = [archive.open(f"gzip/{name}.gz") for name in EMNIST_FILES]
         return unzipped(idx_files(47))(members)
 
 
 def cifar_archive(members: Sequence[str], classes: int) -> Reader:
-    """Read CIFAR's archive, in one pass: its batches stand in it in another order."""
+    """Return the reader of CIFAR's archive, in one pass: its batches are in another order."""
 
     def read(files: Sequence[IO[bytes]]) -> Parts:
         found: dict[str, bytes] = {}
@@ -102,14 +102,14 @@ def cifar_archive(members: Sequence[str], classes: int) -> Reader:
 
 
 def cifar_files(classes: int) -> Reader:
-    """Read CIFAR's batches, as they are unpacked."""
+    """Return the reader of CIFAR's batches, unpacked."""
     return lambda files: _cifar_batches({file.name: file.read() for file in files}, classes)
 
 
 def _cifar_batches(batches: Mapping[str, bytes], classes: int) -> Parts:
-    """Read the batches of CIFAR, the last of which is to test.
+    """Read the batches of CIFAR; the last is the test split.
 
-    They are pickles: whoever calls has held them, or their archive, against the published md5.
+    They are pickles: the caller must have compared them, or their archive, with the published md5.
     """
     pairs = []
     for name, content in batches.items():
@@ -122,7 +122,7 @@ def _cifar_batches(batches: Mapping[str, bytes], classes: int) -> Parts:
 
 
 def svhn(files: Sequence[IO[bytes]]) -> Parts:
-    """Read the files of SVHN, in which the digit 0 has the label 10."""
+    """Read the files of SVHN, where the digit 0 has the label 10."""
     from scipy.io import loadmat
 
     parts = {}

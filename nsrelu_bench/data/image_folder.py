@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nsrelu_bench.data.cache import Parts, cached, stamp_of
+from nsrelu_bench.data.cache import cached, stamp_of
+from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.errors import BenchError, error_reason
 
 Pixels = npt.NDArray[np.uint8]

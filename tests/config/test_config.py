@@ -285,7 +285,7 @@ def test_minus_zero_is_zero() -> None:
 
 def test_all_that_can_be_named_has_its_code() -> None:
     from nsrelu_bench.activations import functional as activations
-    from nsrelu_bench.data import dataset as data
+    from nsrelu_bench.data import loading as data
 
     assert list(MODELS) == list(models.MODELS)
     assert list(DATASETS) == list(data.LOADERS)

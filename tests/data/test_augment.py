@@ -20,7 +20,7 @@ def images(count: int = 64, height: int = 12, width: int = 10) -> Tensor:
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=generator())
 
 
-def test_what_can_be_named_is_what_there_is() -> None:
+def test_every_registered_augmentation_has_code() -> None:
     assert list(AUGMENTATIONS) == list(registry.AUGMENTATIONS)
 
 
@@ -47,7 +47,7 @@ def test_crops_reach_every_place_equally_often() -> None:
     assert (counts - 900).abs().max() < 150  # five standard deviations
 
 
-def test_a_flip_exchanges_left_and_right_in_half_of_the_images() -> None:
+def test_a_flip_mirrors_half_of_the_images() -> None:
     before = images(1000)
     after = augment_batch(before, "flip", MEAN, generator())
     same = (after == before).flatten(1).all(1)
@@ -56,7 +56,7 @@ def test_a_flip_exchanges_left_and_right_in_half_of_the_images() -> None:
     assert 420 < int(mirrored.sum()) < 580
 
 
-def test_cutout_fills_a_rectangle_of_half_the_sides_with_the_rounded_mean() -> None:
+def test_cutout_fills_a_rectangle_with_the_rounded_mean() -> None:
     before = torch.zeros(500, 3, 12, 10, dtype=torch.uint8)
     after = augment_batch(before, "cutout", MEAN, generator())
     filled = torch.tensor([100, 121, 140], dtype=torch.uint8).view(3, 1, 1)
@@ -76,9 +76,7 @@ def test_cutout_fills_a_rectangle_of_half_the_sides_with_the_rounded_mean() -> N
 
 @pytest.mark.parametrize("names", [*AUGMENTATIONS, "crop+flip+cutout"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_generator_alone_decides_and_the_images_given_stay(
-    names: str, memory_format: torch.memory_format
-) -> None:
+def test_only_the_generator_decides(names: str, memory_format: torch.memory_format) -> None:
     before = images().contiguous(memory_format=memory_format)
     kept = before.clone()
     torch.manual_seed(1)

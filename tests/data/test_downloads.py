@@ -21,8 +21,7 @@ from torchvision import datasets
 from torchvision.datasets import utils
 
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import downloads as published
-from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.data import downloads, load_dataset
 from nsrelu_bench.data.downloads import MNIST_FILES, SOURCES, File, read_published
 from nsrelu_bench.errors import BenchError
 
@@ -43,7 +42,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_each_form_is_read_as_it_was_written_and_nothing_is_written_beside_it(
+def test_each_form_is_read_and_nothing_is_written_beside_it(
     name: str, form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     publish(monkeypatch, name, tmp_path, form)
@@ -59,7 +58,7 @@ def test_each_form_is_read_as_it_was_written_and_nothing_is_written_beside_it(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_published_data_set_has_three_splits_and_all_its_classes(
+def test_a_published_data_set_has_its_splits_and_classes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(monkeypatch, name, tmp_path)
@@ -96,10 +95,10 @@ def test_files_and_sums_are_those_of_torchvision(name: str) -> None:
         assert ours[0] == {file: f"md5:{md5}" for file, md5 in theirs.resources}
         assert [Path(f.path).parts[:2] for f in source.forms[1].files] == [(source.name, "raw")] * 4
     for file in source.forms[0].files:
-        assert published._urls(theirs, Path(file.path).name)
+        assert downloads._urls(theirs, Path(file.path).name)
 
 
-def test_the_sums_of_mnists_unpacked_files_are_those_of_the_real_ones() -> None:
+def test_sums_of_unpacked_mnist_are_those_of_the_real_files() -> None:
     real = Path(__file__).parents[3] / "shared" / "data"
     if not (real / "MNIST").is_dir():
         pytest.skip("the real MNIST is not here")
@@ -112,7 +111,7 @@ def test_the_sums_of_mnists_unpacked_files_are_those_of_the_real_ones() -> None:
     ("name", "form"),
     [(n, f) for n, f in FORMS if SOURCES[n].forms[f].files[0].digest is not None],
 )
-def test_a_flipped_byte_is_found_and_its_file_named(
+def test_a_flipped_byte_names_its_file(
     name: str, form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     path = publish(monkeypatch, name, tmp_path, form)[-1]
@@ -120,12 +119,12 @@ def test_a_flipped_byte_is_found_and_its_file_named(
     with pytest.raises(BenchError) as error:
         read_published(name, tmp_path)
     line = str(error.value)
-    assert line.startswith(f"{path}: is damaged, or not that of {name}: its ")
-    assert line.endswith("; delete it and it is fetched again")
+    assert line.startswith(f"{path}: is damaged, or not a file of {name}: its ")
+    assert line.endswith("; delete it to fetch it again")
     assert "\n" not in line
 
 
-def test_a_flipped_byte_is_found_in_what_the_cache_holds_already(
+def test_a_flipped_byte_is_found_despite_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path,) = publish(monkeypatch, "cifar10", tmp_path)
@@ -146,21 +145,19 @@ class Evil:
 
 
 @pytest.mark.parametrize("form", [0, 1])
-def test_a_pickle_that_is_not_the_published_one_is_not_loaded(
+def test_only_the_published_pickle_is_loaded(
     form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = publish(monkeypatch, "cifar10", tmp_path, form)[-1]
     evil = pickle.dumps(Evil(tmp_path / "done"))
     members = [file.path for file in SOURCES["cifar10"].forms[1].files]
     path.write_bytes(evil if form else tar(dict.fromkeys(members, evil)))
-    with pytest.raises(BenchError, match="is damaged, or not that of cifar10"):
+    with pytest.raises(BenchError, match="is damaged, or not a file of cifar10"):
         read_published("cifar10", tmp_path)
     assert not (tmp_path / "done").exists()
 
 
-def test_an_archive_writes_nothing_wherever_its_members_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data"
     (path,) = publish(monkeypatch, "cifar100", folder)
     members = [file.path for file in SOURCES["cifar100"].forms[1].files]
@@ -182,14 +179,17 @@ LABELS = "KMNIST/raw/t10k-labels-idx1-ubyte"
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda content: content[:-1], "is cut or damaged: its header does not go with its 17 by"),
-        (lambda _: b"", "is cut or damaged: its header does not go with its 0 bytes"),
-        (lambda content: b"\1" + content[1:], "is cut or damaged"),
+        (
+            lambda content: content[:-1],
+            "is cut off or damaged: its header does not match its 17 by",
+        ),
+        (lambda _: b"", "is cut off or damaged: its header does not match its 0 bytes"),
+        (lambda content: b"\1" + content[1:], "is cut off or damaged"),
         (lambda content: content[:-1] + b"\x0a", "label 10 is out of range, 0 to 9; delete"),
         (lambda _: idx(np.arange(9)), "has 9 labels for 10 images; delete"),
     ],
 )
-def test_damage_where_no_sum_is_known_is_found_by_what_the_file_says(
+def test_damage_is_found_without_a_known_sum(
     damage: Callable[[bytes], bytes],
     told: str,
     tmp_path: Path,
@@ -201,10 +201,10 @@ def test_damage_where_no_sum_is_known_is_found_by_what_the_file_says(
     with pytest.raises(BenchError) as error:
         read_published("kmnist", tmp_path)
     assert str(error.value).startswith(f"{path}: {told}")
-    assert "fetched again" in str(error.value)
+    assert "to fetch " in str(error.value)
 
 
-def test_a_label_out_of_range_is_found_in_pickles_and_mat_files(
+def test_a_label_out_of_range_is_found_in_every_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(name: str, part: str) -> Pair:
@@ -238,7 +238,7 @@ def serve(patch: pytest.MonkeyPatch, shelf: Path, cut: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_is_not_there_is_fetched_once_checked_and_put_where_torchvision_has_it(
+def test_missing_files_are_fetched_once_to_torchvisions_places(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf, folder = tmp_path / "shelf", tmp_path / "data"
@@ -251,7 +251,7 @@ def test_what_is_not_there_is_fetched_once_checked_and_put_where_torchvision_has
     assert left - {Path(".nsrelu-bench.lock")} == {path.relative_to(shelf) for path in files}
 
 
-def test_a_download_that_is_cut_leaves_nothing_and_the_next_mirror_is_asked(
+def test_a_cut_download_leaves_nothing_and_the_next_mirror_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf, folder = tmp_path / "shelf", tmp_path / "data"
@@ -268,21 +268,19 @@ def test_a_download_that_is_cut_leaves_nothing_and_the_next_mirror_is_asked(
         read_published("mnist", folder)
     line = str(error.value)
     assert len(asked) == mirrors
-    assert f"mnist is not in '{folder}' and could not be fetched (what https://" in line
-    assert "train-images-idx3-ubyte.gz sent is cut or changed: its md5 is" in line
+    assert f"mnist is not in '{folder}' and could not be fetched (the answer of https://" in line
+    assert "train-images-idx3-ubyte.gz is cut off or changed: its md5 is" in line
     assert "; put MNIST/raw/train-images-idx3-ubyte.gz, " in line
     assert "\n" not in line
     assert [path.name for path in folder.rglob("*")] == [".nsrelu-bench.lock"]
     read_published("mnist", folder)  # and now it comes
 
 
-def test_a_silent_server_is_not_waited_for_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(datasets.KMNIST, "mirrors", [url])
-        monkeypatch.setattr(published, "PATIENCE", 0.2)
+        monkeypatch.setattr(downloads, "TIMEOUT_S", 0.2)
         monkeypatch.setenv("no_proxy", "*")
         with pytest.raises(BenchError, match=r"could not be fetched \(TimeoutError: timed out\)"):
             read_published("kmnist", tmp_path)
@@ -327,6 +325,6 @@ def test_one_process_fetches_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 2
 
 
-def test_the_names_of_mnists_files_are_those_of_torchvision() -> None:
+def test_names_of_mnists_files_are_those_of_torchvision() -> None:
     names = [Path(name).name for name, _ in datasets.MNIST.resources]
     assert names == [f"{name}-ubyte.gz" for name in MNIST_FILES]

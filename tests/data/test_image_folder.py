@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import cache
-from nsrelu_bench.data import dataset as data
-from nsrelu_bench.data import image_folder as folders
-from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.data import Dataset, cache, image_folder, load_dataset
 from nsrelu_bench.data.image_folder import SUFFIXES, read_folder
 from nsrelu_bench.errors import BenchError
 
@@ -41,11 +38,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-def load(root: Path) -> data.Dataset:
+def load(root: Path) -> Dataset:
     return load_dataset(RunConfig(dataset=f"folder:{root}"))
 
 
-def test_images_come_in_the_order_of_their_names_with_the_class_as_label(root: Path) -> None:
+def test_images_are_sorted_by_name_with_the_class_as_label(root: Path) -> None:
     parts, names = read_folder(root)
     assert names == ["cat", "dog"]
     assert list(parts) == ["train", "test"]
@@ -72,7 +69,7 @@ def test_a_folder_val_validates_where_there_is_one(root: Path) -> None:
     assert loaded.inputs(loaded.train.images).double().mean((0, 2, 3)).abs().max() < 1e-6
 
 
-def test_it_is_what_torchvisions_imagefolder_gives(root: Path) -> None:
+def test_it_agrees_with_torchvisions_imagefolder(root: Path) -> None:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -88,7 +85,7 @@ def test_it_is_what_torchvisions_imagefolder_gives(root: Path) -> None:
         assert key[np.asarray(image).transpose(2, 0, 1).tobytes()] == label
 
 
-def test_gray_images_have_one_channel_and_one_in_colour_makes_all_so(tmp_path: Path) -> None:
+def test_one_image_in_colour_makes_all_rgb(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for index in range(4):
             save(tmp_path / part / "only" / f"{index}.png", picture(index, 6, 5))
@@ -106,7 +103,7 @@ def test_gray_images_have_one_channel_and_one_in_colour_makes_all_so(tmp_path: P
         assert np.array_equal(parts["test"][0][2, channel], picture(2)[:, :, channel])
 
 
-def test_what_is_no_image_by_its_name_and_what_is_hidden_is_left_alone(root: Path) -> None:
+def test_other_files_and_hidden_ones_are_left_out(root: Path) -> None:
     (root / "train" / "cat" / "notes.txt").write_text("x")
     (root / "train" / "cat" / "._00.png").write_text("x")
     (root / "train" / ".hidden").mkdir()
@@ -190,7 +187,7 @@ def test_bad_data_is_one_line_that_names_the_file(mistake: str, root: Path) -> N
         assert "\n" not in str(error.value)
 
 
-def test_what_was_mended_is_read(root: Path) -> None:
+def test_a_repaired_image_is_read(root: Path) -> None:
     path = root / "train" / "cat" / "05.png"
     path.write_text("not an image")
     with pytest.raises(BenchError):
@@ -209,13 +206,13 @@ def test_a_class_of_which_all_images_would_validate_is_named(tmp_path: Path) -> 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are decoded from now on."""
     seen: list[str] = []
-    true = folders._pixels
+    true = image_folder._pixels
 
     def counting(paths: list[str]) -> list[Pixels]:
         seen.extend(paths)
         return true(paths)
 
-    monkeypatch.setattr(folders, "_pixels", counting)
+    monkeypatch.setattr(image_folder, "_pixels", counting)
     return seen
 
 

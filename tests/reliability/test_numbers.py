@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from nsrelu_bench import NSReLU
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import dataset as data
-from nsrelu_bench.data.dataset import Dataset, Split
+from nsrelu_bench.data.dataset import Dataset, Split, moments
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.probe import ActivationProbe
@@ -43,8 +42,7 @@ def made_up(
     if labels is None:
         labels = torch.arange(len(images)) % CLASSES
     split = Split(images, labels)
-    mean, std = data._moments(images)
-    return Dataset(split, split, split, CLASSES, mean, std)
+    return Dataset(split, split, split, CLASSES, *moments(images))
 
 
 @pytest.fixture

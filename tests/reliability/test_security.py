@@ -21,7 +21,7 @@ from helpers.tiny_runs import make, tiny
 
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import downloads as published
-from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.data import load_dataset
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.plot.report import write_report
 from nsrelu_bench.records import checkpoint

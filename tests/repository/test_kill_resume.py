@@ -2,10 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
 
 
-def test_a_study_that_is_killed_at_random_moments_gives_the_same_files() -> None:
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_gives_the_same_files() -> None:
     short = ["--kills", "4", "--span", "0.6", "--epochs", "3", "--model", "mlp", "--workers", "1"]
     made = subprocess.run(
         [sys.executable, str(BENCHMARK), *short], capture_output=True, text=True, check=False

@@ -12,7 +12,7 @@ from nsrelu_bench.config.study import read_study
 
 SCRIPT = Path(__file__).parents[2] / "configs" / "slurm.sh"
 
-#: Notes its own options and makes its command.
+#: Logs its options and runs its command.
 SRUN = """#!/bin/bash
 echo "$1" >>"$SRUN_LOG"
 shift
@@ -29,7 +29,7 @@ seeds: 4
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """What a task of an array of three sees."""
+    """The variables of a task in an array of three."""
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(SRUN)
@@ -57,11 +57,11 @@ def test_the_tasks_of_an_array_share_the_runs_of_a_study(
     assert (tmp_path / "srun.log").read_text() == "--cpus-per-task=4\n" * 3
 
 
-def test_a_job_without_a_config_says_how_it_is_used(environment: dict[str, str]) -> None:
+def test_a_job_without_a_config_prints_its_usage(environment: dict[str, str]) -> None:
     done = subprocess.run(["bash", SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "usage: sbatch configs/slurm.sh CONFIG.yaml" in done.stderr
 
 
-def test_the_script_is_sound_bash() -> None:
+def test_the_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", SCRIPT], check=True)

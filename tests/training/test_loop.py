@@ -11,7 +11,7 @@ from helpers.tiny_runs import TINY, tiny
 from nsrelu_bench import models
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data.dataset import load_dataset
+from nsrelu_bench.data import load_dataset
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.training import loop as train
