@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from nsrelu_bench.records.checkpoint import unpack
+from nsrelu_bench.records.schema import CHECKPOINT
 from nsrelu_bench.records.status import read_status
-from nsrelu_bench.records.writer import CHECKPOINT
 
 STUDY = """\
 name: kills

@@ -2,7 +2,7 @@
 
     python benchmarks/training_speed.py [--models mlp cnn resnet18] [--rounds 9] [--device cpu]
 
-A run uses channels last for convolutions, fp32, no compilation, fused SGD with momentum, one thread,
+A run uses channels last for convolutions, fp32, no compilation, fused SGD with momentum, 1 thread,
 batches cut from tensors in memory, and does not wait for the loss. All ways use nsrelu(0.1), and
 batch norm in the ResNet.
 

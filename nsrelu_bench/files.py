@@ -1,23 +1,71 @@
-"""Careful use of the disk: write then rename, hashes, errors in one line."""
+"""Careful use of the disk: hashes, locks, writing then renaming, errors in one line."""
 
 import errno
 import hashlib
+import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 from nsrelu_bench.errors import BenchError, error_reason
 
+#: Larger files are refused: what is read into memory, and what is only hashed.
+MAX_READ_BYTES = 1 << 30
+MAX_HASHED_BYTES = 1 << 36
+
+
+def read_bytes(path: Path, limit: int = MAX_READ_BYTES) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: It can't be read, is larger, or is something else: a pipe or a device might
+            never end.
+    """
+    with _open_regular(path, limit) as file:
+        return file.read()
+
 
 def file_sha256(path: Path, length: int | None = None) -> str:
-    """Hash a file, or as much of its beginning."""
-    return hashlib.sha256(path.read_bytes()[:length]).hexdigest()
+    """Return the SHA-256 of a regular file, or of its first `length` bytes."""
+    digest = hashlib.sha256()
+    with _open_regular(path, MAX_HASHED_BYTES) as file:
+        left = MAX_HASHED_BYTES if length is None else length
+        while left and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def _open_regular(path: Path, limit: int) -> BinaryIO:
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 -- Path has no opener
+    state = os.fstat(file.fileno())
+    problem = "is not a regular file" if not stat.S_ISREG(state.st_mode) else ""
+    if problem or state.st_size > limit:
+        file.close()
+        raise OSError(errno.EINVAL, f"{path.name} {problem or f'is larger than {limit} bytes'}")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for somebody to write to it, if it is a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def file_lock(path: Path, timeout_s: float = 0.0) -> FileLock:
+    """Return the lock of a file, which is released when its process ends, however it ends."""
+    return FileLock(path, timeout=timeout_s, poll_interval=0.01)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and the folder that it is to lie in.
+    """Write a whole file or nothing, and create its folder.
+
+    A device or a link is written through and never replaced.
 
     Raises:
         BenchError: It can't be written.
@@ -25,18 +73,27 @@ def write_text(path: Path, text: str) -> None:
     with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_text(text, encoding="utf-8")  # a device is written to, never replaced
+            path.write_text(text, encoding="utf-8")
         else:
             replace_file(path, text)
 
 
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Write a whole JSON file or nothing.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    replace_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=durable)
+
+
 def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file whole or not at all.
+    """Write a whole file or nothing, by writing a temporary file and renaming it.
 
     Args:
-        path: The file; its folder is there.
-        content: What it is to hold.
-        durable: Return only when it would outlast a loss of power.
+        path: The file; its folder must exist.
+        content: What to write.
+        durable: Return only once the file would survive a loss of power.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -57,7 +114,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring to disk which files a folder has; Windows has no such thing."""
+    """Bring the list of a folder's files to disk; Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -68,7 +125,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def wrap_write_errors(path: Path) -> Iterator[None]:
-    """Say in one line what can't be written."""
+    """Turn an OSError into one line that names what can't be written."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ from nsrelu_bench.config.activation_spec import (
 from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, MEASURES, MODELS
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
 from nsrelu_bench.config.study import Study, make_study, read_study
-from nsrelu_bench.config.yaml import read_setting, read_yaml, write_yaml
+from nsrelu_bench.config.yaml import parse_settings, read_setting, read_yaml, write_yaml
 
 __all__ = [
     "ADDED",
@@ -37,6 +37,7 @@ __all__ = [
     "make_study",
     "override",
     "parse_activation",
+    "parse_settings",
     "read_run",
     "read_setting",
     "read_study",

@@ -11,6 +11,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
 from nsrelu_bench.errors import UsageError, error_reason
+from nsrelu_bench.files import read_bytes
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -22,21 +23,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: There is no such file, or it can't be read as a mapping.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        content = read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: {error_reason(error)}") from None
+    return parse_settings(content, str(path))
+
+
+def parse_settings(content: bytes, source: str) -> dict[str, Any]:
+    """Parse the content of a YAML 1.2 file that holds one mapping; `source` names the file.
+
+    Raises:
+        UsageError: It can't be read as a mapping.
+    """
+    try:
+        return parse_yaml(content.decode())
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8 text") from None
+        raise UsageError(f"{source}: is not UTF-8 text") from None
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         problem = str(error.problem).partition(" with value")[0]  # they may fill the screen
-        raise UsageError(f"{path}:{line} {problem}") from None
+        raise UsageError(f"{source}:{line} {problem}") from None
     except RecursionError:
-        raise UsageError(f"{path}: brackets stand too deep in each other") from None
+        raise UsageError(f"{source}: brackets stand too deep in each other") from None
     except (YAMLError, ValueError) as error:
-        raise UsageError(f"{path}: {error_reason(error)}") from None
+        raise UsageError(f"{source}: {error_reason(error)}") from None
 
 
 class _Resolver(VersionedResolver):

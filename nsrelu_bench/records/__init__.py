@@ -1,17 +1,9 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
-from nsrelu_bench.records.environment import environment
-from nsrelu_bench.records.reader import (
-    CONFIG_COLUMNS,
-    ENVIRONMENT,
-    Results,
-    find_drawable,
-    find_runs,
-    load,
-    load_runs,
-    to_csv,
-    write_summary,
-)
+from nsrelu_bench.records.environment import ENVIRONMENT, environment
+from nsrelu_bench.records.folders import find_drawable, find_runs
+from nsrelu_bench.records.frames import CONFIG_COLUMNS, to_csv
+from nsrelu_bench.records.reader import Results, load, load_runs
 from nsrelu_bench.records.status import (
     DONE,
     STATES,
@@ -22,6 +14,7 @@ from nsrelu_bench.records.status import (
     read_status,
     write_status,
 )
+from nsrelu_bench.records.summary import write_summary
 from nsrelu_bench.records.writer import RunWriter, save_study
 
 __all__ = [

@@ -1,25 +1,32 @@
-"""The state of a run between two epochs, as bytes that vouch for themselves.
+"""The state of a run between two epochs, in a file that carries its own hash.
 
-A line that names the format, the SHA-256 of all that follows, a line of JSON that says what the
-state is of, and the state as `torch.save` writes it. Of a file that is torn, or in which a bit is
-another, nothing is loaded.
+A line that names the format, the SHA-256 of all that follows, a line of JSON that describes the
+state, and the state as `torch.save` writes it. A file that is cut off or changed is not loaded.
 """
 
 import hashlib
 import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-#: Its number is raised by one when what `train.run` keeps, or how it is kept, changes.
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.files import file_sha256
+from nsrelu_bench.records.schema import csv_files
+
+#: The number goes up by one when what `training.run` saves, or how it is saved, changes.
 FORMAT = b"nsrelu-bench checkpoint 1\n"
+
+#: The entries of env.json that must be equal for a resumed run to give the same bits.
+DECISIVE = ("packages", "git_commit", "device", "processor", "cpu_capability", "threads")
 
 
 def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
-    """Turn a state into bytes.
+    """Return a checkpoint file's content.
 
     Args:
-        about: What it is the state of; plain values.
+        about: What the state is of; plain values.
         state: Tensors and plain values.
     """
     import torch
@@ -31,10 +38,10 @@ def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return what `pack` was told about a state, and the state for `load_state`.
+    """Return what a state is of, and the state's bytes, which `load_state` loads.
 
     Raises:
-        ValueError: These are not the bytes that `pack` made.
+        ValueError: `pack` did not write these bytes.
     """
     digest, _, content = packed.removeprefix(FORMAT).partition(b"\n")
     if not packed.startswith(FORMAT) or digest != _digest(content):
@@ -44,11 +51,46 @@ def unpack(packed: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def load_state(state: bytes) -> dict[str, Any]:
-    """Return a state that was packed; only tensors and plain values are read, no code is run."""
+    """Load a state; only tensors and plain values are read, no code is run."""
     import torch
 
     loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
     return loaded
+
+
+def describe(
+    folder: Path, config: RunConfig, epoch: int | None, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint is of: the run, its environment, the CSV files so far."""
+    files = {}
+    for name in csv_files(config):
+        files[name] = (folder / name).stat().st_size, file_sha256(folder / name)
+    return {
+        "run_id": config.run_id,
+        "epoch": epoch,
+        "environment": {name: environment[name] for name in DECISIVE},
+        "files": files,
+    }
+
+
+def check_resumable(
+    about: Mapping[str, Any], folder: Path, config: RunConfig, environment: Mapping[str, Any]
+) -> None:
+    """Check that a run resumed from a checkpoint gives the bits of one that was never stopped.
+
+    Raises:
+        ValueError: It would not; the message says why.
+    """
+    if about["run_id"] != config.run_id:
+        raise ValueError(f"belongs to {about['run_id']}")
+    for name in DECISIVE:
+        if about["environment"][name] != environment[name]:
+            raise ValueError(f"was saved with another {name}: {about['environment'][name]}")
+    for name in csv_files(config):
+        length, digest = about["files"][name]
+        path = folder / name
+        if not path.exists() or file_sha256(path, length) != digest:
+            raise ValueError(f"does not match {name}")
 
 
 def _digest(content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its configuration."""
+"""What a run's numbers depend on besides its configuration."""
 
 import functools
 import importlib.metadata
@@ -16,8 +16,13 @@ from nsrelu_bench.config import RunConfig
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
+#: The columns of summary.csv that say what a run's numbers depend on besides its configuration;
+#: `compare` warns where they are mixed.
+ENVIRONMENT = ("torch", "cpu_capability")
+
+
 def environment(config: RunConfig) -> dict[str, Any]:
-    """What a run's numbers or its time may depend on beside its configuration."""
+    """Return the content of env.json: what a run's numbers or time may depend on."""
     import torch
 
     packages = ("nsrelu-bench", "torch", "numpy", "pandas")
@@ -35,9 +40,18 @@ def environment(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def environment_columns(content: Any) -> dict[str, str | None]:
+    """Return the columns `ENVIRONMENT` from the content of an env.json; None where it has none."""
+    values = content if isinstance(content, dict) else {}
+    packages = values.get("packages")
+    found = values | (packages if isinstance(packages, dict) else {})
+    texts = {name: found.get(name) for name in ENVIRONMENT}
+    return {name: value if isinstance(value, str) else None for name, value in texts.items()}
+
+
 @functools.cache
 def _processor(device: str) -> str:
-    """The model of the processor that computes."""
+    """Return the model of the processor that computes."""
     import torch
 
     if device == "cuda" and torch.cuda.is_available():

@@ -1,19 +1,25 @@
-"""Which files a run folder has, and the columns of each."""
+"""The files of a run folder, and the columns of each."""
 
 import math
 import re
 
 from nsrelu_bench.config import MEASURES, RunConfig
 
+CONFIG = "config.yaml"
+ENVIRONMENT_FILE = "env.json"
+STATUS = "status.json"
+CHECKPOINT = "checkpoint.pt"
+SUMMARY = "summary.csv"
+
 _SPLITS = tuple(
     f"{split}_{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")
 )
 
-# The rate stands where the design's first columns end; measures added later come after it.
+# `lr` ends the columns that the design fixes; measures that were added later come after it.
 _FIRST = tuple(MEASURES)[: 1 + list(MEASURES).index("surrogate_cosine")]
 _FURTHER = tuple(MEASURES)[len(_FIRST) :]
 
-#: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv is there only
+#: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv exists only
 #: where measures are taken between epochs.
 COLUMNS = {
     "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER, "task"),
@@ -23,18 +29,20 @@ COLUMNS = {
     "quantiles.csv": ("layer", "quantile", "value"),
 }
 
+#: The files that every done run must have.
+REQUIRED = (CONFIG, "metrics.csv", "layers.csv", "timing.csv")
 
-def csv_names(config: RunConfig) -> list[str]:
-    """Return the CSV files that a run writes."""
-    return [name for name in COLUMNS if name != "steps.csv" or config.probe_every]
-
-
-#: A cell of the CSV files: a number as Python writes it, or nothing.
+#: A cell of these files, `layer` aside: a number as Python writes it, or nothing.
 NUMBER = re.compile(r"(-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?)?")
 
 
+def csv_files(config: RunConfig) -> list[str]:
+    """Return the names of the CSV files that a run writes."""
+    return [name for name in COLUMNS if name != "steps.csv" or config.probe_every]
+
+
 def format_cell(value: float | int | str | None) -> str:
-    """Write a value so that it reads back the same; what is not finite is no value."""
+    """Format a value so that it reads back the same; None and what is not finite are empty."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     return repr(value) if isinstance(value, float) else str(value)

@@ -1,10 +1,10 @@
-"""Run folders: what a run leaves on disk, and when it counts as done. No torch.
+"""Write a run folder. No torch.
 
-One process at a time writes a run: config.yaml, env.json, the CSV files, and last, by rename,
-status.json, which says how the run ended and vouches for the others by their SHA-256.
+One process at a time writes a run: config.yaml, env.json, the CSV files and last, by rename,
+status.json, which says how the run ended and holds the SHA-256 of the others.
 
-A long run keeps a checkpoint as well. The order on disk is rows, fsync, checkpoint: it knows the
-length and the SHA-256 of every CSV file, and a process that goes on from it cuts them to that.
+A long run also saves checkpoints. The order on disk is rows, fsync, checkpoint: a checkpoint knows
+the length and the SHA-256 of every CSV file, and resuming from it cuts them to that length.
 """
 
 import csv
@@ -22,50 +22,60 @@ from filelock import Timeout
 
 from nsrelu_bench.config import RunConfig, Study, write_yaml
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.records.checkpoint import load_state, pack, unpack
-
-if TYPE_CHECKING:
-    from nsrelu_bench.training import Epoch
-from nsrelu_bench.files import file_sha256, replace_file, wrap_write_errors, write_text
+from nsrelu_bench.files import (
+    MAX_HASHED_BYTES,
+    file_sha256,
+    read_bytes,
+    replace_file,
+    wrap_write_errors,
+    write_json,
+    write_text,
+)
+from nsrelu_bench.records.checkpoint import check_resumable, describe, load_state, pack, unpack
 from nsrelu_bench.records.environment import environment
-from nsrelu_bench.records.schema import COLUMNS, csv_names, format_cell
+from nsrelu_bench.records.schema import (
+    CHECKPOINT,
+    COLUMNS,
+    CONFIG,
+    ENVIRONMENT_FILE,
+    REQUIRED,
+    STATUS,
+    csv_files,
+    format_cell,
+)
 from nsrelu_bench.records.status import (
     CHANGED,
-    VOUCHED,
     RunDoneError,
     RunLockedError,
     Status,
     failed,
-    read_status_or_raise,
+    read_status,
     run_lock,
-    to_json,
 )
 
-CHECKPOINT = "checkpoint.pt"
-
-#: What a run that goes on from a checkpoint must have in common with the one that left it, so
-#: that it gives the same bits; names in env.json.
-DECISIVE = ("packages", "git_commit", "device", "processor", "cpu_capability", "threads")
+if TYPE_CHECKING:
+    from nsrelu_bench.training import Epoch
 
 
 class RunWriter:
     """Writes one run folder, from its configuration to its status.
 
-    A context manager: on leaving it writes the status that is true, also after an error or
-    Ctrl-C, and lets the exception through. On entering, what an earlier process left is thrown
-    away, but for a checkpoint that is intact, and the rows up to that: `checkpoint` then holds
-    what `train.run` needs to go on, and is None else.
+    A context manager. On entering, it discards what an earlier process left, except an intact
+    checkpoint and the rows up to it: `checkpoint` then holds what `training.run` needs to resume,
+    otherwise None. On leaving, it writes the status, also after an error or Ctrl-C, and lets the
+    exception through.
 
     Args:
-        folder: The run's own folder; it is made.
+        folder: The run's own folder; created if missing.
         config: The run.
-        fresh: Begin anew, also where the run is done or has a checkpoint.
-        checkpoint_after: Keep a checkpoint at the end of an epoch when so many seconds have passed.
+        fresh: Start over, even if the run is done or has a checkpoint.
+        checkpoint_after: Save a checkpoint after the first epoch that ends so many seconds after
+            the last one.
 
     Raises:
         BenchError: The folder can't be written.
-        RunLockedError: Another process is making the run.
-        RunDoneError: It is done, and `fresh` does not ask for it again.
+        RunLockedError: Another process has claimed the run.
+        RunDoneError: It is done, and `fresh` is off.
     """
 
     def __init__(
@@ -82,7 +92,7 @@ class RunWriter:
         self.status = Status("running")
         self._fresh = fresh
         self._checkpoint_after = checkpoint_after
-        self._since = time.monotonic()
+        self._last_checkpoint_s = time.monotonic()
         self._files: dict[str, TextIO] = {}
         self._environment: dict[str, Any] = {}
         self._lock = run_lock(folder)
@@ -93,11 +103,11 @@ class RunWriter:
             try:
                 self._lock.acquire()
             except Timeout:
-                raise RunLockedError(f"{self.folder}: another process is making this run") from None
+                raise RunLockedError(f"{self.folder}: another process has this run") from None
         try:
             with wrap_write_errors(self.folder):
-                # Not `read_status`: a run whose files can't be read at present may be done.
-                status = None if self._fresh else read_status_or_raise(self.folder)
+                # Strict: a run whose files can't be read at the moment may be done.
+                status = None if self._fresh else read_status(self.folder, strict=True)
                 if status is not None and CHANGED in (status.error or ""):
                     self._set_aside()
             if status is not None and status.done:
@@ -118,33 +128,31 @@ class RunWriter:
         with wrap_write_errors(self.folder):
             for draft in self.folder.glob(".*.tmp"):  # of a process that was killed
                 draft.unlink()
-            lengths = self._go_on()
+            lengths = self._resume()
             self._write_status()
-            buffer = io.StringIO()
-            write_yaml(self.config.settings, buffer)
-            replace_file(self.folder / "config.yaml", buffer.getvalue())
-            replace_file(self.folder / "env.json", to_json(self._environment), durable=False)
-            for name in csv_names(self.config):
+            replace_file(self.folder / CONFIG, _yaml_text(self.config.settings))
+            write_json(self.folder / ENVIRONMENT_FILE, self._environment, durable=False)
+            for name in csv_files(self.config):
                 file = (self.folder / name).open("a", newline="", encoding="utf-8")
                 self._files[name] = file
                 file.truncate(lengths.get(name, 0))
                 if name not in lengths:
-                    self._append(name, COLUMNS[name])
+                    self._write_row(name, COLUMNS[name])
 
     def _set_aside(self) -> None:
         """Keep the files of a done run that was changed since: someone may want them."""
-        for name in VOUCHED:
+        for name in REQUIRED:
             with suppress(FileNotFoundError):
                 (self.folder / name).replace(self.folder / f"{name}.damaged")
 
-    def _go_on(self) -> dict[str, int]:
-        """Take up the checkpoint if it fits; returns the length that each CSV file had then."""
+    def _resume(self) -> dict[str, int]:
+        """Load the checkpoint if it is usable; returns the length of each CSV file at that time."""
         path = self.folder / CHECKPOINT
         refused = None
         if path.exists() and not self._fresh:
             try:
-                about, state = unpack(path.read_bytes())
-                self._fits(about)
+                about, state = unpack(read_bytes(path, MAX_HASHED_BYTES))
+                check_resumable(about, self.folder, self.config, self._environment)
             except ValueError as error:
                 refused = f"{CHECKPOINT} {error}"
             else:
@@ -155,23 +163,6 @@ class RunWriter:
         self._environment |= {"resumed_after": None, "refused": refused}
         path.unlink(missing_ok=True)
         return {}
-
-    def _fits(self, about: dict[str, Any]) -> None:
-        """Check that going on from a checkpoint gives the bits of a run that was never stopped.
-
-        Raises:
-            ValueError: It would not.
-        """
-        if about["run_id"] != self.config.run_id:
-            raise ValueError(f"is of {about['run_id']}")
-        for name in DECISIVE:
-            if about["environment"][name] != self._environment[name]:
-                raise ValueError(f"was left with other {name}: {about['environment'][name]}")
-        for name in csv_names(self.config):
-            length, digest = about["files"][name]
-            path = self.folder / name
-            if not path.exists() or file_sha256(path, length) != digest:
-                raise ValueError(f"does not fit {name}")
 
     def append(self, epoch: "Epoch") -> None:
         """Write the rows of one epoch."""
@@ -185,33 +176,25 @@ class RunWriter:
         with wrap_write_errors(self.folder):
             for name, file in self._files.items():
                 for row in rows[name]:
-                    self._append(name, [format_cell(row.get(column)) for column in COLUMNS[name]])
+                    self._write_row(name, [format_cell(row.get(c)) for c in COLUMNS[name]])
                 file.flush()
         number = epoch.metrics["epoch"]
         self.status = Status("running", epoch=number)
         if epoch.diverged_step is not None:
             self.status = Status("diverged", number, number, epoch.diverged_step)
-        due = time.monotonic() - self._since >= self._checkpoint_after
-        if due and self.status.state == "running" and number < self.config.total_epochs:
-            self._keep(epoch.checkpoint())
-            self._since = time.monotonic()
+        elif number < self.config.total_epochs:
+            now_s = time.monotonic()
+            if now_s - self._last_checkpoint_s >= self._checkpoint_after:
+                self._save_checkpoint(epoch.checkpoint())
+                self._last_checkpoint_s = time.monotonic()
 
-    def _keep(self, state: dict[str, Any]) -> None:
-        """Keep a checkpoint, for which all rows so far must be on disk."""
+    def _save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Save a checkpoint once all rows so far are on disk."""
         with wrap_write_errors(self.folder):
             for file in self._files.values():
                 os.fsync(file.fileno())
-            about = {
-                "run_id": self.config.run_id,
-                "epoch": self.status.epoch,
-                "environment": {name: self._environment[name] for name in DECISIVE},
-                "files": {name: self._state_of(name) for name in self._files},
-            }
+            about = describe(self.folder, self.config, self.status.epoch, self._environment)
             replace_file(self.folder / CHECKPOINT, pack(about, state))
-
-    def _state_of(self, name: str) -> tuple[int, str]:
-        length = (self.folder / name).stat().st_size
-        return length, file_sha256(self.folder / name)
 
     def __exit__(
         self,
@@ -223,15 +206,15 @@ class RunWriter:
             with wrap_write_errors(self.folder):
                 self._end(error)
         except BenchError:
-            if error is None:  # else it is no news
+            if error is None:  # otherwise the first error is the one to report
                 raise
 
     def _end(self, error: BaseException | None) -> None:
-        """Close the files, write the status that is true, and give the run free."""
+        """Close the files, write the status, and release the run."""
         try:
             self._close()
-        except OSError as full:
-            error = error or full
+        except OSError as disk_error:
+            error = error or disk_error
             raise
         finally:
             if isinstance(error, Exception):
@@ -243,7 +226,7 @@ class RunWriter:
             try:
                 self._write_status()
                 if self.status.done:
-                    with suppress(OSError):  # a run that is done is not gone on with
+                    with suppress(OSError):  # nothing reads it any more
                         (self.folder / CHECKPOINT).unlink(missing_ok=True)
             finally:
                 self._lock.release()
@@ -256,20 +239,23 @@ class RunWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _append(self, name: str, cells: Iterable[str]) -> None:
+    def _write_row(self, name: str, cells: Iterable[str]) -> None:
         csv.writer(self._files[name], lineterminator="\n").writerow(cells)
 
     def _write_status(self) -> None:
         content: dict[str, Any] = asdict(self.status)
         if self.status.done:
-            names = ("config.yaml", *self._files)
+            names = (CONFIG, *self._files)
             content["sha256"] = {name: file_sha256(self.folder / name) for name in names}
-        durable = self.status.state != "running"
-        replace_file(self.folder / "status.json", to_json(content), durable=durable)
+        write_json(self.folder / STATUS, content, durable=self.status.state != "running")
 
 
 def save_study(study: Study, folder: Path) -> None:
-    """Keep a study as it was asked, in its folder's study.yaml."""
+    """Save a study, as it was asked for, to study.yaml in its folder."""
+    write_text(folder / "study.yaml", _yaml_text(study.asked))
+
+
+def _yaml_text(settings: Any) -> str:
     buffer = io.StringIO()
-    write_yaml(study.asked, buffer)
-    write_text(folder / "study.yaml", buffer.getvalue())
+    write_yaml(settings, buffer)
+    return buffer.getvalue()

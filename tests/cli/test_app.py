@@ -341,7 +341,7 @@ def test_where_there_are_no_results_it_says_how_to_make_some(tmp_path: Path) -> 
         answer = nsrelu(command, cwd=tmp_path, code=1)
         assert answer.stderr == (
             "nsrelu-bench: no runs in 'results' (there is no such folder);"
-            " nsrelu-bench train makes one\n"
+            " create one with nsrelu-bench train\n"
         )
 
 
@@ -564,7 +564,7 @@ def test_a_summary_without_runs_can_be_compared_and_not_drawn(
     shutil.copy(trained / "results" / "runs" / "summary.csv", tmp_path / "results" / "told")
     assert "nsrelu(0.1)" in nsrelu("compare", cwd=tmp_path).stdout
     answer = nsrelu("plot", "results/told", cwd=tmp_path, code=1)
-    assert "has a summary.csv and no runs; its sweep makes them again" in answer.stderr
+    assert "has a summary.csv but no run folders; run its sweep to create them" in answer.stderr
 
 
 def test_the_version_is_told() -> None:

@@ -59,9 +59,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_run_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(tmp_path: Path, name: str) -> None:
     config = tiny(**TRAININGS[name])
     finish(config, tmp_path / "whole")
     assert len(written(tmp_path / "whole")) == (4 if config.probe_every else 3)
@@ -84,14 +82,14 @@ def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     assert written(tmp_path / "run") == written(tmp_path / "whole")
 
 
-def test_a_short_run_keeps_no_checkpoint(tmp_path: Path) -> None:
+def test_a_short_run_saves_no_checkpoint(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run", CONFIG) as writer:
         for epoch in fake_run(CONFIG):
             writer.append(epoch)
             assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_a_checkpoint_comes_when_its_time_has_passed(
+def test_checkpoints_are_saved_at_their_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -108,13 +106,13 @@ def test_a_checkpoint_comes_when_its_time_has_passed(
     assert kept == [None, None, 2, 2, 2, 5, 5, 5, 8, 8]
 
 
-def test_fresh_begins_anew(stopped: Path) -> None:
+def test_fresh_ignores_a_checkpoint(stopped: Path) -> None:
     finish(CONFIG, stopped, fresh=True)
     assert told(stopped)["resumed_after"] is None
     assert told(stopped)["refused"] is None
 
 
-def test_only_the_bytes_that_were_packed_are_loaded() -> None:
+def test_only_intact_checkpoints_are_loaded() -> None:
     packed = pack({"epoch": 3}, {"weights": torch.arange(50.0), "step": 4})
     about, state = unpack(packed)
     assert about == {"epoch": 3}
@@ -158,24 +156,24 @@ def spoilt(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> str:
         packed, reason = b"", "is damaged"
     elif kind == "other run":
         packed = pack(about | {"run_id": "another"}, load_state(state))
-        reason = "is of another"
+        reason = "belongs to another"
     elif kind == "other torch":
         there = environment(CONFIG)
         changed = there | {"packages": there["packages"] | {"torch": "2.9.9"}}
         patch.setattr(records, "environment", lambda _: changed)
-        reason = "was left with other packages"
+        reason = "was saved with another packages"
     elif kind == "other processor":
         there = environment(CONFIG)
         patch.setattr(records, "environment", lambda _: there | {"processor": "6502"})
-        reason = "was left with other processor"
+        reason = "was saved with another processor"
     elif kind == "row changed":
         length = about["files"]["metrics.csv"][0]
         metrics = metrics[: length - 3] + b"7" + metrics[length - 2 :]
-        reason = "does not fit metrics.csv"
+        reason = "does not match metrics.csv"
     else:
         metrics, reason = (
             metrics[: about["files"]["metrics.csv"][0] - 1],
-            "does not fit metrics.csv",
+            "does not match metrics.csv",
         )
     (folder / "checkpoint.pt").write_bytes(packed)
     (folder / "metrics.csv").write_bytes(metrics)
@@ -206,13 +204,13 @@ def test_a_checkpoint_that_would_give_other_numbers_is_refused(
     assert written(stopped) == written(tmp_path / "whole")
 
 
-def test_a_missing_csv_file_begins_the_run_anew(stopped: Path) -> None:
+def test_a_missing_csv_file_restarts_the_run(stopped: Path) -> None:
     (stopped / "layers.csv").unlink()
     finish(CONFIG, stopped)
-    assert told(stopped)["refused"] == "checkpoint.pt does not fit layers.csv"
+    assert told(stopped)["refused"] == "checkpoint.pt does not match layers.csv"
 
 
-def test_a_checkpoint_that_can_not_be_removed_harms_nothing(
+def test_a_checkpoint_that_stays_behind_is_harmless(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, missing_ok: bool = False) -> None:

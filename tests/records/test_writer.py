@@ -45,7 +45,7 @@ def test_the_configuration_of_a_run_repeats_it(study: Path, tmp_path: Path) -> N
         assert (tmp_path / config.run_id / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_csv_files_just_work(study: Path) -> None:
+def test_pandas_reads_the_csv_files(study: Path) -> None:
     folder = study / tiny().run_id
     metrics = pd.read_csv(folder / "metrics.csv")
     layers = pd.read_csv(folder / "layers.csv")
@@ -68,7 +68,7 @@ def test_every_float_reads_back_the_same(tmp_path: Path) -> None:
     assert line[4] == ""
 
 
-def test_measures_between_epochs_have_a_file_of_their_own(tmp_path: Path) -> None:
+def test_measures_between_epochs_have_their_own_file(tmp_path: Path) -> None:
     folder = make(tmp_path, probe_every=10)
     steps = pd.read_csv(folder / "steps.csv")
     assert tuple(steps.columns) == COLUMNS["steps.csv"]
@@ -76,7 +76,7 @@ def test_measures_between_epochs_have_a_file_of_their_own(tmp_path: Path) -> Non
     (folder / "steps.csv").write_text("step\n")
     status = read_status(folder)
     assert status is not None
-    assert status.error == "steps.csv is not as it was written (line 1 is no header)"
+    assert status.error == "steps.csv is not as it was written (line 1 is not a header)"
 
 
 def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_diverged_run_is_done_and_says_when(study: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bad\nthing"), KeyboardInterrupt(), GeneratorExit()])
-def test_a_run_that_is_broken_off_says_so(tmp_path: Path, error: BaseException) -> None:
+def test_an_aborted_run_records_why(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), RunWriter(tmp_path / "run", tiny()):
         raise error
     status = read_status(tmp_path / "run")
@@ -104,7 +104,7 @@ def test_a_run_that_is_broken_off_says_so(tmp_path: Path, error: BaseException) 
         assert status.state == "interrupted"
 
 
-def test_a_run_that_is_broken_off_while_it_begins_says_so(
+def test_a_run_aborted_at_its_start_records_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_: object) -> None:
@@ -120,7 +120,7 @@ def test_a_run_that_is_broken_off_while_it_begins_says_so(
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "layers.csv", "timing.csv"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
+def test_a_run_is_done_only_while_its_files_are_unchanged(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     folder = make(tmp_path)
@@ -143,7 +143,7 @@ def test_a_run_is_done_only_while_its_files_are_as_they_were_written(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "great"}', '{"state": 1, "x": 2}'])
-def test_a_status_that_can_not_be_read_is_a_failed_run(tmp_path: Path, text: str) -> None:
+def test_a_damaged_status_is_a_failed_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
     status = read_status(tmp_path)
     assert status is not None
@@ -151,17 +151,17 @@ def test_a_status_that_can_not_be_read_is_a_failed_run(tmp_path: Path, text: str
     assert "status.json can't be read" in str(status.error)
 
 
-def test_where_no_run_has_been_there_is_no_status(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
     assert read_status(tmp_path / "none") is None
 
 
-def test_a_finished_run_is_not_marked_otherwise(study: Path, tmp_path: Path) -> None:
+def test_a_done_run_keeps_its_status(study: Path, tmp_path: Path) -> None:
     assert write_status(study / tiny().run_id, "interrupted").state == "completed"
     assert write_status(tmp_path / "none", "failed", "killed").error == "killed"
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(BenchError, match="file/run: can't be written"),
@@ -185,7 +185,7 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert other.stdout is not None
     other.stdout.readline()
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    told = "run: another process is making this run"
+    told = "run: another process has this run"
     with pytest.raises(RunLockedError, match=told), RunWriter(tmp_path / "run", tiny()):
         pass
     assert write_status(tmp_path / "run", "failed").state == "failed"  # not on disk
@@ -194,13 +194,13 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert status is not None
     assert status.state == "running"
     other.communicate("go on")
-    with pytest.raises(RunDoneError, match="done already"), RunWriter(tmp_path / "run", tiny()):
+    with pytest.raises(RunDoneError, match="already done"), RunWriter(tmp_path / "run", tiny()):
         pass
     with RunWriter(tmp_path / "run", tiny(), fresh=True):
         pass
 
 
-def test_a_run_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
+def test_a_run_without_a_process_was_interrupted(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run", tiny()):
         begun = (tmp_path / "run" / "status.json").read_bytes()
     (tmp_path / "run" / "status.json").write_bytes(begun)
@@ -211,7 +211,7 @@ def test_a_run_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_a_run_whose_files_can_not_be_read_is_not_made_again(
+def test_a_run_that_can_not_be_read_is_not_repeated(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = study / tiny().run_id
@@ -229,7 +229,7 @@ def test_a_run_whose_files_can_not_be_read_is_not_made_again(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_a_killed_process_left_half_written_is_thrown_away(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     folder = make(tmp_path)
     whole = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     for name in ("status.json", "config.yaml", "env.json", "metrics.csv"):
@@ -262,7 +262,7 @@ def test_an_interrupt_is_not_lost_on_a_full_disk(
         write()
 
 
-def test_a_disk_that_is_full_leaves_a_failed_run(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_a_failed_run(tmp_path: Path) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,6 +5,7 @@ fault, begin again from each state on disk that this gave with a second fault at
 and let a process without faults finish all that is left.
 """
 
+import builtins
 import errno
 import io
 import os
@@ -92,6 +93,10 @@ class _Raw(io.FileIO):
         self.disk.operate(lambda: super(_Raw, self).write(half))
         return super().write(data)
 
+    def readinto(self, buffer: Any) -> int:
+        self.disk.operate()
+        return super().readinto(buffer) or 0
+
     def readall(self) -> bytes:
         self.disk.operate()
         return super().readall() or b""
@@ -112,7 +117,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk | None], 
     plain_open = io.open
 
     def open_file(path: Any, mode: str = "r", *args: Any, **settings: Any) -> Any:
-        if not disks or disks[0].folder not in Path(path).parents:
+        if isinstance(path, int) or not disks or disks[0].folder not in Path(path).parents:
             return plain_open(path, mode, *args, **settings)
         disks[0].operate()
         raw = _Raw(path, mode.replace("b", ""), disks[0])
@@ -134,7 +139,8 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk | None], 
         state = os.fstat(descriptor)
         disks[0].synced[state.st_ino] = state.st_size
 
-    monkeypatch.setattr(io, "open", open_file)
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", open_file)
     monkeypatch.setattr(os, "fsync", fsync)
     for name in operations:
         monkeypatch.setattr(os, name, on_path(name))
@@ -213,7 +219,7 @@ def csv_files(state: State) -> State:
     return {name: content for name, content in state.items() if name.endswith(".csv")}
 
 
-def test_no_fault_loses_a_finished_run_or_an_epoch_behind_a_checkpoint(
+def test_no_fault_loses_a_done_run_or_a_checkpoint(
     laboratory: Laboratory,
 ) -> None:
     whole, _ = laboratory.attempt({})
@@ -258,7 +264,7 @@ def test_no_fault_loses_a_finished_run_or_an_epoch_behind_a_checkpoint(
 
 
 @pytest.mark.parametrize("fault", ["power cut", "power zeros"])
-def test_a_finished_run_outlasts_a_loss_of_power(laboratory: Laboratory, fault: str) -> None:
+def test_a_done_run_survives_a_loss_of_power(laboratory: Laboratory, fault: str) -> None:
     whole, _ = laboratory.attempt({}, fault, at=1000)
     assert laboratory.status.state == "completed"
     laboratory.disk.lose_power()

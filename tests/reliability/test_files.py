@@ -1,8 +1,6 @@
-"""Results that were cut off, edited, moved, filled up or made by others.
+"""Results that were cut off, edited, moved, filled up or written by other tools.
 
-docs/reliability.md lists all cases; tests/test_records.py, test_results.py, test_sweep.py and
-test_faults.py hold the others: which file vouches for which, torn writes at every moment, and that
-a damaged run is made again and is the same.
+docs/reliability.md lists all cases, and the tests that hold the others.
 """
 
 import csv
@@ -22,9 +20,9 @@ import pytest
 from helpers.command_line import ask
 from helpers.tiny_runs import make, tiny
 
-from nsrelu_bench.records.reader import load, load_runs, to_csv, write_summary
+from nsrelu_bench.records import load, load_runs, read_status, to_csv, write_summary
+from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import COLUMNS
-from nsrelu_bench.records.status import find_corruption, read_status
 
 RUN = tiny(act="relu").run_id
 
@@ -75,16 +73,16 @@ DAMAGES = {
     "nul": "line 5 has NUL bytes",
     "headers": "line 2 is the header again",
     "twice": "line 5 is the header again",
-    "word": "line 2 has 'zero' as epoch, which is no number",
-    "wide": f"line 2 has {WIDTH + 2} cells, the header {WIDTH}",
+    "word": "line 2 has 'zero' as epoch, which is not a number",
+    "wide": f"line 2 has {WIDTH + 2} cells, the header has {WIDTH}",
     "latin1": "line 5 is not UTF-8 text",
     "cells": "line 1 has NUL bytes",
-    "foreign": "line 1 is no header",
+    "foreign": "line 1 is not a header",
 }
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_compare_names_the_file_and_the_line_that_are_damaged(results: Path, how: str) -> None:
+def test_compare_names_the_damaged_file_and_line(results: Path, how: str) -> None:
     path = results / RUN / "metrics.csv"
     path.write_bytes(damaged(path.read_bytes(), how))
     answer = ask("compare", "--format", "json")
@@ -96,7 +94,7 @@ def test_compare_names_the_file_and_the_line_that_are_damaged(results: Path, how
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "quote"])
-def test_a_damaged_file_is_found_even_where_its_hash_fits(results: Path, how: str) -> None:
+def test_damage_is_found_even_if_the_hash_matches(results: Path, how: str) -> None:
     damage_and_vouch(results / RUN, "metrics.csv", how)
     told = f"metrics.csv can't be read ({DAMAGES.get(how, 'line 4 has 1 cells')}"
     answer = ask("compare")
@@ -107,9 +105,7 @@ def test_a_damaged_file_is_found_even_where_its_hash_fits(results: Path, how: st
 
 @pytest.mark.parametrize("name", ["layers.csv", "quantiles.csv"])
 @pytest.mark.parametrize("how", ["empty", "nul", "twice"])
-def test_a_report_is_made_of_the_runs_whose_files_are_whole(
-    results: Path, name: str, how: str
-) -> None:
+def test_a_report_leaves_out_damaged_runs(results: Path, name: str, how: str) -> None:
     damage_and_vouch(results / RUN, name, how)
     frames = load(results)
     assert set(frames.metrics["run_id"]) == set(frames.runs["run_id"]) - {RUN}
@@ -118,7 +114,7 @@ def test_a_report_is_made_of_the_runs_whose_files_are_whole(
     assert row["error"].startswith(f"{name} can't be read (")
 
 
-def test_the_last_digits_of_a_number_can_not_be_lost_in_silence(results: Path) -> None:
+def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
     path = results / RUN / "metrics.csv"
     path.write_bytes(path.read_bytes()[:-2])  # 0.97 of 0.9731 is a number too
     assert find_corruption(path) == "line 4 is cut off"
@@ -136,9 +132,7 @@ def test_the_last_digits_of_a_number_can_not_be_lost_in_silence(results: Path) -
     ],
     ids=["nul", "cut", "activation", "newer version", "empty"],
 )
-def test_a_run_without_a_readable_configuration_belongs_to_no_group_and_is_told(
-    results: Path, text: str, told: str
-) -> None:
+def test_a_run_without_a_configuration_is_reported(results: Path, text: str, told: str) -> None:
     (results / RUN / "config.yaml").write_text(text)
     answer = ask("compare", "--format", "json", "--baseline", "nsrelu(0.1)")
     assert answer.code == 0
@@ -148,7 +142,7 @@ def test_a_run_without_a_readable_configuration_belongs_to_no_group_and_is_told(
     assert {row["act"] for row in json.loads(answer.out)["rows"]} == {"nsrelu(0.1)", "nsrelu(1)"}
 
 
-def test_a_report_lists_the_runs_that_are_damaged(results: Path) -> None:
+def test_a_report_lists_damaged_runs(results: Path) -> None:
     (results / RUN / "config.yaml").write_text("act: [")
     assert ask("report", "--baseline", "nsrelu(0.1)").code == 0
     page = Path("results/report.html").read_text()
@@ -156,7 +150,7 @@ def test_a_report_lists_the_runs_that_are_damaged(results: Path) -> None:
     assert RUN in page
 
 
-def test_a_study_of_damaged_runs_alone_is_one_line(results: Path) -> None:
+def test_a_study_of_only_damaged_runs_is_one_line(results: Path) -> None:
     for folder in results.iterdir():
         (folder / "config.yaml").write_text("x: 1")
     told = {"compare": "no runs to compare", "plot": "no run has a configuration that can be read"}
@@ -177,7 +171,7 @@ def test_many_damaged_runs_do_not_fill_the_screen(results: Path) -> None:
     assert lines[-1] == "nsrelu-bench: 2 other runs failed"
 
 
-def test_runs_of_an_older_version_are_compared_with_new_ones(results: Path) -> None:
+def test_runs_of_an_older_version_are_compared(results: Path) -> None:
     """Settings and columns that came later are missing; the hashes are those of that time."""
     folder = results / RUN
     newest = {"tasks", "augment", "precision", "compile", "stack"}
@@ -201,7 +195,7 @@ def test_runs_of_an_older_version_are_compared_with_new_ones(results: Path) -> N
     assert {row["act"]: row["pairs"] for row in rows}["nsrelu(0.1)"] == 1
 
 
-def test_files_of_others_do_not_matter(results: Path) -> None:
+def test_other_files_do_not_matter(results: Path) -> None:
     before = ask("compare").out
     (results / "notes.txt").write_text("mine")
     (results / ".DS_Store").write_bytes(b"\0\1")
@@ -213,7 +207,7 @@ def test_files_of_others_do_not_matter(results: Path) -> None:
     assert (answer.code, answer.out, answer.err) == (0, before, "")
 
 
-def test_a_folder_in_the_place_of_the_summary_is_told_only_where_it_must_be_written(
+def test_a_folder_named_like_the_summary_is_one_line(
     results: Path,
 ) -> None:
     (results / "summary.csv").mkdir()
@@ -222,9 +216,7 @@ def test_a_folder_in_the_place_of_the_summary_is_told_only_where_it_must_be_writ
         write_summary(results)
 
 
-def test_a_run_that_is_a_link_is_read_and_the_summary_never_written_through_one(
-    results: Path, tmp_path: Path
-) -> None:
+def test_a_linked_run_is_read_and_a_linked_summary_replaced(results: Path, tmp_path: Path) -> None:
     shutil.move(results / RUN, tmp_path / "elsewhere")
     (results / RUN).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "precious").write_text("mine")
@@ -234,7 +226,7 @@ def test_a_run_that_is_a_link_is_read_and_the_summary_never_written_through_one(
     assert set(load_runs(results)["run_id"]) == set(load(results).runs["run_id"])
 
 
-def test_an_answer_can_go_to_a_device_which_stays_one(results: Path) -> None:
+def test_output_to_a_device_leaves_it_a_device(results: Path) -> None:
     answer = ask("compare", "--out", "/dev/null")
     assert (answer.code, answer.out) == (0, "/dev/null\n")
     assert Path("/dev/null").is_char_device()
@@ -267,7 +259,7 @@ def test_a_file_that_is_a_link_is_written_through(results: Path) -> None:
         "''@x",
     ],
 )
-def test_no_text_in_a_csv_is_a_formula_and_it_reads_back_the_same(results: Path, text: str) -> None:
+def test_no_text_in_a_csv_is_a_formula(results: Path, text: str) -> None:
     write_summary(results)
     path = results / "summary.csv"
     table = pd.read_csv(path).assign(data_dir=text)
@@ -280,7 +272,7 @@ def test_no_text_in_a_csv_is_a_formula_and_it_reads_back_the_same(results: Path,
 
 
 @pytest.mark.parametrize("text", ["-effective_rank", "relu", "-1e-05", "a=b", "it's", ""])
-def test_a_text_that_is_no_formula_stays_as_it_is(text: str) -> None:
+def test_a_text_that_is_not_a_formula_is_unchanged(text: str) -> None:
     written = to_csv(pd.DataFrame({"text": [text, "x"], "number": [-0.5, 1.0]}))
     rows = list(csv.DictReader(io.StringIO(written)))
     assert [row["text"] for row in rows] == [text, "x"]
@@ -313,7 +305,7 @@ def test_ten_thousand_runs_are_compared(results: Path) -> None:
     assert {row["n"] for row in json.loads(answer.out)["rows"]} == {10_000}
 
 
-def test_a_clock_that_was_set_back_makes_no_summary_newer_than_its_runs(results: Path) -> None:
+def test_a_clock_set_back_does_not_matter(results: Path) -> None:
     write_summary(results)
     ahead = time.time() + 10**8
     os.utime(results / "summary.csv", (ahead, ahead))
@@ -343,7 +335,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_study_on_a_read_only_disk_is_compared_and_drawn_elsewhere(
+def test_a_study_on_a_read_only_disk_is_compared(
     results: Path, mounted: Callable[..., Path], tmp_path: Path
 ) -> None:
     expected = ask("compare").out
@@ -360,9 +352,7 @@ def test_a_study_on_a_read_only_disk_is_compared_and_drawn_elsewhere(
     assert (answer.code, answer.out) == (0, f"{tmp_path}/curves.svg\n")
 
 
-def test_a_full_disk_leaves_no_half_file_and_the_old_summary(
-    results: Path, mounted: Callable[..., Path]
-) -> None:
+def test_a_full_disk_leaves_the_old_files(results: Path, mounted: Callable[..., Path]) -> None:
     place = mounted("-t", "tmpfs", "-o", "size=64k", "tmpfs")
     shutil.copytree(results / RUN, place / "study" / RUN)
     write_summary(place / "study")
@@ -382,7 +372,7 @@ def test_a_full_disk_leaves_no_half_file_and_the_old_summary(
     assert {path.name for path in place.iterdir()} == {"study", "rest"}
 
 
-def test_a_status_says_what_is_wrong_with_it(results: Path) -> None:
+def test_a_damaged_status_says_what_is_wrong(results: Path) -> None:
     (results / RUN / "status.json").write_text('{"state": "compl')
     status = read_status(results / RUN)
     assert status is not None

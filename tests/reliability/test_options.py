@@ -15,7 +15,7 @@ from nsrelu_bench.config.registry import DATASETS, MEASURES, MODELS
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.errors import unknown
 from nsrelu_bench.plot import figures
-from nsrelu_bench.records.reader import CONFIG_COLUMNS
+from nsrelu_bench.records import CONFIG_COLUMNS
 
 ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
 SEED_LIMIT = 2**63
@@ -278,7 +278,7 @@ def test_a_path_that_is_not_there_is_told(command: str) -> None:
     assert (answer.code, answer.out) == (1, "")
     assert answer.err == (
         "nsrelu-bench: no runs in 'nowhere' (there is no such folder);"
-        " nsrelu-bench train makes one\n"
+        " create one with nsrelu-bench train\n"
     )
 
 

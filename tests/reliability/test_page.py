@@ -17,11 +17,11 @@ def named() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("file", "name"), sorted({*named()}))
-def test_a_test_that_the_table_names_is_there(file: str, name: str) -> None:
+def test_every_named_test_exists(file: str, name: str) -> None:
     (path,) = TESTS.rglob(f"test_{file}.py")
     source = path.read_text(encoding="utf-8")
     assert re.search(rf"^def test_\w*{name}", source, re.MULTILINE)
 
 
-def test_the_table_names_what_holds_most_cases() -> None:
+def test_most_cases_name_a_test() -> None:
     assert len(named()) > 60

@@ -1,7 +1,6 @@
 """The process around the tool: streams, signals, terminals, locales, folders, memory, space.
 
-docs/reliability.md lists all cases; tests/test_cli.py and test_sweep.py hold Ctrl-C and SIGTERM,
-killed workers and parents, two at once, and a full standard output.
+docs/reliability.md lists all cases, and the tests that hold the others.
 """
 
 import os
@@ -77,7 +76,7 @@ def under_way(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 # Signals.
 
 
-def test_a_terminal_that_is_closed_ends_a_run_in_good_order(
+def test_a_closed_terminal_interrupts_a_run(
     tmp_path: Path, under_way: "subprocess.Popen[str]"
 ) -> None:
     under_way.send_signal(signal.SIGHUP)
@@ -91,7 +90,7 @@ def test_a_terminal_that_is_closed_ends_a_run_in_good_order(
     assert status.state == "interrupted"
 
 
-def test_results_that_are_removed_during_a_run_end_it_with_one_line(tmp_path: Path) -> None:
+def test_removing_the_results_of_a_run_is_one_line(tmp_path: Path) -> None:
     config = tiny()
     folder = tmp_path / "study" / config.run_id
     events = []
@@ -107,7 +106,7 @@ def test_results_that_are_removed_during_a_run_end_it_with_one_line(tmp_path: Pa
 # Streams.
 
 
-def test_a_pipe_that_nobody_reads_any_more_ends_it_in_silence(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_it_silently(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     answer = subprocess.run(
@@ -125,7 +124,7 @@ def test_a_pipe_that_nobody_reads_any_more_ends_it_in_silence(tmp_path: Path) ->
     ],
     ids=["full", "closed"],
 )
-def test_an_output_that_is_full_is_one_line_and_a_closed_one_no_error(
+def test_a_full_output_is_one_line_and_a_closed_one_fine(
     tmp_path: Path, wrapper: str, code: int, told: str
 ) -> None:
     answer = run("list", cwd=tmp_path, wrapper=wrapper)
@@ -152,7 +151,7 @@ WIDE = study(
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 100])
-def test_a_table_keeps_within_the_terminal_and_breaks_no_number(width: int) -> None:
+def test_a_table_fits_the_terminal(width: int) -> None:
     text = tables.format_table(compare.compare(WIDE, CONFIG), width=width)
     lines = re.sub(r"\x1b\[\d+m", "", text).splitlines()
     assert max(map(len, lines)) <= width
@@ -164,7 +163,7 @@ def test_a_table_keeps_within_the_terminal_and_breaks_no_number(width: int) -> N
 
 
 @pytest.mark.parametrize("width", [40, 60])
-def test_check_and_ops_keep_within_the_terminal(width: int) -> None:
+def test_check_and_ops_fit_the_terminal(width: int) -> None:
     checks = [
         check.Check(impl, case, "documented", "a reason that is longer than any terminal is wide")
         for impl in (*IMPLS, "native in place")
@@ -192,7 +191,7 @@ def test_columns_go_into_as_few_blocks_as_fit() -> None:
 @pytest.mark.parametrize(
     ("variables", "escapes"), [({"TERM": "dumb"}, False), ({"TERM": "xterm"}, True)]
 )
-def test_a_terminal_that_knows_no_escapes_gets_none(
+def test_a_dumb_terminal_gets_no_escapes(
     variables: dict[str, str], escapes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -201,7 +200,7 @@ def test_a_terminal_that_knows_no_escapes_gets_none(
     assert ("\x1b" in text) == escapes
 
 
-def test_nothing_is_coloured_where_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_turns_colours_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     text = tables.format_table(compare.compare(TWO, CONFIG), width=100)
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
@@ -210,7 +209,7 @@ def test_nothing_is_coloured_where_no_color_is_set(monkeypatch: pytest.MonkeyPat
 # Folders.
 
 
-def test_neither_a_home_nor_a_temporary_folder_is_needed(tmp_path: Path) -> None:
+def test_no_home_or_temporary_folder_is_needed(tmp_path: Path) -> None:
     """HOME and TMPDIR lead nowhere, and nothing is said of it."""
     table = TWO.assign(data_dir="data").to_csv(index=False)
     (tmp_path / "results" / "study").mkdir(parents=True)
@@ -235,7 +234,7 @@ def test_neither_a_home_nor_a_temporary_folder_is_needed(tmp_path: Path) -> None
     assert "nsrelu(0.1)" in answer.stdout
 
 
-def test_without_a_network_what_is_embedded_works_and_the_rest_is_one_line(
+def test_without_a_network_a_download_is_one_line(
     tmp_path: Path,
 ) -> None:
     if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
@@ -253,7 +252,7 @@ def test_without_a_network_what_is_embedded_works_and_the_rest_is_one_line(
 # Memory and space.
 
 
-def test_a_run_that_gets_no_memory_is_one_line(tmp_path: Path) -> None:
+def test_a_run_without_memory_is_one_line(tmp_path: Path) -> None:
     answer = run(*ONE, cwd=tmp_path, wrapper='ulimit -v 1500000; exec "$@"')
     assert answer.returncode == 1
     assert answer.stdout == ""
@@ -262,7 +261,7 @@ def test_a_run_that_gets_no_memory_is_one_line(tmp_path: Path) -> None:
     assert line.startswith("nsrelu-bench: ")
 
 
-def test_a_model_that_is_larger_than_memory_is_one_line(tmp_path: Path) -> None:
+def test_a_model_larger_than_memory_is_one_line(tmp_path: Path) -> None:
     config = tiny(width=100_000_000)
     *_, event = execute_run(config, tmp_path / config.run_id)
     assert event.status.state == "failed"
@@ -270,7 +269,7 @@ def test_a_model_that_is_larger_than_memory_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(event.status.error)
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_when_there_is_room(
+def test_a_run_resumes_after_its_disk_was_full(
     tmp_path: Path,
 ) -> None:
     place = tmp_path / "disk"

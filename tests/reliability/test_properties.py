@@ -30,11 +30,10 @@ from nsrelu_bench.config.registry import DATASETS, MEASURES, OPTIMIZERS
 from nsrelu_bench.config.run import RunConfig, run_config
 from nsrelu_bench.config.study import make_study
 from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
+from nsrelu_bench.records import RunWriter, load, load_runs, read_status, to_csv
 from nsrelu_bench.records import writer as records
-from nsrelu_bench.records.reader import load, load_runs, to_csv
+from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import COLUMNS
-from nsrelu_bench.records.status import find_corruption, read_status
-from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep.execution import execute_run
 from nsrelu_bench.training.loop import Epoch
 
@@ -217,9 +216,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(data=st.data())
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_run_that_was_cut_or_changed_anywhere_is_read_or_told_and_never_wrong(
-    whole: Path, data: st.DataObject
-) -> None:
+def test_a_damaged_run_is_never_read_wrong(whole: Path, data: st.DataObject) -> None:
     """Bytes lost, zeroed or added at any place of any file: the numbers are those, or none."""
     name = data.draw(st.sampled_from(["status.json", "config.yaml", *COLUMNS][:5]))
     if not (whole / name).exists():
@@ -256,7 +253,7 @@ def test_a_run_that_was_cut_or_changed_anywhere_is_read_or_told_and_never_wrong(
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_no_file_of_settings_makes_more_than_lines_of_mistakes(content: bytes) -> None:
+def test_any_bytes_as_settings_are_lines_of_mistakes(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "s.yaml"
         path.write_bytes(content)
@@ -269,7 +266,7 @@ def test_no_file_of_settings_makes_more_than_lines_of_mistakes(content: bytes) -
 
 
 @given(st.text(max_size=40))
-def test_no_text_is_a_label_by_accident(text: str) -> None:
+def test_any_text_is_an_activation_or_a_mistake(text: str) -> None:
     try:
         label = labels.parse_activation(text)
     except ValueError:

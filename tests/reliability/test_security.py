@@ -1,7 +1,6 @@
-"""What others could have written into files and names does nothing.
+"""Files, names and archives that somebody else wrote do no harm.
 
-docs/reliability.md lists all cases; tests/test_published.py, test_checkpoint.py, test_ray.py,
-test_report.py and test_config.py hold others.
+docs/reliability.md lists all cases, and the tests that hold the others.
 """
 
 import ast
@@ -88,12 +87,12 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
             assert (file_name(path), name) in ALLOWED, f"{path.name}:{call.lineno} calls {name}"
 
 
-def test_the_list_of_what_is_allowed_has_nothing_that_is_not_there() -> None:
+def test_every_allowed_call_exists() -> None:
     there = {(file_name(path), name) for path in SOURCES for name, _ in calls(path)}
     assert there >= ALLOWED
 
 
-def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_not_loaded(tmp_path: Path) -> None:
     """It vouches for itself, so its hash stops nobody who can write it; weights_only does."""
     packed = checkpoint.pack({"epoch": 1}, {"state": torch.zeros(2)})
     about, _ = checkpoint.unpack(packed)
@@ -106,7 +105,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["archive", "unpacked"])
-def test_a_cifar_that_is_not_the_published_one_is_not_unpickled(
+def test_only_the_published_cifar_is_unpickled(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blocked(*_: object) -> None:
@@ -131,7 +130,7 @@ def test_a_cifar_that_is_not_the_published_one_is_not_unpickled(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_model_of_the_users_is_imported_only_to_be_trained(
+def test_a_plugin_is_imported_only_for_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results that somebody sends may name any module: reading them imports none."""
@@ -147,7 +146,7 @@ def test_a_model_of_the_users_is_imported_only_to_be_trained(
 
 
 @pytest.mark.parametrize("name", ["os:system", "subprocess:run", "builtins:exec"])
-def test_a_model_that_is_no_model_is_one_line(name: str, tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_model_is_one_line(name: str, tmp_path: Path) -> None:
     *_, event = execute_run(RunConfig(model=name, dataset="digits"), tmp_path / "run")
     assert event.status.state == "failed"
     assert str(event.status.error).startswith("model: ")
@@ -182,7 +181,7 @@ def test_a_report_escapes_every_name(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../escape", "/escape", "a/../../escape", "..", "a\\b", "a\0b", "CON/x"]
 )
-def test_no_name_of_a_study_leads_out_of_the_results(
+def test_the_name_of_a_study_can_not_leave_the_results(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nsrelu_bench.config.study import make_study
@@ -192,7 +191,7 @@ def test_no_name_of_a_study_leads_out_of_the_results(
 
 
 @pytest.mark.parametrize("name", ["folder:../../x", "folder:/etc", "folder:a b;rm -rf", "folder:é"])
-def test_a_run_id_is_one_plain_name_whatever_the_data_set_is(name: str) -> None:
+def test_a_run_id_is_one_plain_name(name: str) -> None:
     run_id = RunConfig(dataset=name).run_id
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,140}", run_id)
     assert ".." not in run_id.split("-")[0]
@@ -205,7 +204,7 @@ BOUNDS = {
 }
 
 
-def test_every_dependency_has_a_lower_bound_above_its_known_holes() -> None:
+def test_lower_bounds_exclude_known_vulnerabilities() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [line for part in extras.values() for line in part]

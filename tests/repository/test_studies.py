@@ -14,7 +14,7 @@ from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.grouping import format_setting
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
-from nsrelu_bench.records.reader import CONFIG_COLUMNS, load_runs
+from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 from nsrelu_bench.text import format_fixed
 
 ROOT = Path(__file__).parents[2]

@@ -434,7 +434,7 @@ def _claim(folder: Path, policy: RunPolicy) -> FileLock:
         try:
             lock.acquire()
         except Timeout:
-            raise RunLockedError(f"{folder}: another process is making this run") from None
+            raise RunLockedError(f"{folder}: another process has this run") from None
     status = None if policy.anew else read_status(folder)
     if status is not None and status.done:
         lock.release()

@@ -1,0 +1,50 @@
+"""Where runs and studies are on disk."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records.schema import CONFIG, SUMMARY
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run folders at, in, or one level below the children of a folder, sorted.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for depth in ("", "*/", "*/*/"):
+        found = sorted(file.parent for file in path.glob(f"{depth}{CONFIG}"))
+        if found:
+            return found
+    raise no_runs(path)
+
+
+def find_drawable(path: Path) -> list[Path]:
+    """Return what can be drawn in a folder: the run that it is, or the studies with run folders.
+
+    Raises:
+        BenchError: There is no run.
+    """
+    runs = find_runs(path)
+    return runs if runs == [path] else list(dict.fromkeys(run.parent for run in runs))
+
+
+def find_studies(path: Path) -> dict[Path, list[Path]]:
+    """Return the run folders of each study at or in a folder; some have only a summary."""
+    summaries = sorted([*path.glob(SUMMARY), *path.glob(f"*/{SUMMARY}")])
+    studies: dict[Path, list[Path]] = {file.parent: [] for file in summaries}
+    with suppress(BenchError):
+        for folder in find_runs(path):
+            studies.setdefault(folder.parent, []).append(folder)
+    return studies
+
+
+def no_runs(path: Path) -> BenchError:
+    """Return the error for a folder without runs."""
+    if (path / SUMMARY).exists():
+        return BenchError(
+            f"{str(path)!r} has a {SUMMARY} but no run folders; run its sweep to create them"
+        )
+    missing = "" if path.is_dir() else " (there is no such folder)"
+    return BenchError(f"no runs in {str(path)!r}{missing}; create one with nsrelu-bench train")

@@ -1,0 +1,145 @@
+"""Runs as a frame with one type per column, and such frames as CSV."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from nsrelu_bench.config import ADDED, RunConfig
+from nsrelu_bench.records.environment import ENVIRONMENT
+from nsrelu_bench.records.schema import COLUMNS
+from nsrelu_bench.records.status import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def _configuration_columns() -> Iterator[str]:
+    for name in RunConfig.model_fields:
+        yield name
+        if name == "act":
+            yield "leak"
+
+
+CONFIG_COLUMNS = tuple(_configuration_columns())
+
+#: Columns of metrics.csv that say where a row belongs, and are not results.
+COUNTERS = ("lr", "task")
+
+_ENDED = tuple(field.name for field in fields(Status))
+_METRICS = tuple(name for name in COLUMNS["metrics.csv"] if name not in (*COUNTERS, *_ENDED))
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the plain types of a setting: {int, NoneType} for ``Annotated[int, ...] | None``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return set().union(*map(_kinds, arguments))
+    return _kinds(arguments[0]) if origin is Annotated else {origin or annotation}
+
+
+def _column_types() -> dict[str, str]:
+    """Return the type of each column that is known, by name."""
+    types = dict.fromkeys(("epoch", "diverged_epoch", "diverged_step", "leak", *_METRICS), FLOAT)
+    for name, field in RunConfig.model_fields.items():
+        kinds = _kinds(field.annotation)
+        if kinds & {str, Literal}:
+            types[name] = TEXT
+        elif int in kinds:
+            types[name] = WHOLE
+        elif float in kinds:
+            types[name] = FLOAT
+    return types | dict.fromkeys(IDENTIFIERS, TEXT)
+
+
+#: Cells of a text column stay text, even where they look like a number or a missing value. A
+#: whole number stays one where others are missing: a seed has more digits than a float.
+TEXT, WHOLE, FLOAT = "str", "Int64", "float64"
+IDENTIFIERS = (
+    "study",
+    "run_id",
+    "state",
+    "error",
+    "backward",
+    "layer",
+    "fingerprint",
+    *ENVIRONMENT,
+)
+TYPES = _column_types()
+
+
+def runs_frame(rows: Sequence[Row]) -> "pd.DataFrame":
+    """Return rows of runs as a frame with every column of the schema."""
+    import pandas as pd
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {
+        name: pd.Series([row.get(name) for row in rows], dtype=TYPES.get(name)) for name in names
+    }
+    return complete(pd.DataFrame(columns))
+
+
+def complete(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a frame of runs with every column of the schema, in its order and with its type.
+
+    Settings that did not exist when a run was made get the value that all runs had then.
+    """
+    known = ["study", "run_id", *_ENDED, *CONFIG_COLUMNS, *ENVIRONMENT]
+    measured = [name for name in _METRICS if name in table]
+    others = [name for name in table if name not in (*known, *measured)]
+    table = table.reindex(columns=[*known, *measured, *others])
+    table = table.astype({name: kind for name, kind in TYPES.items() if name in table})
+    for name, usual in ADDED.items():
+        table[name] = table[name].astype(object).fillna(usual).astype(type(usual))
+    whole = [name for name, kind in TYPES.items() if kind == WHOLE and name in table]
+    return table.astype({name: _plain_type(table[name]) for name in whole})
+
+
+def _plain_type(column: "pd.Series[Any]") -> str:
+    """Return the type of a column of whole numbers, a nullable one only where it is needed."""
+    if column.notna().all():
+        return "int64"
+    return FLOAT if column.isna().all() or column.max() < 2**53 else WHOLE
+
+
+def read_csv(text: str) -> "pd.DataFrame":
+    """Read a CSV of `to_csv` or of a run, each column with its type.
+
+    Raises:
+        ValueError: It is damaged, or a cell has another type.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(io.StringIO(text), dtype=TYPES, keep_default_na=False, na_values=[""])
+    texts = {str(name): table[name].map(_unescape) for name in _text_columns(table)}
+    return table.assign(**texts)
+
+
+def to_csv(table: "pd.DataFrame") -> str:
+    """Format a table as CSV in which no text is a formula that a spreadsheet would run.
+
+    A text that begins like a formula gets an apostrophe before it, which `read_csv` removes.
+    """
+    texts = {str(name): table[name].map(_escape) for name in _text_columns(table)}
+    return table.assign(**texts).to_csv(index=False, lineterminator="\n")
+
+
+def _text_columns(table: "pd.DataFrame") -> list[Any]:
+    return [name for name in table if table[name].dtype.kind in "OSU"]
+
+
+def _escape(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def _unescape(value: Any) -> Any:
+    escaped = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if escaped else value
+
+
+#: What a spreadsheet takes for a formula, and what `to_csv` writes for it.
+FORMULA = re.compile(r"'*([=@\t]|[+-].*[(|!])", re.DOTALL)

@@ -1,0 +1,124 @@
+"""summary.csv: one row per run of a study, derived from its run folders.
+
+A row is up to date as long as its fingerprint is that of the run's status.json and env.json. What
+can't be read at the moment is reported, but not written down.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsrelu_bench.errors import BenchError, error_reason
+from nsrelu_bench.files import read_bytes, replace_file, wrap_write_errors
+from nsrelu_bench.records.folders import find_runs
+from nsrelu_bench.records.frames import CONFIG_COLUMNS, Row, complete, read_csv, runs_frame, to_csv
+from nsrelu_bench.records.rows import fingerprint, read_run, unreadable_run
+from nsrelu_bench.records.schema import SUMMARY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_summary(study: Path) -> "pd.DataFrame":
+    """Bring a study's summary.csv up to date with its run folders; returns its rows.
+
+    Raises:
+        BenchError: There is no run, or the summary can't be written.
+    """
+    folders = find_runs(study)
+    known = _known_rows(study)
+    current, unreadable = _current_rows(study, folders, known)
+    with wrap_write_errors(study / SUMMARY):
+        _save(study, current, known, unreadable)
+    return _all_rows(current, unreadable)
+
+
+def study_runs(study: Path, folders: Sequence[Path]) -> "pd.DataFrame":
+    """Return one row per run of a study, reading only the runs that summary.csv does not cover.
+
+    The summary is brought up to date where it can be written, unless it would lose rows: those
+    of runs whose folders are elsewhere. A study without run folders is what its summary says.
+
+    Raises:
+        BenchError: There are no run folders, and the summary can't be read.
+    """
+    if not folders:
+        return _read_summary(study, ("act", "seed")).drop(columns="fingerprint", errors="ignore")
+    known = _known_rows(study)
+    current, unreadable = _current_rows(study, folders, known)
+    if {*known["run_id"]} <= {folder.name for folder in folders}:
+        with suppress(OSError):
+            _save(study, current, known, unreadable)
+    return _all_rows(current, unreadable)
+
+
+def _current_rows(
+    study: Path, folders: Sequence[Path], known: "pd.DataFrame"
+) -> tuple["pd.DataFrame", list[Row]]:
+    """Return the rows of the runs that can be read, and those of the others."""
+    import pandas as pd
+
+    marks = dict(zip(known["run_id"], known["fingerprint"], strict=True))
+    kept: set[str] = set()
+    read: list[Row] = []
+    unreadable: list[Row] = []
+    for folder in folders:
+        try:
+            if (mark := fingerprint(folder)) and marks.get(folder.name) == mark:
+                kept.add(folder.name)
+            else:
+                read.append(read_run(folder))
+        except OSError as error:
+            unreadable.append(unreadable_run(folder, error))
+    parts = [known[known["run_id"].isin(kept)], runs_frame(read)]
+    table = complete(pd.concat([part for part in parts if len(part)] or parts[1:]))
+    table["study"] = study.absolute().name
+    return table.sort_values("run_id", ignore_index=True), unreadable
+
+
+def _save(
+    study: Path, current: "pd.DataFrame", known: "pd.DataFrame", unreadable: Sequence[Row]
+) -> None:
+    """Write the current rows, and those that were known of runs that can't be read now."""
+    import pandas as pd
+
+    before = known[known["run_id"].isin([row["run_id"] for row in unreadable])]
+    table = pd.concat([current, before]) if len(before) else current
+    if table.equals(known):
+        return
+    replace_file(study / SUMMARY, to_csv(table.sort_values("run_id")))
+
+
+def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFrame":
+    """Return the rows to show, those of runs that can't be read as failed."""
+    import pandas as pd
+
+    parts = [current, runs_frame(unreadable)] if unreadable else [current]
+    table = complete(pd.concat(parts)).sort_values("run_id", ignore_index=True)
+    return table.drop(columns="fingerprint", errors="ignore")
+
+
+def _known_rows(study: Path) -> "pd.DataFrame":
+    """Return the rows of the summary; none where there is no summary of this version."""
+    with suppress(BenchError):
+        return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS))
+    return runs_frame([]).assign(fingerprint="")
+
+
+def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":
+    """Read a study's summary.csv; one of an older version may lack columns.
+
+    Raises:
+        BenchError: It can't be read, is cut off, or lacks columns.
+    """
+    path = study / SUMMARY
+    try:
+        text = read_bytes(path).decode()
+        table = read_csv(text)
+    except (OSError, ValueError, TypeError) as error:  # pandas raises the latter two
+        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from None
+    missing = [name for name in ("run_id", "state", *needed) if name not in table]
+    if missing or not text.endswith("\n"):
+        raise BenchError(f"{path}: " + (f"has no {missing[0]}" if missing else "is cut off"))
+    return complete(table.assign(study=path.absolute().parent.name))
