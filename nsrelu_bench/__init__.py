@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nsrelu_bench.records import load as load
     from nsrelu_bench.training import run as run
 
+    __version__: str
+
 _HOMES = {
     "ActivationProbe": "measures",
     "NSReLU": "activations",
@@ -37,6 +39,8 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("nsrelu-bench")
     if name not in _HOMES:
         raise AttributeError(f"module 'nsrelu_bench' has no attribute {name!r}")
     return getattr(importlib.import_module(f"nsrelu_bench.{_HOMES[name]}"), name)

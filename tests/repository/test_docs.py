@@ -1,90 +1,147 @@
-"""The README says what is true: its commands are there, its examples run."""
+"""What the documents say is true: commands and links exist, snippets run as they are pasted."""
 
+import ast
+import json
 import re
-import subprocess
-import sys
+import shlex
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from helpers.tiny_runs import tiny
+from matplotlib.figure import Figure
 
+import nsrelu_bench
 from nsrelu_bench.cli import app as cli
+from nsrelu_bench.config import read_study, read_yaml
+from nsrelu_bench.sweep import run_all
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-PRELUDE = """
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-x = torch.randn(3)
-images, labels = torch.randn(20, 784), torch.arange(20) % 10
-"""
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    page.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "findings/**/*.md")
+    for page in sorted(ROOT.glob(pattern))
+]
 
 
-def test_every_command_is_in_the_readme() -> None:
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+#: Every Python snippet but doctests, which the tests of their rooms run, and models.md's, a file.
+SNIPPETS = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page in ("README.md", "docs/library.md", "docs/files.md")
+    for number, code in enumerate(blocks(page, "python"), 1)
+]
+COMMANDS = sorted(
+    {
+        line.partition("  #")[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("nsrelu-bench ")
+    }
+)
+
+
+@pytest.mark.parametrize("mark", ["the main job", "the tests"])
+def test_a_marked_block_starts_from_nothing(mark: str) -> None:
+    (block,) = re.findall(rf"<!-- {mark} -->\n```sh\n(.*?)\n```", README, re.DOTALL)
+    first, second, third, *rest = block.splitlines()
+    assert (first, second) == ("python3 -m venv .venv", ". .venv/bin/activate")
+    assert third.startswith("pip install -e ")
+    assert rest
+
+
+def test_every_command_is_in_the_page_of_commands() -> None:
+    (listed, *_) = blocks("docs/commands.md", "sh")
     for command in cli.app.registered_commands:
         assert command.callback is not None
         name = command.name or command.callback.__name__
-        assert f"nsrelu-bench {name}" in README
+        assert re.search(rf"^nsrelu-bench {name}\b", listed, re.MULTILINE), f"{name} is missing"
 
 
-def test_the_readmes_two_commands_are_one_line_each_and_complete() -> None:
-    for mark in ("the main job", "the tests"):
-        (command,) = re.findall(rf"<!-- {mark} -->\n```sh\n(.*)\n```", README)
-        assert command.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
+    _, name, *arguments = shlex.split(command)
+    commands: Any = typer.main.get_command(cli.app)
+    commands.commands[name].make_context(name, arguments)  # raises where it can't be parsed
 
 
-def test_the_readmes_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from helpers.tiny_runs import tiny
-
-    from nsrelu_bench.sweep.scheduler import run_all
-
+@pytest.mark.parametrize("code", SNIPPETS)
+@pytest.mark.slow
+def test_a_snippet_runs_alone(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    list(run_all([tiny()], Path("results/quickstart")))
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    space: dict[str, object] = {}
-    exec(PRELUDE + example, space)  # noqa: S102
-    assert "zero_fraction" in capsys.readouterr().out
+    if 'load("results/quickstart")' in code:
+        list(run_all([tiny()], Path("results/quickstart")))
+    exec(code, {"__name__": "__main__"})  # noqa: S102
 
 
-def test_the_notebook_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", ROOT / "examples" / "notebook.py"]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert "nsrelu(0.1) vs relu: accuracy" in answer.stdout
+@pytest.mark.slow
+def test_the_notebook_runs_and_shows_what_it_is_committed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "study.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    namespace: dict[str, Any] = {}
+    for number, cell in enumerate(cells, 1):
+        assert cell["execution_count"] == number, "run all cells from a fresh kernel, and save"
+        value = run_cell("".join(cell["source"]), namespace)
+        shown = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        is_figure = isinstance(value, Figure)
+        assert ("image/png" in shown) == is_figure
+        assert ("text/html" in shown) == (hasattr(value, "_repr_html_") and not is_figure)
     study = tmp_path / "results" / "notebook"
     assert (study / "mine.png").stat().st_size > 10_000
     assert (study / "figures" / "curves.svg").exists()
     assert (study / "report.html").exists()
 
 
-def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("findings/**/*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
-            if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document}: {target}"
+def run_cell(source: str, namespace: dict[str, Any]) -> object:
+    """Run a cell without its magics; return the value of its last line if that is an expression."""
+    lines = [line for line in source.splitlines() if not line.startswith("%")]
+    body = ast.parse("\n".join(lines)).body
+    last = body.pop() if isinstance(body[-1], ast.Expr) else None
+    exec(compile(ast.Module(body, []), "cell", "exec"), namespace)  # noqa: S102
+    if last is None:
+        return None
+    assert isinstance(last, ast.Expr)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)  # noqa: S307
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/studies.md"])
-def test_the_studies_in_the_documents_expand(document: str, tmp_path: Path) -> None:
-    from nsrelu_bench.config.study import read_study
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
 
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    (tmp_path / "study.yaml").write_text(text)
-    study = read_study(tmp_path / "study.yaml")
-    assert study.name == "leaks"
+
+@pytest.mark.parametrize(
+    ("page", "runs"),
     # Leaves nsrelu(0.3) out at lr 0.01 and adds ReLU with batch norm; without it, it is there.
-    assert (
-        len(study.runs) == {"README.md": 3 * 2 * 12, "docs/studies.md": (8 - 1 + 1) * 12}[document]
-    )
+    [("README.md", 3 * 2 * 12), ("docs/studies.md", (8 - 1 + 1) * 12)],
+)
+def test_a_study_in_a_page_expands(page: str, runs: int, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(blocks(page, "yaml")[0])
+    study = read_study(tmp_path / "study.yaml")
+    assert (study.name, len(study.runs)) == ("leaks", runs)
 
 
-def test_the_quickstart_study_is_one() -> None:
-    from nsrelu_bench.config.study import read_study
-
+def test_the_quickstart_trains_what_the_readme_says() -> None:
     study = read_study(ROOT / "configs" / "quickstart.yaml")
-    assert len(study.runs) == 144
+    assert f"trains {len(study.runs)} small networks" in README
     assert {run.dataset for run in study.runs} == {"mnist5k"}
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert nsrelu_bench.__version__ == project["version"] == citation["version"]
+    assert citation["license"] == project["license"]
