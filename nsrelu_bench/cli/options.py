@@ -1,18 +1,25 @@
-"""The options that commands share."""
+"""The options that commands share; those of settings are made from the fields of `RunConfig`."""
 
+import functools
+import inspect
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from nsrelu_bench.config import FIGURES, MEASURES, SCORES, SETTINGS, Setting
 from nsrelu_bench.errors import UsageError
 
 #: The variables that set options.
 VARIABLES: list[str] = ["NSRELU_CACHE_DIR"]
+
+#: Sections of options that are no settings of a run.
+RUNNING = "running"
+CLUSTER = "cluster"
 
 
 def variable_of(flag: str) -> str:
@@ -20,21 +27,108 @@ def variable_of(flag: str) -> str:
     return "NSRELU_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
+def flag_of(setting: str) -> str:
+    """Return the option of a setting."""
+    return "--" + setting.replace("_", "-")
+
+
 def make_option(
-    name: str, text: str, default: str | None = None, parser: Callable[[str], Any] | None = None
+    flag: str,
+    text: str,
+    default: str = "",
+    *,
+    parser: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+    section: str | None = None,
+    names: Iterable[str] = (),
+    variable: bool = True,
 ) -> Any:
-    """One option: its flag, its environment variable, its help. Unset it is None."""
-    env = variable_of(name.split("/")[0])
-    VARIABLES.append(env)
+    """Return an option for an annotation.
+
+    Args:
+        flag: Its name; "--on/--off" for a choice of two.
+        text: What it is.
+        default: Its default in words.
+        parser: Reads its value.
+        metavar: What stands for its value in help texts.
+        section: Where help texts list it.
+        names: Values that shells complete.
+        variable: Whether an environment variable sets it too.
+    """
+    env = variable_of(flag.split("/")[0])
+    if variable:
+        VARIABLES.append(env)
     return typer.Option(
-        name,
-        envvar=env,
-        help=text,
-        show_default=default or False,
+        flag,
+        envvar=env if variable else None,
+        help=f"{text} [default: {default}]" if default else text,
+        show_default=False,
         show_envvar=False,
         parser=parser,
-        metavar=parser and f"<{parser.__name__}>",
+        metavar=metavar,
+        rich_help_panel=section,
+        autocompletion=_completer(names),
     )
+
+
+def _completer(names: Iterable[str]) -> Callable[[str], list[str]] | None:
+    """Return what completes the last of several names with commas or + between them."""
+    known = list(names)
+
+    def complete(incomplete: str) -> list[str]:
+        given = re.sub(r"[^,+]*$", "", incomplete)
+        return [given + name for name in known if name.startswith(incomplete[len(given) :])]
+
+    return complete if known else None
+
+
+def setting_option(name: str) -> Any:
+    """Return the option of a setting, for an annotation."""
+    setting = SETTINGS[name]
+    flag = flag_of(name)
+    return make_option(
+        f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
+        setting.help,
+        setting.default,
+        parser={int: count, float: number}.get(setting.kind),
+        metavar=setting.metavar or None,
+        section=setting.section,
+        names=setting.names,
+    )
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every setting of a run.
+
+    Its argument `settings` gets those that variables gave and those of the command line, in this
+    order.
+    """
+
+    @functools.wraps(command)
+    def call(context: typer.Context, **given: Any) -> None:
+        settings = {name: given.pop(name) for name in SETTINGS}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        sources = {name: str(context.get_parameter_source(name)) for name in settings}
+        variables = {k: v for k, v in settings.items() if "ENVIRONMENT" in sources[k]}
+        flags = {k: v for k, v in settings.items() if k not in variables}
+        command(settings=(variables, flags), **given)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = list(inspect.signature(command).parameters.values())
+    parameters = [
+        inspect.Parameter("context", kind, annotation=typer.Context),
+        *(_setting_parameter(setting) for setting in SETTINGS.values()),
+        *(parameter.replace(kind=kind) for parameter in own if parameter.name != "settings"),
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _setting_parameter(setting: Setting) -> inspect.Parameter:
+    values: Any = setting.kind
+    annotation = Annotated[values | None, setting_option(setting.name)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(setting.name, kind, default=None, annotation=annotation)
 
 
 def number(text: str) -> float:
@@ -68,129 +162,117 @@ def part(text: str) -> tuple[int, int]:
 
 _COUNT = re.compile(r"[0-9]{1,9}")
 
-Act = Annotated[
-    str | None, make_option("--act", "activation, e.g. relu or 'nsrelu(0.1)'", "nsrelu")
-]
-Leak = Annotated[
-    float | None, make_option("--leak", "its negative slope, from 0 to 1", "0.1", parser=number)
-]
-Alpha = Annotated[
-    float | None,
-    make_option("--alpha", "the parameter of elu, bsilu, nelu and helu", parser=number),
-]
-Backward = Annotated[
-    str | None, make_option("--backward", "function whose gradient is used instead")
-]
-Impl = Annotated[
-    str | None, make_option("--impl", "native, detach, function or mismatch; for pairs", "native")
-]
-Data = Annotated[
-    str | None, make_option("--dataset", "a name (see list), or folder:PATH of your own", "mnist5k")
-]
-DataDir = Annotated[str | None, make_option("--data-dir", "where downloaded data sets lie", "data")]
-TrainSize = Annotated[
-    int | None, make_option("--train-size", "train on a stratified part", "all", parser=count)
-]
-ProbeSize = Annotated[
-    int | None, make_option("--probe-size", "training examples to measure on", "2000", parser=count)
-]
-Measures = Annotated[
-    str | None,
-    make_option("--measures", "all, none, names with commas, or -name to leave out", "all"),
-]
-ProbeEvery = Annotated[
-    int | None,
-    make_option("--probe-every", "measure every so many steps too, 0: never", "0", parser=count),
-]
-Model = Annotated[
-    str | None,
-    make_option("--model", "a name (see list), or your own package.module:factory", "mlp"),
-]
-Width = Annotated[
-    int | None,
-    make_option(
-        "--width",
-        "units a layer, or channels of the first",
-        "128 of mlp, else by model",
-        parser=count,
-    ),
-]
-Depth = Annotated[
-    int | None, make_option("--depth", "hidden layers", "3 of mlp, else by model", parser=count)
-]
-BatchNorm = Annotated[
-    bool | None, make_option("--batch-norm/--no-batch-norm", "batch norm before activations", "no")
-]
-Dropout = Annotated[
-    float | None, make_option("--dropout", "dropout after activations", "0", parser=number)
-]
-Init = Annotated[str | None, make_option("--init", "he, xavier, rai or default", "he")]
-Epochs = Annotated[
-    int | None, make_option("--epochs", "passes over the training data", "10", parser=count)
-]
-Tasks = Annotated[
-    int | None,
-    make_option(
-        "--tasks", "tasks one after another, each with its pixels permuted", "1", parser=count
-    ),
-]
-Augment = Annotated[
-    str | None, make_option("--augment", "crop, flip and cutout, with + between them", "none")
-]
-BatchSize = Annotated[
-    int | None, make_option("--batch-size", "examples a step", "64", parser=count)
-]
-Optimizer = Annotated[str | None, make_option("--optimizer", "sgd, adam or adamw", "sgd")]
-Rate = Annotated[
-    float | None, make_option("--lr", "learning rate", "sgd 0.02, adam(w) 0.001", parser=number)
-]
-Momentum = Annotated[
-    float | None, make_option("--momentum", "momentum of sgd", "0.9", parser=number)
-]
-Decay = Annotated[float | None, make_option("--weight-decay", "weight decay", "0", parser=number)]
-Schedule = Annotated[
-    str | None, make_option("--schedule", "constant or cosine learning rate", "constant")
-]
-Seed = Annotated[
-    int | None, make_option("--seed", "the seed, or the first of several", "0", parser=count)
-]
-Seeds = Annotated[int | None, make_option("--seeds", "how many seeds, one run each", parser=count)]
-Threads = Annotated[int | None, make_option("--threads", "torch threads a run", "1", parser=count)]
-Device = Annotated[str | None, make_option("--device", "auto, cpu, cuda or mps", "cpu")]
-Precision = Annotated[
-    str | None, make_option("--precision", "fp32 or bf16 (mixed, in training)", "fp32")
-]
-Compile = Annotated[bool | None, make_option("--compile/--no-compile", "compile the model", "no")]
-Stack = Annotated[
-    bool | None, make_option("--stack/--no-stack", "train all seeds as one, for GPUs", "no")
-]
-Config = Annotated[Path | None, make_option("--config", "take settings from a run's config.yaml")]
 
-ResultsDir = Annotated[Path, make_option("--results", "folder of all results", "results")]
-Workers = Annotated[
-    int | None, make_option("--workers", "processes at once", "one a core", parser=count)
+DataDir = Annotated[str | None, setting_option("data_dir")]
+Device = Annotated[str | None, setting_option("device")]
+Stack = Annotated[bool | None, setting_option("stack")]
+Threads = Annotated[int | None, setting_option("threads")]
+Seeds = Annotated[
+    int | None,
+    make_option(
+        "--seeds",
+        "Number of seeds, one run for each",
+        parser=count,
+        metavar="N",
+        section="training",
+    ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="do runs again that are done")]
+
+ResultsDir = Annotated[
+    Path,
+    make_option("--results", "Folder of all results", "results", metavar="DIR", section=RUNNING),
+]
+Workers = Annotated[
+    int | None,
+    make_option(
+        "--workers", "Processes at once", "one per core", parser=count, metavar="N", section=RUNNING
+    ),
+]
+Fresh = Annotated[
+    bool, make_option("--fresh", "Repeat runs that are done", section=RUNNING, variable=False)
+]
 CheckpointAfter = Annotated[
     float | None,
-    make_option("--checkpoint-after", "seconds after which a run is kept", "10", parser=number),
+    make_option(
+        *("--checkpoint-after", "Seconds between the checkpoints of a run", "10"),
+        parser=number,
+        metavar="SECONDS",
+        section=RUNNING,
+    ),
 ]
-Quiet = Annotated[bool, make_option("--quiet", "no progress")]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="write event files too, for TensorBoard")
+    bool,
+    make_option(
+        "--tensorboard", "Also write event files for TensorBoard", section=RUNNING, variable=False
+    ),
 ]
-#: The names of `figures.FIGURES`, which costs too much for --help, and of what is measured beside
-#: `config.MEASURES`.
-KINDS = (
-    *("curves", "tradeoff", "units", "gradient_depth", "cosine"),
-    *("leak", "phase", "histogram"),
-)
-METRICS = ("loss", "accuracy")
+Quiet = Annotated[bool, make_option("--quiet", "Show no progress")]
+AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs", variable=False)]
 
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+METRICS = {
+    f"{part}_{score}": f"{text} of the {data} data"
+    for part, data in {"train": "training", "val": "validation", "test": "test"}.items()
+    for score, text in SCORES.items()
+} | MEASURES
+
 Paths = Annotated[
     list[Path] | None,
-    typer.Argument(help="runs, studies or folders of them", show_default="results"),
+    typer.Argument(help="Runs, studies or folders of them [default: results]", show_default=False),
+]
+Baseline = Annotated[
+    str,
+    make_option(
+        "--baseline",
+        "Activation to compare with",
+        "relu",
+        metavar="NAME",
+        names=SETTINGS["act"].names,
+    ),
+]
+Metric = Annotated[
+    list[str] | None,
+    make_option(
+        *("--metric", "Metrics, with commas; see list metrics"),
+        metavar="NAMES",
+        names=METRICS,
+        variable=False,
+    ),
+]
+By = Annotated[
+    list[str] | None,
+    make_option(
+        *("--by", "Settings with a table for each value, with commas"),
+        metavar="NAMES",
+        names=SETTINGS,
+        variable=False,
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    make_option(
+        *("--where", "Only such runs, and the baseline, e.g. act=nsrelu"),
+        metavar="KEY=VALUE",
+        names=[f"{name}=" for name in SETTINGS],
+        variable=False,
+    ),
+]
+Tune = Annotated[
+    list[str] | None,
+    make_option(
+        *("--tune", "Settings to choose by validation accuracy, with commas"),
+        metavar="NAMES",
+        names=SETTINGS,
+        variable=False,
+    ),
+]
+Kind = Annotated[
+    list[str] | None,
+    make_option(
+        *("--kind", f"Figures, with commas: {', '.join(FIGURES)}", "all"),
+        metavar="NAMES",
+        names=FIGURES,
+        variable=False,
+    ),
 ]
 
 
@@ -200,13 +282,8 @@ def split_names(given: list[str] | None) -> list[str] | None:
 
 
 def terminal_width() -> int | None:
-    """The width of the terminal that standard output is, None if it is none."""
+    """Return the width of the terminal that standard output is, otherwise None."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def flag_of(setting: str) -> str:
-    """Return the option of a setting."""
-    return "--" + setting.replace("_", "-")
 
 
 def check_range(flag: str, value: int, *, least: int = 1, most: int = 100_000) -> None:

@@ -4,42 +4,51 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 if TYPE_CHECKING:
     import pandas as pd
 
 from nsrelu_bench.cli.app import app
-from nsrelu_bench.cli.options import KINDS, AsJson, Paths, make_option, split_names, terminal_width
+from nsrelu_bench.cli.options import (
+    METRICS,
+    AsJson,
+    Baseline,
+    By,
+    Kind,
+    Metric,
+    Paths,
+    Tune,
+    Where,
+    make_option,
+    split_names,
+    terminal_width,
+)
 
 
 @app.command()
 def compare(
     paths: Paths = None,
-    baseline: Annotated[
-        str, make_option("--baseline", "activation to compare with", "relu")
-    ] = "relu",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help="metrics to show, with commas; list metrics names them"),
+    baseline: Baseline = "relu",
+    metric: Metric = None,
+    by: By = None,
+    where: Where = None,
+    tune: Tune = None,
+    sort: Annotated[
+        str | None,
+        make_option("--sort", "Metric or setting to sort by", metavar="NAME", variable=False),
     ] = None,
-    by: Annotated[
-        list[str] | None, typer.Option("--by", help="settings with a table for each value")
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", help="only such runs, and the baseline, e.g. act=nsrelu"),
-    ] = None,
-    tune: Annotated[
-        list[str] | None, typer.Option("--tune", help="setting to choose by validation accuracy")
-    ] = None,
-    sort: Annotated[str | None, typer.Option("--sort", help="metric or setting")] = None,
     fmt: Annotated[
-        str, typer.Option("--format", help="table, csv, json, md or latex", show_default="table")
+        str,
+        make_option(
+            *("--format", "Form of the table", "table"),
+            metavar="[table|csv|json|md|latex]",
+            names=["table", "csv", "json", "md", "latex"],
+            variable=False,
+        ),
     ] = "table",
     as_json: AsJson = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="file", show_default="standard output")
+        Path | None,
+        make_option("--out", "File to write", "standard output", metavar="FILE", variable=False),
     ] = None,
 ) -> None:
     """Compare activations: means over seeds, paired differences to the baseline, verdicts."""
@@ -73,23 +82,39 @@ def compare(
 @app.command()
 def plot(
     paths: Paths = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option("--kind", help=f"with commas, of {', '.join(KINDS)}", show_default="all"),
-    ] = None,
+    kind: Kind = None,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="metric in place of a figure's own; list metrics names them"),
+        make_option(
+            *("--metric", "Metric in place of a figure's own; see list metrics"),
+            metavar="NAME",
+            names=METRICS,
+            variable=False,
+        ),
     ] = None,
     fmt: Annotated[
         str,
-        typer.Option("--format", help="png, svg and pdf, with commas", show_default="png,svg"),
+        make_option(
+            *("--format", "File formats with commas: png, svg, pdf", "png,svg"),
+            metavar="NAMES",
+            names=["png", "svg", "pdf"],
+            variable=False,
+        ),
     ] = "png,svg",
     style: Annotated[
-        str, typer.Option("--style", help="paper, column or talk", show_default="paper")
+        str,
+        make_option(
+            *("--style", "Size and letters", "paper"),
+            metavar="[paper|column|talk]",
+            names=["paper", "column", "talk"],
+            variable=False,
+        ),
     ] = "paper",
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder", show_default="figures/ beside the runs")
+        Path | None,
+        make_option(
+            "--out", "Folder to write", "figures/ beside the runs", metavar="DIR", variable=False
+        ),
     ] = None,
 ) -> None:
     """Draw the figures of each study: curves over epochs, accuracy against sparsity and others."""
@@ -115,15 +140,13 @@ def plot(
 @app.command()
 def report(
     paths: Paths = None,
-    baseline: Annotated[
-        str, make_option("--baseline", "activation to compare with", "relu")
-    ] = "relu",
-    tune: Annotated[
-        list[str] | None, typer.Option("--tune", help="setting to choose by validation accuracy")
-    ] = None,
+    baseline: Baseline = "relu",
+    tune: Tune = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="file", show_default="report.html beside the runs"),
+        make_option(
+            "--out", "File to write", "report.html beside the runs", metavar="FILE", variable=False
+        ),
     ] = None,
 ) -> None:
     """Write one HTML page that needs nothing else: verdicts, tables, figures, what made them."""

@@ -1,16 +1,17 @@
 """Commands that run: train, sweep."""
 
+import functools
 import os
 import shlex
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nsrelu_bench.config import SETTINGS
 from nsrelu_bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
@@ -18,92 +19,38 @@ if TYPE_CHECKING:
     from nsrelu_bench.sweep import Event, Executor, RunPolicy
 from nsrelu_bench.cli.app import TRACEBACK, app
 from nsrelu_bench.cli.options import (
-    Act,
-    Alpha,
+    CLUSTER,
+    RUNNING,
     AsJson,
-    Augment,
-    Backward,
-    BatchNorm,
-    BatchSize,
     CheckpointAfter,
-    Compile,
-    Config,
-    Data,
     DataDir,
-    Decay,
-    Depth,
-    Device,
-    Dropout,
-    Epochs,
     Fresh,
-    Impl,
-    Init,
-    Leak,
-    Measures,
-    Model,
-    Momentum,
-    Optimizer,
-    Precision,
-    ProbeEvery,
-    ProbeSize,
     Quiet,
-    Rate,
     ResultsDir,
-    Schedule,
-    Seed,
     Seeds,
     Stack,
-    Tasks,
     TensorBoard,
-    Threads,
-    TrainSize,
-    Width,
     Workers,
     check_range,
     flag_of,
     make_option,
     number,
     part,
+    takes_settings,
 )
 
 
 @app.command()
+@takes_settings
 def train(
-    context: typer.Context,
-    act: Act = None,
-    leak: Leak = None,
-    alpha: Alpha = None,
-    backward: Backward = None,
-    impl: Impl = None,
-    dataset: Data = None,
-    data_dir: DataDir = None,
-    train_size: TrainSize = None,
-    probe_size: ProbeSize = None,
-    measures: Measures = None,
-    probe_every: ProbeEvery = None,
-    model: Model = None,
-    width: Width = None,
-    depth: Depth = None,
-    batch_norm: BatchNorm = None,
-    dropout: Dropout = None,
-    init: Init = None,
-    epochs: Epochs = None,
-    tasks: Tasks = None,
-    augment: Augment = None,
-    batch_size: BatchSize = None,
-    optimizer: Optimizer = None,
-    lr: Rate = None,
-    momentum: Momentum = None,
-    weight_decay: Decay = None,
-    schedule: Schedule = None,
-    seed: Seed = None,
+    settings: tuple[dict[str, Any], ...],
     seeds: Seeds = None,
-    threads: Threads = None,
-    device: Device = None,
-    precision: Precision = None,
-    compile: Compile = None,  # noqa: A002
-    stack: Stack = None,
-    config: Config = None,
+    config: Annotated[
+        Path | None,
+        make_option(
+            "--config", "Take settings from a run's config.yaml", metavar="FILE", section=RUNNING
+        ),
+    ] = None,
     results: ResultsDir = Path("results"),
     workers: Workers = None,
     fresh: Fresh = False,
@@ -113,17 +60,15 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one activation, with one seed or several, into RESULTS/runs."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    from nsrelu_bench.config import SETTINGS, make_study, override, read_run
+    from nsrelu_bench.config import make_study, override, read_run
     from nsrelu_bench.sweep import run_all
 
-    variables, flags = _by_source(context, {k: v for k, v in given.items() if k in SETTINGS})
-    settings = override(override(read_run(config) if config else {}, variables), flags)
+    merged = functools.reduce(override, settings, read_run(config) if config else {})
     if seeds is not None:
-        first = settings.pop("seed", 0)
+        first = merged.pop("seed", 0)
         check_range("--seeds", seeds)
-        settings["seeds"] = list(range(first, first + seeds))
-    study = make_study(settings, "runs", flag_of)
+        merged["seeds"] = list(range(first, first + seeds))
+    study = make_study(merged, "runs", flag_of)
     folder = results / study.name
     events = run_all(
         study.runs, folder, workers=_workers(workers), policy=_policy(fresh, (), checkpoint_after)
@@ -133,44 +78,89 @@ def train(
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="a study's YAML file", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="YAML file of a study", show_default=False)],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="change a setting of the file, e.g. lr=0.1; repeat it for more"),
+        make_option(
+            *("--set", "Change a setting of the file, e.g. lr=0.1; repeat for more"),
+            metavar="KEY=VALUE",
+            names=[f"{name}=" for name in SETTINGS],
+            variable=False,
+        ),
     ] = None,
     seeds: Seeds = None,
     data_dir: DataDir = None,
     stack: Stack = None,
     results: ResultsDir = Path("results"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="list the runs and how they stand, and make none")
+        bool,
+        make_option(
+            *("--dry-run", "List runs and their status without running anything"),
+            section=RUNNING,
+            variable=False,
+        ),
     ] = False,
     retry: Annotated[
         list[str] | None,
-        typer.Option("--retry", help="make only runs that ended so, e.g. failed; repeat for more"),
+        make_option(
+            *("--retry", "Rerun only runs with this status, e.g. failed; repeat for more"),
+            metavar="STATUS",
+            section=RUNNING,
+            variable=False,
+        ),
     ] = None,
     fresh: Fresh = False,
     shard: Annotated[
-        Any, typer.Option("--shard", help="the K-th of N parts, for array jobs", parser=part)
+        Any,
+        make_option(
+            *("--shard", "The K-th of N parts, for array jobs"),
+            metavar="K/N",
+            parser=part,
+            section=RUNNING,
+            variable=False,
+        ),
     ] = None,
     workers: Workers = None,
-    engine: Annotated[str, make_option("--engine", "local or ray", "local")] = "local",
+    engine: Annotated[
+        str,
+        make_option(
+            *("--engine", "What computes the runs", "local"),
+            metavar="[local|ray]",
+            section=CLUSTER,
+            names=["local", "ray"],
+        ),
+    ] = "local",
     address: Annotated[
-        str | None, make_option("--address", "of the Ray cluster", "one on this machine")
+        str | None,
+        make_option(
+            *("--address", "Address of the Ray cluster", "one on this machine"),
+            metavar="HOST:PORT",
+            section=CLUSTER,
+        ),
     ] = None,
     collect: Annotated[
-        bool, typer.Option("--collect", help="the Ray nodes share no folder: send results back")
+        bool,
+        make_option(
+            *("--collect", "The Ray nodes share no folder: send results back"),
+            section=CLUSTER,
+            variable=False,
+        ),
     ] = False,
     gpus: Annotated[
         float | None,
-        make_option("--gpus-per-run", "share of a GPU that a run takes on Ray", "1", parser=number),
+        make_option(
+            *("--gpus-per-run", "Share of a GPU that a run takes on Ray", "1"),
+            parser=number,
+            metavar="X",
+            section=CLUSTER,
+        ),
     ] = None,
     checkpoint_after: CheckpointAfter = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, a grid of settings times seeds, into RESULTS/<its name>; done runs are kept."""
+    """Run a study, a grid of settings and seeds, into RESULTS/<its name>; done runs are kept."""
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
@@ -200,7 +190,7 @@ def sweep(
 def _engine(
     name: str, address: str | None, gpus: float | None, *, collect: bool
 ) -> "Executor | None":
-    """What makes the runs instead of processes on this machine, if anything."""
+    """Return what computes the runs instead of processes on this machine, if anything."""
     from nsrelu_bench.errors import lookup
 
     ray = lookup({"local": False, "ray": True}, name, "engine")
@@ -213,7 +203,7 @@ def _engine(
         return None
     from nsrelu_bench.sweep.executors.ray import on_ray
 
-    return partial(on_ray, address=address, collect=collect, gpus=gpus)
+    return functools.partial(on_ray, address=address, collect=collect, gpus=gpus)
 
 
 def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "RunPolicy":
@@ -275,10 +265,3 @@ def _follow(
         print(f"nsrelu-bench: {told}", file=sys.stderr)
     if failures:
         raise typer.Exit(3)
-
-
-def _by_source(context: typer.Context, given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Tell the settings that variables gave from those that stand on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in given}
-    variables = {k: v for k, v in given.items() if "ENVIRONMENT" in str(sources[k])}
-    return variables, {k: v for k, v in given.items() if k not in variables}

@@ -9,7 +9,6 @@ import typer
 
 from nsrelu_bench.cli.app import app
 from nsrelu_bench.cli.options import (
-    KINDS,
     METRICS,
     AsJson,
     DataDir,
@@ -24,12 +23,25 @@ from nsrelu_bench.cli.options import (
     make_option,
     terminal_width,
 )
+from nsrelu_bench.config import (
+    ALIASES,
+    DATASETS,
+    FIGURES,
+    FUNCTIONS,
+    MODELS,
+    SETTINGS,
+    run_config,
+)
+from nsrelu_bench.errors import lookup
 
 
 @app.command()
 def check(
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="check under torch.compile too")
+        bool,
+        make_option(
+            "--compile/--no-compile", "Check under torch.compile too", "yes", variable=False
+        ),
     ] = True,
 ) -> None:
     """Hold every implementation of NSReLU against its definition; exit code 1 on disagreement."""
@@ -44,16 +56,29 @@ def check(
 @app.command(name="born-dead")
 def born_dead(
     width: Annotated[
-        Any, typer.Option("--width", help="units a layer, with commas", parser=counts)
+        Any,
+        make_option(
+            *("--width", "Units per layer, with commas", "2,3,5,10"),
+            parser=counts,
+            metavar="N,...",
+            variable=False,
+        ),
     ] = "2,3,5,10",
     depth: Annotated[
-        Any, typer.Option("--depth", help="layers with the output, with commas", parser=counts)
+        Any,
+        make_option(
+            *("--depth", "Layers including the output, with commas", "10"),
+            parser=counts,
+            metavar="N,...",
+            variable=False,
+        ),
     ] = "10",
     trials: Annotated[
-        int | None, make_option("--trials", "networks", "20000", parser=count)
+        int | None,
+        make_option("--trials", "Networks per width and depth", "20000", parser=count, metavar="N"),
     ] = None,
     seed: Annotated[
-        int | None, make_option("--seed", "decides the weights", "0", parser=count)
+        int | None, make_option("--seed", "Seed of the weights", "0", parser=count, metavar="N")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,19 +110,38 @@ def born_dead(
 @app.command()
 def ops(
     sizes: Annotated[
-        str, typer.Option("--sizes", help="numbers of elements as powers of 2, with commas")
+        str,
+        make_option(
+            *("--sizes", "Numbers of elements as powers of 2, with commas", "8,12,16,20,24"),
+            metavar="N,...",
+            variable=False,
+        ),
     ] = "8,12,16,20,24",
     dtypes: Annotated[
-        str, typer.Option("--dtypes", help="float32, float64, float16, bfloat16, with commas")
+        str,
+        make_option(
+            *("--dtypes", "Types with commas: float32, float64, float16, bfloat16", "float32"),
+            metavar="NAMES",
+            names=["float32", "float64", "float16", "bfloat16"],
+            variable=False,
+        ),
     ] = "float32",
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="compiled too, some minutes more")
+        bool,
+        make_option(
+            *("--compile/--no-compile", "Also compiled, some minutes more", "no"), variable=False
+        ),
     ] = False,
     device: Device = None,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option("--out", help="folder of ops.csv and ops.png")] = Path(
-        "results/ops"
-    ),
+    out: Annotated[
+        Path,
+        make_option(
+            *("--out", "Folder of ops.csv and ops.png", "results/ops"),
+            metavar="DIR",
+            variable=False,
+        ),
+    ] = Path("results/ops"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,43 +177,43 @@ def ops(
         print(*paths, sep="\n", file=sys.stderr)
 
 
+#: What can be named, with descriptions where the name does not say it.
+NAMED: dict[str, dict[str, str]] = {
+    "activations": dict.fromkeys([*FUNCTIONS, *ALIASES], ""),
+    "models": dict.fromkeys(MODELS, ""),
+    "datasets": DATASETS,
+    "metrics": METRICS,
+    "figures": FIGURES,
+}
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="activations, models, datasets, metrics or figures", show_default="all"
+            help=f"{', '.join(NAMED)} [default: all]",
+            show_default=False,
+            autocompletion=lambda incomplete: [n for n in NAMED if n.startswith(incomplete)],
         ),
     ] = None,
 ) -> None:
     """List what can be named."""
-    from nsrelu_bench.config import ALIASES, DATASETS, FUNCTIONS, MEASURES, MODELS
-    from nsrelu_bench.errors import lookup
-
-    kinds = {
-        "activations": [*FUNCTIONS, *ALIASES],
-        "models": [*MODELS],
-        "datasets": [f"{name}: {text}" for name, text in DATASETS.items()],
-        "metrics": [
-            *(f"{split}_{name}" for split in ("train", "val", "test") for name in METRICS),
-            *(f"{name}: {text}" for name, text in MEASURES.items()),
-        ],
-        "figures": [*KINDS],
-    }
-    for name in kinds if kind is None else [kind]:
-        print(f"{name}:", *lookup(kinds, name, "kind"), sep="\n  ")
+    for name in NAMED if kind is None else [kind]:
+        names = lookup(NAMED, name, "kind")
+        lines = (f"{name}: {text}" if text else name for name, text in names.items())
+        print(f"{name}:", *lines, sep="\n  ")
 
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="a name (see list), or folder:PATH of your own")],
+    name: Annotated[str, typer.Argument(help=SETTINGS["dataset"].help, metavar="NAME")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a data set if it is not there, check it, and say what is in it."""
     import json
 
-    from nsrelu_bench.config import run_config
     from nsrelu_bench.data import describe, format_description
 
     settings = {"dataset": name} | ({} if data_dir is None else {"data_dir": data_dir})

@@ -12,8 +12,9 @@ from nsrelu_bench.config.activation_spec import (
     parse_activation,
     same_activation,
 )
-from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, MEASURES, MODELS
+from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, FIGURES, MEASURES, MODELS, SCORES
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
+from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
 from nsrelu_bench.config.yaml import parse_settings, read_setting, read_yaml, write_yaml
 
@@ -22,15 +23,18 @@ __all__ = [
     "ALIASES",
     "AUGMENTATIONS",
     "DATASETS",
+    "FIGURES",
     "FUNCTIONS",
     "LEARNABLE",
     "MEASURES",
     "MODELS",
     "NUMBER",
+    "SCORES",
     "SETTINGS",
     "ActivationSpec",
     "FunctionSpec",
     "RunConfig",
+    "Setting",
     "Study",
     "check_parameter",
     "format_number",

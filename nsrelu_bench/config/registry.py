@@ -58,3 +58,21 @@ MEASURES: dict[str, str] = {
     "population_sparsity": "how few of the units respond to an example",
     "effective_rank": "effective number of dimensions of the outputs (costly in wide layers)",
 }
+
+#: What is computed on each part of the data.
+SCORES: dict[str, str] = {
+    "loss": "mean cross-entropy in nats",
+    "accuracy": "fraction of the examples classified right",
+}
+
+#: The figures that can be drawn; the code is in plot/figures.py.
+FIGURES: dict[str, str] = {
+    "curves": "metrics over epochs",
+    "tradeoff": "accuracy against sparsity",
+    "units": "dead, dormant and revived units over epochs",
+    "gradient_depth": "gradient norm by layer",
+    "cosine": "cosine of the surrogate and the true gradient over epochs",
+    "leak": "metrics over the leak",
+    "phase": "accuracy over two settings",
+    "histogram": "distribution of the inputs of the activations",
+}

@@ -23,7 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from nsrelu_bench.config.activation_spec import ActivationSpec, forget, parse_activation
+from nsrelu_bench.config.activation_spec import (
+    ALIASES,
+    FUNCTIONS,
+    ActivationSpec,
+    forget,
+    parse_activation,
+)
 from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     DATASETS,
@@ -33,6 +39,7 @@ from nsrelu_bench.config.registry import (
     OPTIMIZERS,
     PLUGIN,
 )
+from nsrelu_bench.config.setting import Setting, describe_setting, setting
 from nsrelu_bench.config.yaml import read_yaml
 from nsrelu_bench.errors import UsageError, lookup, unknown
 
@@ -48,6 +55,26 @@ Fraction = Annotated[float, Field(ge=0, lt=1), _Unsigned]
 Choice = Annotated[str, Field(max_length=200)]
 
 
+class ActivationParts(BaseModel):
+    """Settings that may be given beside `act`, and become part of its label."""
+
+    leak: float = setting(
+        "activation", "Negative slope, from 0 to 1", usual=f"{FUNCTIONS['leaky_relu']['leak']}"
+    )
+    alpha: float = setting(
+        "activation", "Parameter of elu, bsilu, nelu and helu", usual="by function"
+    )
+    backward: str = setting(
+        "activation",
+        "Function whose gradient is used instead of the true one",
+        usual="",
+        names=FUNCTIONS,
+    )
+
+
+LABEL_PARTS = ActivationParts.model_fields
+
+
 class RunConfig(BaseModel):
     """One configuration with one seed, every setting resolved.
 
@@ -61,39 +88,91 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    act: Choice = "nsrelu"  # resolved to its canonical label, nsrelu(0.1)
-    impl: Literal["native", "detach", "function", "mismatch"] = "native"
-    dataset: Choice = "mnist5k"
-    data_dir: str = "data"
-    train_size: Count | None = None
-    probe_size: Count = 2000
-    measures: Annotated[str, Field(max_length=1000)] = (
-        "all"  # or "none", names with commas, or -name to leave out
+    act: Choice = setting(
+        "activation",
+        "Activation, e.g. relu, 'nsrelu(0.1)' or relu/gelu",
+        "nsrelu",  # resolved to its canonical label, nsrelu(0.1)
+        names=[*FUNCTIONS, *ALIASES],
     )
-    probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps; 0: every epoch alone
-    model: Choice = "mlp"
-    width: Count = Field(default_factory=lambda known: _size(known["model"], "width"))
-    depth: Count = Field(default_factory=lambda known: _size(known["model"], "depth"))
-    batch_norm: bool = False
-    dropout: Fraction = 0.0
-    init: Literal["he", "xavier", "default", "rai"] = "he"
-    epochs: Count = 10  # of each task
-    tasks: Annotated[int, Field(ge=1, le=10_000)] = 1  # one after another, the pixels permuted
-    augment: Annotated[str, Field(max_length=100)] = "none"  # or names with + between them
-    batch_size: Count = 64
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Amount = Field(default_factory=lambda known: OPTIMIZERS[known["optimizer"]])
-    momentum: Fraction | None = 0.9  # of sgd alone
-    weight_decay: Amount = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    impl: Literal["native", "detach", "function", "mismatch"] = setting(
+        "activation", "Implementation of a pair of two functions", "native"
+    )
+    dataset: Choice = setting(
+        "data", "Data set by name, or folder:PATH of your own images", "mnist5k", names=DATASETS
+    )
+    data_dir: str = setting("data", "Folder of downloaded data sets", "data", metavar="DIR")
+    train_size: Count | None = setting(
+        "data", "Train on a stratified part of the training data", None, usual="all"
+    )
+    probe_size: Count = setting("measuring", "Training examples to measure on", 2000)
+    measures: Annotated[str, Field(max_length=1000)] = setting(
+        "measuring",
+        "Measures to take: all, none, names with commas, or -name to leave out",
+        "all",
+        names=["all", "none", *MEASURES],
+        metavar="NAMES",
+    )
+    probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = setting(
+        "measuring", "Steps between measurements within an epoch; 0: none", 0
+    )
+    model: Choice = setting(
+        "model", "Model by name, or package.module:factory of your own", "mlp", names=MODELS
+    )
+    width: Count = setting(
+        "model",
+        "Units per layer, or channels of the first convolution",
+        default_factory=lambda known: _size(known["model"], "width"),
+        usual=f"{MODELS['mlp']['width']} for mlp, otherwise by model",
+    )
+    depth: Count = setting(
+        "model",
+        "Hidden layers",
+        default_factory=lambda known: _size(known["model"], "depth"),
+        usual=f"{MODELS['mlp']['depth']} for mlp, otherwise by model",
+    )
+    batch_norm: bool = setting("model", "Batch norm before the activations", default=False)
+    dropout: Fraction = setting("model", "Dropout rate after the activations", 0.0)
+    init: Literal["he", "xavier", "default", "rai"] = setting(
+        "model", "Initialisation of the weights", "he"
+    )
+    epochs: Count = setting("training", "Passes over the training data, per task", 10)
+    tasks: Annotated[int, Field(ge=1, le=10_000)] = setting(
+        "training", "Tasks one after another, each with its pixels permuted", 1
+    )
+    augment: Annotated[str, Field(max_length=100)] = setting(
+        "data",
+        "Augmentation: names with + between them",
+        "none",
+        names=["none", *AUGMENTATIONS],
+        metavar="NAMES",
+    )
+    batch_size: Count = setting("training", "Examples per step", 64)
+    optimizer: Literal["sgd", "adam", "adamw"] = setting("training", "Optimizer", "sgd")
+    lr: Amount = setting(
+        "training",
+        "Learning rate",
+        default_factory=lambda known: OPTIMIZERS[known["optimizer"]],
+        usual=", ".join(f"{rate:g} for {name}" for name, rate in OPTIMIZERS.items()),
+    )
+    momentum: Fraction | None = setting("training", "Momentum of sgd", 0.9)
+    weight_decay: Amount = setting("training", "Weight decay", 0.0)
+    schedule: Literal["constant", "cosine"] = setting(
+        "training", "Schedule of the learning rate", "constant"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = setting(
+        "training", "Seed, or the first of several", 0
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = setting("running", "Torch threads per run", 1)
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: _device(name))
-    ] = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    stack: bool = False  # train the seeds of this configuration as one
+    ] = setting("running", "Device to compute on", "cpu")
+    precision: Literal["fp32", "bf16"] = setting(
+        "running", "Precision of training; bf16 is mixed", "fp32"
+    )
+    compile: bool = setting("running", "Compile the model", default=False)
+    stack: bool = setting(
+        "running", "Train the seeds of a configuration as one network, for GPUs", default=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -308,12 +387,15 @@ def brief(value: Any) -> str:
     return short.repr(value)
 
 
-#: Settings that are given beside `act` and become part of its label.
-LABEL_PARTS = ("leak", "alpha", "backward")
-
 #: Settings that came after results were published, each with the value that all had before: with
 #: it a run keeps the id that it had.
 ADDED: dict[str, Any] = {"stack": False}
 
-#: All that a run can be given.
-SETTINGS = (*RunConfig.model_fields, *LABEL_PARTS)
+#: All that a run can be given, by name; what is part of the activation comes right after it.
+SETTINGS: dict[str, Setting] = {
+    name: describe_setting(name, field)
+    for name, field in sorted(
+        (RunConfig.model_fields | LABEL_PARTS).items(),
+        key=lambda item: item[0] != "act" and item[0] not in LABEL_PARTS,
+    )
+}

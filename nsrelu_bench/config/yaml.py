@@ -1,17 +1,18 @@
-"""YAML 1.2 files that hold one mapping of settings."""
+"""YAML 1.2 files that hold one mapping of settings.
+
+ruamel.yaml is imported where it is used, so that ``--help`` need not wait for it.
+"""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.resolver import VersionedResolver
+from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.errors import UsageError, error_reason
 from nsrelu_bench.files import read_bytes
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -35,6 +36,8 @@ def parse_settings(content: bytes, source: str) -> dict[str, Any]:
     Raises:
         UsageError: It can't be read as a mapping.
     """
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         return parse_yaml(content.decode())
     except UnicodeDecodeError:
@@ -44,19 +47,26 @@ def parse_settings(content: bytes, source: str) -> dict[str, Any]:
         problem = str(error.problem).partition(" with value")[0]  # they may fill the screen
         raise UsageError(f"{source}:{line} {problem}") from None
     except RecursionError:
-        raise UsageError(f"{source}: brackets stand too deep in each other") from None
+        raise UsageError(f"{source}: nesting is too deep") from None
     except (YAMLError, ValueError) as error:
         raise UsageError(f"{source}: {error_reason(error)}") from None
 
 
-class _Resolver(VersionedResolver):
-    """Takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
+def _make_yaml() -> "YAML":
+    """Return a reader that takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.nodes import ScalarNode
+    from ruamel.yaml.resolver import VersionedResolver
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """Return the tag of a value."""
-        if kind is ScalarNode and implicit[0] and "_" in value:
-            return self.DEFAULT_SCALAR_TAG
-        return super().resolve(kind, value, implicit)
+    class Resolver(VersionedResolver):
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            if kind is ScalarNode and implicit[0] and "_" in value:
+                return self.DEFAULT_SCALAR_TAG
+            return super().resolve(kind, value, implicit)
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver = Resolver
+    return yaml
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
@@ -68,9 +78,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
     """
     if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
         raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver = _Resolver
-    content = yaml.load(text)
+    content = _make_yaml().load(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("must be a mapping of settings")
     return content
@@ -82,6 +90,8 @@ def read_setting(text: str) -> tuple[str, Any]:
     Raises:
         UsageError: It is something else.
     """
+    from ruamel.yaml.error import YAMLError
+
     key, equals, value = text.partition("=")
     try:
         if equals and key.isidentifier():
@@ -92,8 +102,8 @@ def read_setting(text: str) -> tuple[str, Any]:
 
 
 def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
-    """Write settings as YAML, one a line, in their order."""
-    yaml = YAML(typ="safe", pure=True)
+    """Write settings as YAML, one per line, in their order."""
+    yaml = _make_yaml()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(dict(settings), stream)

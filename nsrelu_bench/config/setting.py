@@ -1,0 +1,106 @@
+"""What describes a setting: its field says all of it once, for options, editors and docs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+Section = Literal["activation", "data", "model", "training", "measuring", "running"]
+
+
+METAVARS = {bool: "", int: "N", float: "X", str: "NAME"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a run, as people see it.
+
+    Attributes:
+        name: Its key in files; its option is the same with hyphens.
+        kind: The type of its values.
+        section: What it belongs to.
+        help: What it is, in one line.
+        default: Its default in words; empty where there is none.
+        metavar: What stands for a value in help texts.
+        names: Values that can be named; where `closed`, there are no others.
+    """
+
+    name: str
+    kind: type[bool] | type[int] | type[float] | type[str]
+    section: Section
+    help: str
+    default: str
+    metavar: str
+    names: tuple[str, ...] = ()
+    closed: bool = False
+
+
+def setting(
+    section: Section,
+    description: str,
+    default: Any = PydanticUndefined,
+    *,
+    usual: str | None = None,
+    names: Iterable[str] = (),
+    metavar: str | None = None,
+    **constraints: Any,
+) -> Any:
+    """Return the field of a setting.
+
+    Args:
+        section: What it belongs to.
+        description: What it is, in one line.
+        default: As for `pydantic.Field`.
+        usual: The default in words, where it is not a plain value.
+        names: Values that can be named, where others are allowed too.
+        metavar: What stands for a value in help texts.
+        constraints: Further arguments of `pydantic.Field`.
+    """
+    shown: dict[str, Any] = {
+        "section": section,
+        "usual": usual,
+        "names": [*names],
+        "metavar": metavar,
+    }
+    return Field(default, description=description, json_schema_extra=shown, **constraints)
+
+
+def describe_setting(name: str, field: FieldInfo) -> Setting:
+    """Return what a field made by `setting` says."""
+    shown: Any = field.json_schema_extra
+    parts = tuple(_flatten(field.annotation))
+    texts = tuple(part for part in parts if isinstance(part, str))
+    kind = str if texts else next(kind for kind in (bool, int, float, str) if kind in parts)
+    metavar = "[" + "|".join(texts) + "]" if texts else METAVARS[kind]
+    usual = shown["usual"]
+    if usual is None:
+        words = {True: "yes", False: "no"}
+        default = field.default
+        usual = words[default] if isinstance(default, bool) else _format_default(default)
+    return Setting(
+        name=name,
+        kind=kind,
+        section=shown["section"],
+        help=str(field.description),
+        default=usual,
+        metavar=shown["metavar"] or metavar,
+        names=texts or tuple(shown["names"]),
+        closed=bool(texts),
+    )
+
+
+def _format_default(value: Any) -> str:
+    if value is None or value is PydanticUndefined:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flatten(annotation: Any) -> Iterable[Any]:
+    """Give the types and literal values that an annotation is composed of."""
+    if get_origin(annotation) is None:
+        yield annotation
+    for part in get_args(annotation):
+        yield from _flatten(part)
