@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.models import build_model
-from nsrelu_bench.training.ensemble import Alone, Stack
+from nsrelu_bench.training.ensemble import Ensemble
+from nsrelu_bench.training.steps import train_step
 
 Batch = tuple[Tensor, Tensor]
 SHAPES = {"mlp": (1, 28, 28), "cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
@@ -86,8 +87,13 @@ class Trainer:
         config = RunConfig(model=name, batch_norm=name == "resnet18")
         models = [build_model(config, shape, 10) for _ in range(way.seeds)]
         models = [model.to(device).to(memory_format=memory_format) for model in models]
-        self.net = Stack(models) if way.seeds > 1 else Alone(models[0], compiled=way.compiled)
-        self.optimizer = optimizer(self.net.parameters(), way)
+        if way.seeds > 1:
+            ensemble = Ensemble(models)
+            self.forward, parameters = ensemble.forward, ensemble.parameters()
+        else:
+            self.forward = torch.compile(models[0]) if way.compiled else models[0]
+            parameters = list(models[0].parameters())
+        self.optimizer = optimizer(parameters, way)
         images = torch.randn(examples, *shape).to(device, memory_format=memory_format)
         self.data = images, torch.arange(examples, device=device) % 10
         self.batches = self._batches(batch_size)
@@ -111,11 +117,9 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step."""
-        inputs, labels = (self.net.join([part] * self.way.seeds) for part in (images, labels))
-        loss = self.net.loss(inputs, labels, self.way.precision)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.sum())
-        self.optimizer.step()
+        if self.way.seeds > 1:
+            images, labels = (torch.stack([part] * self.way.seeds) for part in (images, labels))
+        loss = train_step(self.forward, self.optimizer, images, labels, self.way.precision)
         if self.way.loader:
             loss.item()
 

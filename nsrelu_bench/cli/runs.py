@@ -177,13 +177,15 @@ def sweep(
     policy = _policy(fresh, retry or (), checkpoint_after)
     runs = study.runs
     if shard:
-        runs = [run for job in list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]] for run in job]
+        runs = [
+            run for job in list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]] for run in job.runs
+        ]
     on_cluster = _engine(engine, address, gpus, collect=collect)
     if dry_run:
         print(standing_text(plan_runs(runs, folder, policy), as_json=as_json), end="")
         return
     save_study(study, folder)
-    events = run_all(runs, folder, workers=_workers(workers), policy=policy, engine=on_cluster)
+    events = run_all(runs, folder, workers=_workers(workers), policy=policy, executor=on_cluster)
     _follow(runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
@@ -201,9 +203,9 @@ def _engine(
         raise UsageError(f"--gpus-per-run: must be above 0 and at most 64, got {gpus:g}")
     if not ray:
         return None
-    from nsrelu_bench.sweep.executors.ray import on_ray
+    from nsrelu_bench.sweep.executors.ray import RayExecutor
 
-    return functools.partial(on_ray, address=address, collect=collect, gpus=gpus)
+    return RayExecutor(address=address, collect=collect, gpus=gpus)
 
 
 def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "RunPolicy":

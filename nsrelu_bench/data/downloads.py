@@ -200,7 +200,7 @@ def _timeout() -> Iterator[None]:
 
 
 def _like_mnist(name: str, md5s: Sequence[str], sha256s: Sequence[str] | None = None) -> Source:
-    """Return a data set of four files like MNIST's, as published and as torchvision unpacks them."""
+    """Return a data set of four files, as published and as torchvision unpacks them."""
     paths = [f"{name}/raw/{file}-ubyte" for file in MNIST_FILES]
     packed = zip(paths, md5s, strict=True)
     known = [None] * 4 if sha256s is None else [f"sha256:{digest}" for digest in sha256s]

@@ -28,7 +28,7 @@ EMNIST_FILES = tuple(
 
 
 def idx_files(classes: int) -> Reader:
-    """Return the reader of MNIST's four files: training images and labels, test images and labels."""
+    """Return the reader of MNIST's four files: images and labels, to train and to test."""
 
     def read(files: Sequence[IO[bytes]]) -> Parts:
         return {

@@ -1,8 +1,16 @@
 """The measures of a network, and the probe that takes them."""
 
+from nsrelu_bench.measures.isolation import undisturbed
 from nsrelu_bench.measures.measurement import Measurement, measure
 from nsrelu_bench.measures.metrics import DeadUnitHistory
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.quantiles import pre_quantiles
 
-__all__ = ["ActivationProbe", "DeadUnitHistory", "Measurement", "measure", "pre_quantiles"]
+__all__ = [
+    "ActivationProbe",
+    "DeadUnitHistory",
+    "Measurement",
+    "measure",
+    "pre_quantiles",
+    "undisturbed",
+]

@@ -16,7 +16,7 @@ from nsrelu_bench.files import file_sha256
 from nsrelu_bench.records.schema import csv_files
 
 #: The number goes up by one when what `training.run` saves, or how it is saved, changes.
-FORMAT = b"nsrelu-bench checkpoint 1\n"
+FORMAT = b"nsrelu-bench checkpoint 2\n"
 
 #: The entries of env.json that must be equal for a resumed run to give the same bits.
 DECISIVE = ("packages", "git_commit", "device", "processor", "cpu_capability", "threads")

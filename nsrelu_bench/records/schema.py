@@ -19,10 +19,13 @@ _SPLITS = tuple(
 _FIRST = tuple(MEASURES)[: 1 + list(MEASURES).index("surrogate_cosine")]
 _FURTHER = tuple(MEASURES)[len(_FIRST) :]
 
+#: How training goes: 1 for a collapsed network, and the step of the early warning.
+_OUTCOME = ("collapsed", "gradient_lost_step")
+
 #: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv exists only
 #: where measures are taken between epochs.
 COLUMNS = {
-    "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER, "task"),
+    "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER, "task", *_OUTCOME),
     "layers.csv": ("epoch", "layer", "units", *MEASURES),
     "timing.csv": ("epoch", "time_s", "train_s", "measure_s", "evaluate_s"),
     "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *MEASURES),

@@ -2,20 +2,19 @@
 
 from nsrelu_bench.sweep.execution import (
     DEFAULT_POLICY,
-    POLL_S,
     Event,
-    Executor,
+    Job,
     RunPolicy,
     execute_run,
     group_into_jobs,
 )
-from nsrelu_bench.sweep.scheduler import plan_runs, run_all
+from nsrelu_bench.sweep.scheduler import Executor, plan_runs, run_all
 
 __all__ = [
     "DEFAULT_POLICY",
-    "POLL_S",
     "Event",
     "Executor",
+    "Job",
     "RunPolicy",
     "execute_run",
     "group_into_jobs",

@@ -1,14 +1,14 @@
-"""One run, trained and written to its folder."""
+"""One job: a run, or the seeds of an ensemble, trained and written to the runs' folders."""
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from traceback import format_exc
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.records import (
     DONE,
     STATES,
@@ -22,18 +22,20 @@ from nsrelu_bench.records import (
 if TYPE_CHECKING:
     from nsrelu_bench.training import Epoch
 
-
-#: How often to look again after a run that another process is making.
-POLL_S = 0.5
-#: How many seeds are trained as one: each keeps its files open.
-MAX_STACK = 64
+#: Seeds that are trained as one network, at most: each keeps its files open.
+MAX_ENSEMBLE = 64
 
 
 @dataclass(frozen=True)
 class Event:
-    """How a run stands now; `metrics` is its newest row of metrics.csv, where there is one.
+    """The state of a run when something happened to it.
 
-    `kept`: it was done before, or is being made by another process (state running).
+    Attributes:
+        config: The run.
+        status: Its status.
+        metrics: Its newest row of metrics.csv, if there is one.
+        kept: It was done before, or another process is running it (state running).
+        traceback: Where the error came from, of a run that failed here.
     """
 
     config: RunConfig
@@ -44,18 +46,23 @@ class Event:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether another process is making the run."""
+        """Whether another process is running the run."""
         return self.kept and not self.status.done
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes of the run."""
+        return self.status.state != "running"
 
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """How runs are made: what does not change their numbers.
+    """How to run, without a say in the numbers.
 
     Attributes:
-        fresh: Do runs again that are done.
-        retry: Do only the runs that ended in these states.
-        checkpoint_after: Seconds after which a run that goes on keeps a checkpoint.
+        fresh: Rerun also what is done.
+        retry: Rerun only runs with one of these states.
+        checkpoint_after: Seconds after which a run keeps a checkpoint.
     """
 
     fresh: bool = False
@@ -69,84 +76,203 @@ class RunPolicy:
                 raise UsageError(f"--retry: must be one of {allowed}, got {state!r}")
 
     @property
-    def anew(self) -> bool:
-        """Whether runs that are done are made again, from their first step."""
+    def restarts(self) -> bool:
+        """Whether runs that are done are rerun, from their first step."""
         return self.fresh or any(state in DONE for state in self.retry)
 
 
 DEFAULT_POLICY = RunPolicy()
 
-#: Makes runs, each into its folder below a study's, in its own way.
-Executor = Callable[[Sequence[RunConfig], Path, RunPolicy], Iterator[Event]]
+
+@dataclass(frozen=True)
+class Job:
+    """Runs that are computed together: one, or the seeds of an ensemble.
+
+    Attributes:
+        runs: Their configurations.
+        attempt: How often the job has been submitted, counted from 1.
+    """
+
+    runs: tuple[RunConfig, ...]
+    attempt: int = 1
+
+    def again(self) -> "Job":
+        """Return the job for its next attempt."""
+        return replace(self, attempt=self.attempt + 1)
 
 
-def group_into_jobs(runs: Sequence[RunConfig]) -> Iterator[list[RunConfig]]:
-    """Tell which runs are made together: the seeds of a stack, `MAX_STACK` at most."""
-    stacks: dict[RunConfig, list[RunConfig]] = {}
+def group_into_jobs(runs: Sequence[RunConfig]) -> Iterator[Job]:
+    """Yield the jobs of some runs; the seeds of a configuration with `stack` are one job."""
+    ensembles: dict[RunConfig, list[RunConfig]] = {}
     for config in runs:
         if config.stack:
-            stacks.setdefault(config.model_copy(update={"seed": 0}), []).append(config)
+            ensembles.setdefault(config.model_copy(update={"seed": 0}), []).append(config)
         else:
-            yield [config]
-    for stack in stacks.values():
-        for first in range(0, len(stack), MAX_STACK):
-            yield stack[first : first + MAX_STACK]
+            yield Job((config,))
+    for members in ensembles.values():
+        for first in range(0, len(members), MAX_ENSEMBLE):
+            yield Job(tuple(members[first : first + MAX_ENSEMBLE]))
 
 
-def execute_job(job: Sequence[RunConfig], study: Path, policy: RunPolicy) -> Iterator[Event]:
-    """Make the runs of a job in step: all have ended an epoch before any begins the next."""
-    if len(job) == 1:
-        yield from execute_run(job[0], study / job[0].run_id, policy)
-        return
-    from nsrelu_bench.training import Together
-
-    train = Together().run
-    with ExitStack() as ending:
-        under_way = [
-            ending.enter_context(closing(execute_run(config, study / config.run_id, policy, train)))
-            for config in job
-        ]
-        while under_way:
-            events = [(run, next(run, None)) for run in under_way]
-            under_way = [run for run, event in events if event is not None]
-            yield from (event for _, event in events if event is not None)
+def execute_job(job: Job, study: Path, policy: RunPolicy) -> Iterator[Event]:
+    """Compute a job, each run in its folder below `study`; yields as `execute_run` does."""
+    if len(job.runs) == 1:
+        yield from execute_run(job.runs[0], study / job.runs[0].run_id, policy)
+    else:
+        yield from execute_ensemble(job.runs, study, policy)
 
 
 def execute_run(
-    config: RunConfig,
-    folder: Path,
-    policy: RunPolicy = DEFAULT_POLICY,
-    train: Callable[..., "Iterator[Epoch]"] | None = None,
-) -> Generator[Event, None, None]:
-    """Make one run and write it down; yields an event an epoch, and one at the end.
+    config: RunConfig, folder: Path, policy: RunPolicy = DEFAULT_POLICY
+) -> Iterator[Event]:
+    """Train one run and write it to its folder; yields an event per epoch and one at the end.
 
-    An error ends the run as failed, and no other. A run that another process is making, or has
-    just made, is left to it.
+    An error ends the run as failed. A run that another process is running, or has just done, is
+    left to it. Closing the iterator ends the run as interrupted.
+    """
+    recording = Recording(config, folder, policy)
+    event = recording.open()
+    try:
+        yield event
+        if not recording.is_open:
+            return
+        from nsrelu_bench.training import run
+
+        for epoch in run(config, recording.checkpoint):
+            event = recording.add(epoch)
+            if not event.ended:
+                yield event
+        event = recording.close()
+    except Exception as error:
+        event = recording.close(error)
+    except BaseException as error:
+        recording.close(error)
+        raise
+    yield event
+
+
+def execute_ensemble(
+    runs: Sequence[RunConfig], study: Path, policy: RunPolicy = DEFAULT_POLICY
+) -> Iterator[Event]:
+    """Train runs that differ in their seeds as one network, each in its folder below `study`.
+
+    Yields, for each run, what `execute_run` yields. An error in training ends all of them; one in
+    writing a run ends that run alone. Only runs that resume from the same epoch train together.
+    """
+    opened = [Recording(config, study / config.run_id, policy) for config in runs]
+    by_epoch: dict[int | None, list[Recording]] = {}
+    try:
+        for recording in opened:
+            yield recording.open()
+            if recording.is_open:
+                by_epoch.setdefault(recording.resumes_after, []).append(recording)
+        for members in by_epoch.values():
+            yield from _train_together(members)
+    except BaseException as error:
+        for recording in opened:
+            if recording.is_open:
+                recording.close(error)
+        raise
+
+
+def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
+    try:
+        from nsrelu_bench.training import run_ensemble
+
+        configs = [member.config for member in members]
+        for epochs in run_ensemble(configs, [member.checkpoint for member in members]):
+            # Written for all before anything is reported: what stops a study between two events
+            # leaves all seeds with a checkpoint of the same epoch, from which they resume together.
+            yield from [
+                event
+                for index, epoch in epochs.items()
+                if members[index].is_open
+                for event in _write(members[index], epoch)
+            ]
+            if not any(member.is_open for member in members):
+                return
+    except Exception as error:
+        for member in members:
+            if member.is_open:
+                yield member.close(error)
+
+
+def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
+    """Write an epoch, and end the run with its last one, or alone if it can't be written."""
+    try:
+        event = member.add(epoch)
+        last = epoch.metrics["epoch"] == member.config.total_epochs
+        events = [] if event.ended else [event]
+        return [*events, member.close()] if last or event.ended else events
+    except Exception as error:
+        return [member.close(error)]
+
+
+class Recording:
+    """A run's folder while its epochs come in, and the events that say so.
 
     Args:
         config: The run.
-        folder: Its own.
-        policy: How.
-        train: What trains it instead of `train.run`; called before the first event.
+        folder: Its folder.
+        policy: How to run.
     """
-    metrics: dict[str, Any] = {}
-    writer = RunWriter(folder, config, fresh=policy.anew, checkpoint_after=policy.checkpoint_after)
-    try:
-        with writer:
-            from nsrelu_bench.training import run
 
-            epochs = (train or run)(config, writer.checkpoint)
-            yield Event(config, writer.status)
-            for epoch in epochs:
-                writer.append(epoch)
-                metrics = epoch.metrics
-                if writer.status.state == "running":
-                    yield Event(config, writer.status, metrics)
-    except RunLockedError:
-        yield Event(config, Status("running"), kept=True)
-    except RunDoneError as done:
-        yield Event(config, done.status, kept=True)
-    except Exception as error:
-        yield Event(config, failed(writer.status, error), metrics, traceback=format_exc())
-    else:
-        yield Event(config, writer.status, metrics)
+    def __init__(self, config: RunConfig, folder: Path, policy: RunPolicy) -> None:
+        self.config = config
+        self.is_open = False
+        self._metrics: dict[str, Any] = {}
+        self._writer = RunWriter(
+            folder, config, fresh=policy.restarts, checkpoint_after=policy.checkpoint_after
+        )
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """What the run resumes from, None from the start."""
+        return self._writer.checkpoint
+
+    @property
+    def resumes_after(self) -> int | None:
+        """The epoch that the run resumes after, None from the start."""
+        return None if self.checkpoint is None else self.checkpoint["epoch"]
+
+    def open(self) -> Event:
+        """Claim the folder; the event says whether there is anything to run."""
+        try:
+            self._writer.__enter__()
+        except RunLockedError:
+            return Event(self.config, Status("running"), kept=True)
+        except RunDoneError as done:
+            return Event(self.config, done.status, kept=True)
+        except Exception as error:
+            return self._failed(error)
+        self.is_open = True
+        return self._event()
+
+    def add(self, epoch: "Epoch") -> Event:
+        """Write an epoch."""
+        self._writer.append(epoch)
+        self._metrics = epoch.metrics
+        return self._event()
+
+    def close(self, error: BaseException | None = None) -> Event:
+        """End the run: completed or diverged, or by an error failed or interrupted."""
+        if not self.is_open:
+            return self._event()
+        self.is_open = False
+        try:
+            if error is None:
+                self._writer.__exit__(None, None, None)
+            else:
+                with suppress(BenchError):  # the error that ends the run is the one to report
+                    self._writer.__exit__(type(error), error, error.__traceback__)
+        except Exception as unwritten:
+            return self._failed(unwritten)
+        return self._failed(error) if isinstance(error, Exception) else self._event()
+
+    def _event(self) -> Event:
+        return Event(self.config, self._writer.status, self._metrics)
+
+    def _failed(self, error: Exception) -> Event:
+        status = failed(self._writer.status, error)
+        traceback = "".join(format_exception(error))
+        return Event(self.config, status, self._metrics, traceback=traceback)

@@ -1,25 +1,90 @@
-"""Many runs: those that are done are kept, the others go to a pool of processes. No torch here.
+"""Which runs of a study are due, and how they come to be computed. No torch here.
 
-`run_all` yields an event whenever a run begins, ends an epoch or ends; nothing is decided by the
-order in which runs end, since each has a folder of its own. A worker can be killed at any moment:
-that is how a study is ended, too.
+`run_all` hands jobs to an `Executor`, which computes them somewhere and reports; all decisions are
+taken here: what to run, what to retry, what to wait for. Nothing depends on the order in which
+runs end, since each has its own folder.
 """
 
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import wrap_write_errors
-from nsrelu_bench.records import Status, read_status
-from nsrelu_bench.sweep.execution import DEFAULT_POLICY, Event, Executor, RunPolicy
-from nsrelu_bench.sweep.executors.local import in_turn, pooled
+from nsrelu_bench.records import Status, read_status, write_status
+from nsrelu_bench.sweep.execution import (
+    DEFAULT_POLICY,
+    Event,
+    Job,
+    RunPolicy,
+    group_into_jobs,
+)
+
+#: Seconds after which to look again at a run that another process is running.
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job whose process is gone.
+
+    Attributes:
+        job: The job; of an ensemble, the runs that had not ended.
+        reason: What is known of it, in one line.
+    """
+
+    job: Job
+    reason: str
+
+
+class Executor(ABC):
+    """Computes jobs, and reports; decides nothing.
+
+    Attributes:
+        attempts: How often a job is submitted whose process is lost each time.
+    """
+
+    attempts = 1
+
+    @abstractmethod
+    def start(self, study: Path, policy: RunPolicy, runs: Sequence[RunConfig]) -> None:
+        """Get ready for jobs of these runs, each with its folder below `study`.
+
+        Raises:
+            BenchError: The runs can't be computed here.
+        """
+
+    @abstractmethod
+    def room(self) -> int:
+        """Return how many more jobs to submit now."""
+
+    @abstractmethod
+    def busy(self) -> bool:
+        """Return whether a submitted job has not ended."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Begin a job, or let it wait its turn."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float | None) -> list[Event | Lost]:
+        """Return what has happened since the last call, after at most `timeout_s`; None: no limit.
+
+        May return early with nothing.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all jobs that are under way, and free what `start` has taken."""
 
 
 def plan_runs(
     runs: Sequence[RunConfig], study: Path, policy: RunPolicy = DEFAULT_POLICY
 ) -> Iterator[tuple[RunConfig, Status | None, bool]]:
-    """Tell of each run how it stands, None where it never began, and whether it is to be made."""
+    """Yield each run with its status, None for a new one, and whether it is due."""
     for config in runs:
         status = read_status(study / config.run_id)
         if policy.retry:
@@ -35,31 +100,82 @@ def run_all(
     *,
     workers: int = 0,
     policy: RunPolicy = DEFAULT_POLICY,
-    engine: Executor | None = None,
+    executor: Executor | None = None,
 ) -> Generator[Event, None, None]:
-    """Run all that is not done yet, each into its folder below `study`.
+    """Run all that is due, each run in its folder below `study`; yields an event per epoch and end.
 
     Closing the iterator ends the runs that are under way as interrupted. Runs that another
-    process is making are waited for.
+    process is running are waited for.
 
     Args:
         runs: What to run.
         study: The study's folder.
-        workers: How many processes run at once; 0: in this process, one run after the other.
-        policy: How.
-        engine: What makes the runs instead, such as `on_ray`.
+        workers: Number of processes; 0 runs one after another in this process.
+        policy: How to run.
+        executor: Computes the runs instead of processes on this machine.
 
     Raises:
-        BenchError: The study's folder can't be written.
+        BenchError: The study's folder can't be written, or the executor can't compute the runs.
     """
     with wrap_write_errors(study):
         study.mkdir(parents=True, exist_ok=True)
-    left = []
-    for config, status, due in plan_runs(runs, study, policy):
-        if due:
-            left.append(config)
+    due = []
+    for config, status, is_due in plan_runs(runs, study, policy):
+        if is_due:
+            due.append(config)
         elif status is not None:
             yield Event(config, status, kept=True)
-    if engine is None:
-        engine = partial(pooled, workers) if workers else in_turn
-    yield from engine(left, study, policy)
+    if not due:
+        return
+    if executor is None:
+        from nsrelu_bench.sweep.executors.local import InProcess, ProcessPool
+
+        executor = ProcessPool(workers) if workers else InProcess()
+    yield from _schedule(due, study, policy, executor)
+
+
+def _schedule(
+    runs: Sequence[RunConfig], study: Path, policy: RunPolicy, executor: Executor
+) -> Iterator[Event]:
+    """Submit jobs as there is room; put those off that are run elsewhere or were lost."""
+    waiting = deque(group_into_jobs(runs))
+    put_off: list[tuple[float, Job]] = []
+    under_way: dict[str, RunConfig] = {}
+    try:
+        executor.start(study, policy, runs)
+        while waiting or put_off or executor.busy():
+            now = time.monotonic()
+            waiting.extend(_regroup([job for when, job in put_off if when <= now]))
+            put_off = [(when, job) for when, job in put_off if when > now]
+            for _ in range(min(executor.room(), len(waiting))):
+                job = waiting.popleft()
+                under_way |= {config.run_id: config for config in job.runs}
+                executor.submit(job)
+            next_due = min((when for when, _ in put_off), default=None)
+            timeout_s = None if next_due is None else max(0.0, next_due - time.monotonic())
+            for report in executor.wait(timeout_s):
+                if isinstance(report, Lost):
+                    if report.job.attempt < executor.attempts:
+                        delay_s = 2.0**report.job.attempt
+                        put_off.append((time.monotonic() + delay_s, report.job.again()))
+                        continue
+                    for config in report.job.runs:
+                        del under_way[config.run_id]
+                        folder = study / config.run_id
+                        yield Event(config, write_status(folder, "failed", report.reason))
+                    continue
+                if report.elsewhere:
+                    put_off.append((time.monotonic() + POLL_S, Job((report.config,))))
+                if report.elsewhere or report.ended:
+                    del under_way[report.config.run_id]
+                yield report
+    finally:
+        executor.stop()
+        for config in under_way.values():
+            write_status(study / config.run_id, "interrupted")
+
+
+def _regroup(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Put the seeds of an ensemble together again that were run elsewhere at the same time."""
+    yield from (job for job in jobs if job.attempt > 1)
+    yield from group_into_jobs([run for job in jobs if job.attempt == 1 for run in job.runs])

@@ -1,160 +1,245 @@
-"""What a training step is taken of: one network, or several of one form as one.
+"""Several seeds of one configuration, trained as one network.
 
-A `Stack` holds the weights of its networks in one tensor a parameter and computes all of them at
-once, each on a batch of its own. They share operations and nothing else: each has the gradients
-that it would have by itself, to the rounding of sums that are added in another order.
+An `Ensemble` holds the weights of its networks in one tensor per parameter and computes all of
+them at once, each on a batch of its own. They share operations and nothing else: each has the
+gradients that it would have by itself, up to the rounding of sums that are added in another order.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.data import Dataset
 from nsrelu_bench.errors import BenchError, error_reason
+from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.steps import (
+    Task,
+    batches,
+    build_network,
+    load_data,
+    make_optimizer,
+    make_task,
+    set_learning_rate,
+    starts_task,
+    task_number,
+    to_device,
+    total_steps,
+    train_step,
+)
+from nsrelu_bench.training.streams import isolated
 
 State = dict[str, Any]
 
 
-class Alone:
-    """One network.
-
-    Args:
-        network: Gives logits (N, classes).
-        compiled: Take steps of it compiled.
-    """
-
-    def __init__(self, network: nn.Module, *, compiled: bool = False) -> None:
-        self._network = network
-        self._forward: Callable[..., Any] = torch.compile(network) if compiled else network
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer changes."""
-        return list(self._network.parameters())
-
-    def network(self, _: int) -> nn.Module:
-        """The network as it is now."""
-        return self._network
-
-    def join(self, batches: Sequence[Tensor]) -> Tensor:
-        """Put the batches of all networks into one tensor."""
-        return batches[0]
-
-    def loss(self, inputs: Tensor, labels: Tensor, precision: str) -> Tensor:
-        """Mean cross-entropy of a batch (N, ...): a number."""
-        with _autocast(inputs, precision):
-            logits = self._forward(inputs)
-        return F.cross_entropy(logits.float(), labels)
-
-    def part_of(self, state: State, _: int) -> State:
-        """The part of one network in the optimizer's state."""
-        return state
-
-    def state_of(self, parts: Sequence[State]) -> State:
-        """The optimizer's state that has these parts."""
-        return parts[0]
-
-
-class Stack:
-    """Several networks of one form, in training mode, that are trained side by side.
+class Ensemble:
+    """K networks of one form, in training mode, that are trained side by side.
 
     Args:
         networks: Each gives logits (N, classes); the first is used to compute all of them.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self._form = networks[0]
-        # A copy of its own: what is computed with the form must not change the stack.
+        self._template = networks[0]
+        # Copies: what is computed with the template must not change the ensemble.
         self._weights, self._buffers = stack_module_state(list(networks))
 
     @torch.no_grad()
     def check(self, networks: Sequence[nn.Module], inputs: Tensor) -> None:
-        """Compare, on a few inputs, what the stack computes with what each network does by itself.
+        """Compare the ensemble with each network by itself, on a few inputs (N, ...).
 
         Raises:
             BenchError: The networks differ in more than their parameters and buffers.
         """
         for network in networks:
             network.eval()
-        together = self._compute(self.join([inputs] * len(networks)), "fp32")
+        together = self.forward(torch.stack([inputs] * len(networks)))
         for network, logits in zip(networks, together, strict=True):
             if not torch.allclose(network(inputs), logits, rtol=1e-3, atol=1e-3, equal_nan=True):
                 raise BenchError(
-                    "stack: the networks differ in more than their parameters and buffers, and"
-                    " would be taken for one another; register_buffer what the seed decides"
+                    "stack: only parameters and buffers may depend on the seed, and this model's"
+                    " networks differ in more: register the rest as buffers"
                 )
         for network in networks:
             network.train()
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer changes: (K, ...) of K networks."""
+        """Return the parameters, (K, ...) each."""
         return list(self._weights.values())
 
     @torch.no_grad()
     def network(self, index: int) -> nn.Module:
-        """One of the networks as it is now, until the next is asked for."""
-        for held, own in (
-            (self._weights, self._form.named_parameters()),
-            (self._buffers, self._form.named_buffers()),
+        """Return one of the networks as it is now, valid until the next one is asked for."""
+        for stacked, own in (
+            (self._weights, self._template.named_parameters()),
+            (self._buffers, self._template.named_buffers()),
         ):
             for name, tensor in own:
-                tensor.copy_(held[name][index])
-        return self._form
+                tensor.copy_(stacked[name][index])
+        return self._template
 
-    def join(self, batches: Sequence[Tensor]) -> Tensor:
-        """Put the batches of all networks into one tensor."""
-        return torch.stack(list(batches))
-
-    def loss(self, inputs: Tensor, labels: Tensor, precision: str) -> Tensor:
-        """Mean cross-entropy of each network's batch, of (K, N, ...): (K,).
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits (K, N, classes) of inputs (K, N, ...), a batch per network.
 
         Raises:
-            BenchError: The network does what can't be done for several at once.
+            BenchError: The network does what can't be computed for several at once.
         """
-        return torch.vmap(F.cross_entropy)(self._compute(inputs, precision).float(), labels)
-
-    def _compute(self, inputs: Tensor, precision: str) -> Tensor:
         try:
-            with _autocast(inputs, precision):
-                return torch.vmap(self._logits)(self._weights, self._buffers, inputs)
+            logits: Tensor = torch.vmap(self._logits)(self._weights, self._buffers, inputs)
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
             reason = error_reason(error)
             raise BenchError(f"stack: this model can't be computed stacked ({reason})") from error
-
-    def _logits(self, weights: State, buffers: State, inputs: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self._form, (weights, buffers), (inputs,))
         return logits
 
-    def part_of(self, state: State, index: int) -> State:
-        """The part of one network in the optimizer's state."""
-        return _changed([state], lambda values: values[0][index].clone())
-
-    def state_of(self, parts: Sequence[State]) -> State:
-        """The optimizer's state that has these parts."""
-        return _changed(parts, torch.stack)
+    def _logits(self, weights: State, buffers: State, inputs: Tensor) -> Tensor:
+        logits: Tensor = functional_call(self._template, (weights, buffers), (inputs,))
+        return logits
 
 
-def _changed(states: Sequence[State], change: Callable[[list[Tensor]], Tensor]) -> State:
-    """Make one state of an optimizer of several by their tensors; all count the same steps."""
-    first, *_ = states
-    kept = {
+@dataclass
+class Member:
+    """One seed of an ensemble, and what it is learning."""
+
+    index: int
+    config: RunConfig
+    monitor: Monitor
+    task: Task
+
+
+def run_ensemble(
+    configs: Sequence[RunConfig], checkpoints: Sequence[Mapping[str, Any] | None]
+) -> Iterator[dict[int, Epoch]]:
+    """Train runs that differ in their seeds as one network.
+
+    Yields, before the first step and after every epoch, the `Epoch` of each run by its index, as
+    `run` does for one; without the runs that have diverged before.
+
+    Args:
+        configs: The runs.
+        checkpoints: Of each run, all of the same epoch; or None for each.
+
+    Raises:
+        BenchError: The data set, the model or the device can't be had, or the model can't be
+            computed for several seeds at once.
+    """
+    config = configs[0]
+    data = load_data(config)
+    networks = [build_network(one, data) for one in configs]
+    states = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    for network, state in zip(networks, states, strict=False):
+        network.load_state_dict(state["model"])
+    data = to_device(networks, data, config.device)
+    ensemble = Ensemble(networks)
+    ensemble.check(networks, data.inputs(data.train.images[:2]))
+    optimizer = make_optimizer(ensemble.parameters(), config)
+    first, step, steps = 0, 0, total_steps(config, data)
+    if states:
+        optimizer.load_state_dict(join_states([state["optimizer"] for state in states]))
+        first, step = states[0]["epoch"] + 1, states[0]["step"]
+    saved = [state["monitor"] for state in states] or [None] * len(configs)
+    tasks = _make_tasks(data, configs, first)
+    members = [
+        Member(k, one, Monitor(one, state), task)
+        for k, (one, state, task) in enumerate(zip(configs, saved, tasks, strict=True))
+    ]
+    del networks, states, saved, checkpoints  # what they hold may be large
+    active = members
+
+    for epoch in range(first, config.total_epochs + 1):
+        if starts_task(config, epoch):
+            for member, task in zip(members, _make_tasks(data, configs, epoch), strict=True):
+                member.task = task
+        with isolated(config, f"noise/{epoch}"):
+            started, rate, losses = time.perf_counter(), config.lr, []
+            for images, labels in _joint_batches(members, epoch) if epoch else ():
+                rate = set_learning_rate(optimizer, config, step / steps)
+                inputs = data.inputs(images)
+                losses.append(
+                    train_step(ensemble.forward, optimizer, inputs, labels, config.precision)
+                )
+                step += 1
+                for k, member in enumerate(members):
+                    if member in active and member.monitor.due(step):
+                        batch = inputs[k], labels[k], member.task
+                        member.monitor.after_step(ensemble.network(k), *batch, epoch, step)
+            finished = torch.stack(losses).cpu() if losses else None  # (T, K); waits
+            train_s = (time.perf_counter() - started) / len(active)
+            at = position(config, epoch, step, rate)
+            records = [_end_epoch(ensemble, member, at, finished, train_s) for member in active]
+        yield {
+            member.index: replace(
+                record, checkpoint=partial(_state, ensemble, optimizer, member, at)
+            )
+            for member, record in zip(active, records, strict=True)
+        }
+        pairs = zip(active, records, strict=True)
+        active = [member for member, record in pairs if record.diverged_step is None]
+        if not active:
+            return
+
+
+def _make_tasks(data: Dataset, configs: Sequence[RunConfig], epoch: int) -> list[Task]:
+    """Return the task of each run in an epoch; the first task is the same one for all."""
+    if task_number(configs[0], epoch) == 1:
+        return [make_task(data, configs[0], epoch)] * len(configs)
+    return [make_task(data, config, epoch) for config in configs]
+
+
+def _joint_batches(members: Sequence[Member], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of all members: images (K, N, C, H, W) as stored, labels (K, N)."""
+    streams = [batches(member.task.data, member.config, epoch) for member in members]
+    for batch in zip(*streams, strict=True):
+        images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+        yield images, labels
+
+
+def _end_epoch(
+    ensemble: Ensemble, member: Member, at: Row, losses: Tensor | None, train_s: float
+) -> Epoch:
+    own = None if losses is None else losses[:, member.index]
+    network = ensemble.network(member.index)
+    return member.monitor.end_epoch(network, member.task, at, own, train_s)
+
+
+def _state(ensemble: Ensemble, optimizer: torch.optim.Optimizer, member: Member, at: Row) -> Row:
+    """Return for one member what a run by itself keeps; its optimizer's state is cut out."""
+    return {
+        "epoch": at["epoch"],
+        "step": at["step"],
+        "model": ensemble.network(member.index).state_dict(),
+        "optimizer": cut_state(optimizer.state_dict(), member.index),
+        "monitor": member.monitor.state(),
+    }
+
+
+def cut_state(state: State, index: int) -> State:
+    """Return one network's part of the state of an ensemble's optimizer."""
+    return _map_tensors([state], lambda tensors: tensors[0][index].clone())
+
+
+def join_states(parts: Sequence[State]) -> State:
+    """Return the state of an ensemble's optimizer that consists of these parts."""
+    return _map_tensors(parts, torch.stack)
+
+
+def _map_tensors(states: Sequence[State], function: Callable[[list[Tensor]], Tensor]) -> State:
+    """Combine the states of optimizers tensor by tensor; all have taken the same steps."""
+    first = states[0]
+    combined = {
         number: {
-            name: change([state["state"][number][name] for state in states])
+            name: function([state["state"][number][name] for state in states])
             if isinstance(value, Tensor) and name != "step"
             else value
             for name, value in values.items()
         }
         for number, values in first["state"].items()
     }
-    return first | {"state": kept}
-
-
-def _autocast(inputs: Tensor, precision: str) -> AbstractContextManager[object]:
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(inputs.device.type, torch.bfloat16)
+    return first | {"state": combined}

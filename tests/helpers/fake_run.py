@@ -8,7 +8,7 @@ import torch
 from helpers.tiny_runs import tiny
 
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.training.loop import Epoch
+from nsrelu_bench.training.epoch import Epoch
 
 CONFIG = tiny(epochs=2)
 

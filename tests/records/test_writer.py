@@ -24,7 +24,7 @@ from nsrelu_bench.records.status import (
 )
 from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep.execution import execute_run
-from nsrelu_bench.training.loop import Epoch
+from nsrelu_bench.training.epoch import Epoch
 
 
 def test_a_run_folder_has_the_files_of_the_design(study: Path) -> None:

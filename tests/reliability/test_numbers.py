@@ -204,7 +204,7 @@ def test_batches_of_one_train(trained_on: Any) -> None:
 def test_batch_norm_with_a_batch_of_one_is_refused(
     trained_on: Any, examples: int, batch: int
 ) -> None:
-    with pytest.raises(BenchError, match="batch_norm: needs two examples a batch, and "):
+    with pytest.raises(BenchError, match="batch_norm: needs two examples per batch, and "):
         trained_on(made_up(examples), batch_norm=True, batch_size=batch)
 
 

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +23,11 @@ from helpers.tiny_runs import DIVERGING, make, tiny
 
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.records.status import read_status
-from nsrelu_bench.sweep.execution import DEFAULT_POLICY
+from nsrelu_bench.sweep.execution import DEFAULT_POLICY, Event, Job
 from nsrelu_bench.sweep.executors import ray as ray_engine
-from nsrelu_bench.sweep.executors.ray import on_ray
+from nsrelu_bench.sweep.executors.ray import RayExecutor
+from nsrelu_bench.sweep.executors.ray_connection import PRIVATE
+from nsrelu_bench.sweep.scheduler import run_all
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux"),
@@ -50,20 +52,19 @@ cluster.shutdown()
 
 STUDY = """
 import json, signal, sys
-from functools import partial
 from pathlib import Path
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.sweep.executors.ray import on_ray
-from nsrelu_bench.sweep import Manner, run_all
+from nsrelu_bench.sweep import RunPolicy, run_all
+from nsrelu_bench.sweep.executors.ray import RayExecutor
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 order = json.loads(sys.argv[1])
-engine = partial(on_ray, **order["options"])
+executor = RayExecutor(**order["options"])
 runs = [RunConfig(**settings) for settings in order["runs"]]
 try:
     # Without checkpoints a run that is made again begins at its first epoch.
     policy = RunPolicy(checkpoint_after=1e6)
-    for event in run_all(runs, Path(order["study"]), policy=policy, engine=engine):
+    for event in run_all(runs, Path(order["study"]), policy=policy, executor=executor):
         status = event.status
         told = [event.config.run_id, status.state, status.epoch, status.error]
         print(json.dumps(told), flush=True)
@@ -259,48 +260,92 @@ def test_an_interrupted_study_with_a_ray_of_its_own_leaves_no_process_and_no_fil
     assert not (Path(settings["HOME"]) / ".ray").exists()  # its token is in no file
 
 
-def test_a_run_whose_process_is_lost_each_time_fails(tmp_path: Path) -> None:
+class Loser:
+    """A Ray on which the process of every run is lost."""
+
     class LostError(Exception):
         pass
 
-    def lose(_: object) -> None:
-        raise LostError("gone")
+    exceptions = SimpleNamespace(RayError=LostError, RayTaskError=())
 
-    errors = SimpleNamespace(RayError=LostError, RayTaskError=())
-    ray = SimpleNamespace(exceptions=errors, get=lose)
-    cluster = ray_engine._Cluster(ray, None, tmp_path, None, DEFAULT_POLICY, None)
-    folder = tmp_path / tiny().run_id
-    for attempt in range(1, ray_engine.ATTEMPTS + 1):
-        lock = ray_engine._claim(folder, DEFAULT_POLICY)
-        event = cluster.receive(ray_engine._Job(tiny(), attempt, iter([1]), lock))
-        assert (event is None) == (attempt < ray_engine.ATTEMPTS)
-    assert event is not None
-    assert event.status == read_status(folder)
+    def remote(self, order: object) -> object:
+        return iter([1])
+
+    def options(self, **_: object) -> "Loser":
+        return self
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def get(self, _: object) -> None:
+        raise self.LostError("gone")
+
+    def wait(self, streams: list[object], **_: object) -> tuple[list[object], list[object]]:
+        return streams, []
+
+    def cancel(self, *_: object, **__: object) -> None:
+        pass
+
+
+def collecting(study: Path, monkeypatch: pytest.MonkeyPatch) -> RayExecutor:
+    """An executor that collects, without a Ray."""
+    executor = RayExecutor(collect=True)
+
+    def start(*_: object) -> None:
+        executor._study, executor._policy, executor._marker = study, DEFAULT_POLICY, None
+        executor._ray = executor._remote = Loser()
+
+    monkeypatch.setattr(executor, "start", start)
+    return executor
+
+
+def test_a_run_whose_process_is_lost_each_time_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+    monkeypatch.setattr(time, "sleep", delays.append)
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    (event,) = run_all([tiny()], tmp_path, executor=collecting(tmp_path, monkeypatch))
+    assert event.status == read_status(tmp_path / tiny().run_id)
     assert event.status.state == "failed"
     assert event.status.error == "its process or its node was lost 4 times (LostError: gone)"
 
 
-def test_an_interrupted_run_that_was_to_be_collected_is_marked(tmp_path: Path) -> None:
-    cluster = ray_engine._Cluster(None, None, tmp_path, None, DEFAULT_POLICY, None)
-    folder = tmp_path / tiny().run_id
-    cluster.note_interrupted(
-        ray_engine._Job(tiny(), lock=ray_engine._claim(folder, DEFAULT_POLICY))
+def test_an_interrupted_run_to_be_collected_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = collecting(tmp_path, monkeypatch)
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "wait", interrupt)
+    monkeypatch.setattr(
+        executor, "stop", lambda: [executor._forget(t) for t in [*executor._tasks.values()]]
     )
-    status = read_status(folder)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_all([tiny()], tmp_path, executor=executor))
+    status = read_status(tmp_path / tiny().run_id)
     assert status is not None
     assert status.state == "interrupted"
 
 
-def test_a_run_to_be_collected_is_left_to_the_process_that_has_it(tmp_path: Path) -> None:
-    cluster = ray_engine._Cluster(None, None, tmp_path, None, DEFAULT_POLICY, None)
+def test_a_run_to_be_collected_is_left_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = collecting(tmp_path, monkeypatch)
+    executor.start(tmp_path, DEFAULT_POLICY, [tiny()])
     lock = ray_engine._claim(tmp_path / tiny().run_id, DEFAULT_POLICY)
-    event = cluster.begin(ray_engine._Job(tiny()))
-    assert event is not None
+    executor.submit(Job((tiny(),)))
+    (event,) = executor.wait(0)
+    assert isinstance(event, Event)
     assert event.elsewhere
     lock.release()
     done = make(tmp_path)
-    event = cluster.begin(ray_engine._Job(tiny()))
-    assert event is not None
+    executor.submit(Job((tiny(),)))
+    (event,) = executor.wait(0)
+    assert isinstance(event, Event)
     assert (event.kept, event.status) == (True, read_status(done))
 
 
@@ -320,14 +365,14 @@ def test_a_node_that_would_lose_or_change_the_results_is_refused(
     others = {"policy": DEFAULT_POLICY, "working_dir": Path.cwd(), "command": []}
     order = ray_engine._Order(**(usual | others | change))
     with pytest.raises(BenchError, match=told):
-        next(ray_engine._make(order))
+        next(ray_engine._run_task(order))
 
 
 def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchError) as told:
-        next(on_ray([tiny()], tmp_path))
+        next(run_all([tiny()], tmp_path, executor=RayExecutor()))
     assert str(told.value) == (
         "engine ray needs ray, which is not installed; pip install 'nsrelu-bench[ray]'"
     )
@@ -338,23 +383,29 @@ def test_an_address_that_nothing_answers_at_is_told_at_once(tmp_path: Path) -> N
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(BenchError, match=f"no Ray cluster answers at {address}"):
-            next(on_ray([tiny()], tmp_path, address=address))
+            next(run_all([tiny()], tmp_path, executor=RayExecutor(address=address)))
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:", "head:65536", "auto"])
 def test_an_address_is_host_and_port(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError, match=r"--address: must be host:port of the head node, got "):
-        next(on_ray([tiny()], tmp_path, address=address))
+        next(run_all([tiny()], tmp_path, executor=RayExecutor(address=address)))
 
 
 @pytest.mark.parametrize("gpus", [0.0, -1.0, 1.5, float("nan")])
-def test_a_run_takes_at_most_one_gpu(tmp_path: Path, gpus: float) -> None:
+def test_a_run_takes_at_most_one_gpu(gpus: float) -> None:
     with pytest.raises(UsageError, match="--gpus-per-run: must be above 0 and at most 1, got"):
-        next(on_ray([tiny()], tmp_path, gpus=gpus))
+        RayExecutor(gpus=gpus)
 
 
-def test_runs_on_cuda_take_a_gpu_and_others_none(tmp_path: Path) -> None:
-    cluster = partial(ray_engine._Cluster, None, None, tmp_path, None, DEFAULT_POLICY)
-    assert cluster(None).needs(tiny(device="cuda", threads=2)) == {"CPU": 2.0, "GPU": 1.0}
-    assert cluster(0.25).needs(tiny(device="cuda")) == {"CPU": 1.0, "GPU": 0.25}
-    assert cluster(0.25).needs(tiny()) == {"CPU": 1.0}
+def test_runs_on_cuda_take_a_gpu_and_others_none() -> None:
+    executor = RayExecutor()
+    assert executor.needs(tiny(device="cuda", threads=2)) == {"CPU": 2.0, "GPU": 1.0}
+    assert executor.needs(tiny(threads=2)) == {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(("module", "name"), PRIVATE.items())
+def test_private_names_that_are_set_in_ray_exist(module: str, name: str) -> None:
+    # In Ray 2.54 to 2.60. A later version without them needs another way, or none.
+    code = f"import importlib; getattr(importlib.import_module({module!r}), {name!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)

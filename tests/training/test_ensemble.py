@@ -2,7 +2,6 @@ import csv
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from nsrelu_bench.models import build_model
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep.execution import Event, RunPolicy, group_into_jobs
-from nsrelu_bench.sweep.executors.ray import on_ray
+from nsrelu_bench.sweep.executors.ray import RayExecutor
 from nsrelu_bench.sweep.scheduler import run_all
-from nsrelu_bench.training import loop as train
-from nsrelu_bench.training.ensemble import Alone, Stack
+from nsrelu_bench.training import Epoch, ensemble, run, run_ensemble, steps
+from nsrelu_bench.training.ensemble import Ensemble
 
 SEEDS = range(3)
 
@@ -61,35 +60,35 @@ def states(events: dict[str, Event]) -> list[str]:
         ("mlp", {"act": "leaky_relu(0.1)"}),
     ],
 )
-def test_stacked_networks_have_the_losses_gradients_and_statistics_of_each_alone(
+def test_networks_have_the_gradients_that_each_has_alone(
     name: str, settings: dict[str, Any]
 ) -> None:
     def networks() -> list[nn.Module]:
-        made = []
+        built = []
         for seed in SEEDS:
             torch.manual_seed(seed)
             config = RunConfig(model=name, **({"width": 4} | settings))
-            made.append(build_model(config, (1, 16, 16), 10).double())
-        return made
+            built.append(build_model(config, (1, 16, 16), 10).double())
+        return built
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.0)
 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(len(SEEDS), 8, 1, 16, 16, generator=generator, dtype=torch.float64)
     labels = torch.randint(10, (len(SEEDS), 8), generator=generator)
-    stack = Stack(networks())
-    losses = stack.loss(inputs, labels, "fp32")
-    torch.autograd.backward(losses.sum())
-    gradients = [weights.grad for weights in stack.parameters()]
+    together = Ensemble(networks())
+    parameters = together.parameters()
+    losses = steps.train_step(together.forward, optimizer(parameters), inputs, labels, "fp32")
     for number, network in enumerate(networks()):
-        alone = Alone(network)
-        loss = alone.loss(inputs[number], labels[number], "fp32")
-        torch.autograd.backward(loss)
+        own = list(network.parameters())
+        loss = steps.train_step(network, optimizer(own), inputs[number], labels[number], "fp32")
         torch.testing.assert_close(losses[number], loss)
-        assert any(bool(weights.grad.any()) for weights in alone.parameters())
-        for of_all, weights in zip(gradients, alone.parameters(), strict=True):
-            torch.testing.assert_close(of_all[number], weights.grad)
-        for (key, ours), theirs in zip(
-            stack.network(number).state_dict().items(), network.state_dict().values(), strict=True
-        ):
+        assert any(bool(weights.grad.any()) for weights in own)
+        for of_all, weights in zip(parameters, own, strict=True):
+            torch.testing.assert_close(of_all.grad[number], weights.grad)
+        states = together.network(number).state_dict().items(), network.state_dict().values()
+        for (key, ours), theirs in zip(*states, strict=True):
             torch.testing.assert_close(ours, theirs, msg=key)
 
 
@@ -104,9 +103,7 @@ def test_stacked_networks_have_the_losses_gradients_and_statistics_of_each_alone
     ],
     ids=str,
 )
-def test_each_seed_of_a_stack_has_the_numbers_and_files_of_a_run_by_itself(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_a_seed_has_the_files_of_a_run_by_itself(tmp_path: Path, settings: dict[str, Any]) -> None:
     runs = stacked(**settings)
     assert states(made(tmp_path / "stacked", runs)) == ["completed"] * 3
     for config in runs:
@@ -130,31 +127,32 @@ def test_each_seed_of_a_stack_has_the_numbers_and_files_of_a_run_by_itself(
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18"])
-def test_a_step_of_a_stack_asks_the_device_for_no_value(name: str) -> None:
+def test_a_step_waits_for_no_value_of_the_device(name: str) -> None:
     # Tensors on `meta` have none: what asks for one, and would make a GPU wait, fails there.
     config = RunConfig(model=name, width=4, batch_norm=True)
     networks = [build_model(config, (1, 16, 16), 10).to("meta") for _ in SEEDS]
     inputs = torch.empty(len(SEEDS), 8, 1, 16, 16, device="meta")
-    stack = Stack(networks)
-    losses = stack.loss(inputs, torch.empty(len(SEEDS), 8, device="meta").long(), "fp32")
-    torch.autograd.backward(losses.sum())
+    together = Ensemble(networks)
+    optimizer = torch.optim.SGD(together.parameters(), lr=0.0)
+    labels = torch.empty(len(SEEDS), 8, device="meta").long()
+    losses = steps.train_step(together.forward, optimizer, inputs, labels, "fp32")
     assert losses.shape == (len(SEEDS),)
-    assert all(p.grad is not None and p.grad.is_meta for p in stack.parameters())
+    assert all(p.grad is not None and p.grad.is_meta for p in together.parameters())
 
 
-def test_the_seeds_of_a_stack_differ_and_have_ids_of_their_own() -> None:
+def test_seeds_differ_in_ids_and_numbers() -> None:
     first, second, _ = stacked()
     assert first.run_id != second.run_id
     assert first.run_id != first.model_copy(update={"stack": False}).run_id
-    epochs = [list(train.run(config))[-1].metrics["train_loss"] for config in (first, second)]
+    epochs = [list(run(config))[-1].metrics["train_loss"] for config in (first, second)]
     assert epochs[0] != epochs[1]
 
 
-def test_ids_are_those_from_before_there_were_stacks() -> None:
+def test_ids_are_those_from_before_ensembles() -> None:
     assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
 
 
-def test_a_stack_is_one_job_of_one_process_and_gives_the_same_bits_there(tmp_path: Path) -> None:
+def test_an_ensemble_gives_the_same_bits_in_a_worker(tmp_path: Path) -> None:
     runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
     assert states(made(tmp_path / "0", runs)) == ["completed"] * 6
     assert states(made(tmp_path / "2", runs, workers=2)) == ["completed"] * 6
@@ -162,21 +160,26 @@ def test_a_stack_is_one_job_of_one_process_and_gives_the_same_bits_there(tmp_pat
         assert rows(tmp_path / "0", config) == rows(tmp_path / "2", config)
 
 
-def test_a_seed_that_diverges_leaves_the_others_as_they_were(
+def scale_weights(patch: pytest.MonkeyPatch, seed: int, factor: float) -> None:
+    """Build the network of one seed with its first weights scaled."""
+    build = steps.build_model
+
+    def scaled(config: RunConfig, *rest: Any) -> nn.Module:
+        network = build(config, *rest)
+        if config.seed == seed:
+            with torch.no_grad():
+                next(network.parameters()).mul_(factor)
+        return network
+
+    patch.setattr(steps, "build_model", scaled)
+
+
+def test_a_seed_that_diverges_leaves_the_others_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = stacked(probe_every=10, epochs=3)
     made(tmp_path / "well", runs)
-    build = build_model
-
-    def broken(config: RunConfig, *rest: Any) -> nn.Module:
-        network = build(config, *rest)
-        if config.seed == 1:
-            with torch.no_grad():
-                next(network.parameters()).mul_(1e38)
-        return network
-
-    monkeypatch.setattr(train, "build_model", broken)
+    scale_weights(monkeypatch, 1, 1e38)
     events = made(tmp_path / "broken", runs)
     assert states(events) == ["completed", "diverged", "completed"]
     diverged = read_status(tmp_path / "broken" / runs[1].run_id)
@@ -187,57 +190,22 @@ def test_a_seed_that_diverges_leaves_the_others_as_they_were(
         assert rows(tmp_path / "broken", config) == rows(tmp_path / "well", config)
 
 
-def test_the_others_end_each_epoch_before_the_next_also_when_a_seed_has_diverged(
+def test_epochs_come_in_turn_without_those_that_diverged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps = []
-    step = train._train_step
-    monkeypatch.setattr(train, "_train_step", lambda *given: (steps.append(1), step(*given))[1])
-    build = build_model
-
-    def broken(config: RunConfig, *rest: Any) -> nn.Module:
-        network = build(config, *rest)
-        if config.seed == 1:
-            with torch.no_grad():
-                next(network.parameters()).fill_(float("nan"))
-        return network
-
-    monkeypatch.setattr(train, "build_model", broken)
-    together = train.Together()
-    following = [together.run(config) for config in stacked(epochs=3)]
-    taken = []
-    for _ in range(4):
-        for number, epochs in enumerate(following):
-            epoch = next(epochs, None)
-            taken.append((number, epoch and epoch.metrics["epoch"], len(steps)))
-    size = len(steps) // 3
-    assert [(n, e, s) for n, e, s in taken if n != 1] == [
-        (number, epoch, size * epoch) for epoch in range(4) for number in (0, 2)
-    ]
-    assert [epoch for number, epoch, _ in taken if number == 1] == [0, None, None, None]
+    scale_weights(monkeypatch, 1, float("nan"))
+    runs = stacked(epochs=2)
+    reported = list(run_ensemble(runs, [None] * 3))
+    assert [list(epochs) for epochs in reported] == [[0, 1, 2], [0, 2], [0, 2]]
+    assert [epochs[2].metrics["epoch"] for epochs in reported] == [0, 1, 2]
 
 
-def test_the_time_of_a_stack_is_shared_out_among_its_seeds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    step = train._train_step
-
-    def slow(*given: Any) -> Tensor:
-        time.sleep(0.03)
-        return step(*given)
-
-    monkeypatch.setattr(train, "_train_step", slow)
-    together = train.Together()
-    following = [together.run(config) for config in stacked(train_size=64, epochs=1)]
-    began = time.perf_counter()
-    shares = [[epoch.timing["train_s"] for epoch in epochs][1] for epochs in zip_rounds(following)]
-    assert len(set(shares)) == 1
-    assert 0.03 <= sum(shares) <= time.perf_counter() - began
-
-
-def zip_rounds(following: list[Iterator[train.Epoch]]) -> list[list[train.Epoch]]:
-    """Take the epochs of all in turn."""
-    return [list(epochs) for epochs in zip(*zip(*following, strict=True), strict=True)]
+def test_the_time_of_the_steps_is_shared_among_the_seeds() -> None:
+    runs = stacked(train_size=64, epochs=1)
+    _, last = run_ensemble(runs, [None] * 3)
+    shares = {epoch.timing["train_s"] for epoch in last.values()}
+    assert len(shares) == 1
+    assert shares.pop() > 0
 
 
 def test_all_seeds_may_diverge(tmp_path: Path) -> None:
@@ -247,9 +215,7 @@ def test_all_seeds_may_diverge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_stack_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(
-    tmp_path: Path, optimizer: str
-) -> None:
+def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
     settings = {"model": "cnn", "batch_norm": True, "train_size": 200, "probe_every": 2}
     runs = stacked(optimizer=optimizer, epochs=3, **settings)
     made(tmp_path / "whole", runs)
@@ -270,7 +236,7 @@ def test_a_stack_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(
             )
 
 
-def test_seeds_that_were_stopped_at_other_epochs_go_on_each_from_its_own(tmp_path: Path) -> None:
+def test_seeds_stopped_at_other_epochs_resume_from_their_own(tmp_path: Path) -> None:
     runs = stacked(epochs=3)
     for config, last in zip(runs, (0, 1, 1), strict=True):
         stop_after(last, config, tmp_path / config.run_id)
@@ -282,14 +248,14 @@ def test_seeds_that_were_stopped_at_other_epochs_go_on_each_from_its_own(tmp_pat
         assert [row["epoch"] for row in rows(tmp_path, config)] == ["0", "1", "2", "3"]
 
 
-def test_seeds_that_are_done_are_kept_and_the_others_stacked_without_them(tmp_path: Path) -> None:
+def test_seeds_that_are_done_are_kept(tmp_path: Path) -> None:
     runs = stacked()
     made(tmp_path, runs[:1])
     events = made(tmp_path, runs)
     assert [event.kept for event in events.values()] == [True, False, False]
 
 
-def test_a_seed_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+def test_a_seed_that_runs_elsewhere_is_waited_for(tmp_path: Path) -> None:
     runs = stacked()
     events = []
     with RunWriter(tmp_path / runs[1].run_id, runs[1]):
@@ -303,25 +269,25 @@ def test_a_seed_that_another_process_makes_is_waited_for(tmp_path: Path) -> None
     assert states({event.config.run_id: event for event in events}) == ["completed"] * 3
 
 
-def test_what_ends_the_training_ends_all_its_seeds_with_the_same_line(
+def test_an_error_in_training_fails_all_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Tensor:
         raise MemoryError("no room for this")
 
-    monkeypatch.setattr(train, "_train_step", broken)
+    monkeypatch.setattr(ensemble, "train_step", broken)
     events = made(tmp_path, stacked())
     assert states(events) == ["failed"] * 3
     assert {e.status.error for e in events.values()} == {"MemoryError: no room for this"}
     assert all("Traceback" in str(event.traceback) for event in events.values())
 
 
-def test_a_seed_that_can_not_be_written_ends_alone(
+def test_a_seed_that_can_not_be_written_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = RunWriter.append
 
-    def full(writer: RunWriter, epoch: train.Epoch) -> None:
+    def full(writer: RunWriter, epoch: Epoch) -> None:
         if writer.config.seed == 1 and epoch.metrics["epoch"] == 1:
             raise OSError(28, "No space left on device")
         append(writer, epoch)
@@ -330,7 +296,7 @@ def test_a_seed_that_can_not_be_written_ends_alone(
     assert states(made(tmp_path, stacked())) == ["completed", "failed", "completed"]
 
 
-def test_a_worker_that_is_killed_fails_all_seeds_of_its_stack(tmp_path: Path) -> None:
+def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)
     events: dict[str, Event] = {}
     killed = False
@@ -349,7 +315,7 @@ def test_a_worker_that_is_killed_fails_all_seeds_of_its_stack(tmp_path: Path) ->
         assert status.error == "its process ended with exit code -9"
 
 
-def test_closing_a_study_interrupts_all_seeds_of_a_stack(tmp_path: Path) -> None:
+def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)
     events = run_all(runs, tmp_path, workers=1)
     for event in events:
@@ -362,16 +328,14 @@ def test_closing_a_study_interrupts_all_seeds_of_a_stack(tmp_path: Path) -> None
         assert status.state == "interrupted"
 
 
-def test_an_interrupt_in_the_middle_interrupts_all_seeds_of_a_stack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_interrupts_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = stacked()
 
     def interrupt(*_: object) -> Tensor:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_train_step", interrupt)
+        patch.setattr(ensemble, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps it
             list(run_all(runs, tmp_path))
     for config in runs:
@@ -382,10 +346,10 @@ def test_an_interrupt_in_the_middle_interrupts_all_seeds_of_a_stack(
     assert kept.value is not None
 
 
-def test_a_stack_has_a_largest_size_and_shards_are_of_whole_stacks() -> None:
+def test_an_ensemble_has_a_largest_size() -> None:
     runs = [tiny(seed=seed, stack=True) for seed in range(100)] + [tiny(), tiny(seed=1)]
-    assert [len(job) for job in group_into_jobs(runs)] == [1, 1, 64, 36]
-    together = [run for job in group_into_jobs(runs) for run in job]
+    assert [len(job.runs) for job in group_into_jobs(runs)] == [1, 1, 64, 36]
+    together = [run for job in group_into_jobs(runs) for run in job.runs]
     assert sorted(run.run_id for run in together) == sorted(run.run_id for run in runs)
 
 
@@ -405,8 +369,8 @@ def test_what_can_not_be_stacked_is_refused(settings: dict[str, Any], line: str)
 
 
 def test_ray_refuses_a_stack(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="stack: Ray makes each run by itself"):
-        list(on_ray(stacked(), tmp_path))
+    with pytest.raises(UsageError, match="stack: Ray runs each seed by itself"):
+        list(run_all(stacked(), tmp_path, executor=RayExecutor()))
 
 
 @pytest.fixture
@@ -440,10 +404,10 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ("factory", "line"),
     [
         ("make", "stack: this model can't be computed stacked (vmap: "),
-        ("masked", "stack: the networks differ in more than their parameters and buffers, "),
+        ("masked", "stack: only parameters and buffers may depend on the seed, "),
     ],
 )
-def test_a_model_of_ones_own_that_can_not_be_stacked_is_told_in_one_line(
+def test_an_own_model_that_can_not_be_stacked_fails_in_one_line(
     tmp_path: Path, own_model: str, factory: str, line: str
 ) -> None:
     name = f"{own_model}:{factory}"

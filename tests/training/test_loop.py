@@ -14,8 +14,10 @@ from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import load_dataset
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records.schema import COLUMNS
-from nsrelu_bench.training import loop as train
-from nsrelu_bench.training.loop import Epoch, run
+from nsrelu_bench.training import loop, steps
+from nsrelu_bench.training.epoch import Epoch, evaluate, first_non_finite
+from nsrelu_bench.training.loop import run
+from nsrelu_bench.training.steps import permute_pixels
 
 EVERY_KIND: list[dict[str, Any]] = [
     {"act": "relu"},
@@ -77,7 +79,8 @@ def test_every_column_of_the_files_is_given() -> None:
     assert set(epoch.metrics) >= set(COLUMNS["metrics.csv"])
     assert set(epoch.layers[0]) == set(COLUMNS["layers.csv"])
     assert set(epoch.timing) == set(COLUMNS["timing.csv"])
-    assert all(epoch.metrics[name] is not None for name in COLUMNS["metrics.csv"])
+    empty = {name for name in COLUMNS["metrics.csv"] if epoch.metrics[name] is None}
+    assert empty <= {"gradient_lost_step"}
 
 
 def test_training_learns() -> None:
@@ -92,13 +95,13 @@ def test_activations_with_one_seed_see_the_same_weights_and_batches(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[torch.Tensor]] = {}
-    step = train._train_step
+    step = loop.train_step
 
     def recording(model: Any, optimizer: Any, inputs: torch.Tensor, *rest: Any) -> Any:
         seen[act].append(inputs.clone())
         return step(model, optimizer, inputs, *rest)
 
-    monkeypatch.setattr(train, "_train_step", recording)
+    monkeypatch.setattr(loop, "train_step", recording)
     start = {}
     for act in ("relu", "nsrelu(0.1)"):
         seen[act] = []
@@ -113,14 +116,14 @@ def test_every_epoch_sees_every_example_once_in_a_new_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     orders = []
-    batches = train._batches
+    batches = loop.batches
 
     def recording(*arguments: Any) -> Any:
         cut = list(batches(*arguments))
         orders.append(torch.cat([images for images, _ in cut]).flatten(1))
         return cut
 
-    monkeypatch.setattr(train, "_batches", recording)
+    monkeypatch.setattr(loop, "batches", recording)
     list(run(tiny()))
     first, second = (sorted(map(tuple, order.tolist())) for order in orders)
     assert first == second
@@ -141,6 +144,7 @@ def test_the_learning_rate_follows_its_schedule() -> None:
     assert 0 < cosine[2] < 0.001
 
 
+POSITION = {"epoch", "step", "task", "lr", "gradient_lost_step"}
 DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
 
 
@@ -149,7 +153,7 @@ def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
     assert last.diverged_step is not None
     assert 0 < last.diverged_step <= last.metrics["step"]
     assert len(epochs) - 1 == last.metrics["epoch"] <= 3
-    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
+    assert set(last.metrics) == POSITION
     assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * 2
     assert all(epoch.diverged_step is None for epoch in epochs[:-1])
 
@@ -157,12 +161,12 @@ def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
 def test_the_step_of_divergence_is_the_first_whose_loss_is_not_finite() -> None:
     model = torch.nn.Linear(2, 2)
     losses = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
-    assert train._first_non_finite(model, losses, 14) == 13
-    assert train._first_non_finite(model, losses[:2], 12) is None
-    assert train._first_non_finite(model, None, 0) is None
+    assert first_non_finite(model, losses, 14) == 13
+    assert first_non_finite(model, losses[:2], 12) is None
+    assert first_non_finite(model, None, 0) is None
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
-    assert train._first_non_finite(model, losses[:2], 12) == 12
+    assert first_non_finite(model, losses[:2], 12) == 12
 
 
 def test_logits_that_are_not_finite_have_no_accuracy() -> None:
@@ -171,7 +175,7 @@ def test_logits_that_are_not_finite_have_no_accuracy() -> None:
             return torch.full((len(x), 10), torch.nan)
 
     data = load_dataset(tiny())
-    assert train._evaluate(Broken(), data, data.test) == (None, None)
+    assert evaluate(Broken(), data, data.test) == (None, None)
 
 
 def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[torch.Tensor]:
@@ -182,7 +186,7 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
         return built[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "build_model", remember)
+        patch.setattr(steps, "build_model", remember)
         list(run(config))
     return [value.clone() for value in built[0].state_dict().values()]
 
@@ -220,7 +224,11 @@ def test_measures_that_are_left_out_are_empty_and_the_others_are_the_same() -> N
     some = list(run(tiny(measures="-effective_rank,-surrogate_cosine")))[-1].metrics
     assert some["effective_rank"] is None
     assert some["surrogate_cosine"] is None
-    left = set(COLUMNS["metrics.csv"]) - {"effective_rank", "surrogate_cosine"}
+    left = set(COLUMNS["metrics.csv"]) - {
+        "effective_rank",
+        "surrogate_cosine",
+        "gradient_lost_step",
+    }
     assert all(some[name] == everything[name] for name in left)
 
 
@@ -229,14 +237,14 @@ def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing()
     config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
     *_, last = run(config)
     assert last.diverged_step is not None
-    assert set(last.metrics) == {"epoch", "step", "task", "lr"}
+    assert set(last.metrics) == POSITION
     assert len(last.layers) == 20
     assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
 
 def test_batch_norm_of_a_single_example_is_told_before_training() -> None:
     told = (
-        "batch_norm: needs two examples a batch, and 65 examples by batch_size 64 leave one alone"
+        "batch_norm: needs two examples per batch, and 65 examples by batch_size 64 leave one alone"
     )
     with pytest.raises(BenchError, match=told):
         next(run(tiny(batch_norm=True, train_size=65)))
@@ -266,7 +274,7 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
         built.append(models.build_model(config, *rest))
         return built[-1]
 
-    monkeypatch.setattr(train, "build_model", remember)
+    monkeypatch.setattr(steps, "build_model", remember)
     next(run(tiny(model="cnn")))
     weight = built[0].get_submodule("conv2").weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -300,14 +308,14 @@ def test_a_run_that_goes_on_from_a_checkpoint_gives_the_bits_of_one_never_stoppe
 
 def test_a_later_task_has_the_same_images_with_their_pixels_in_another_order() -> None:
     data = load_dataset(tiny())
-    one, other = train._permuted(data, 0, 1), train._permuted(data, 0, 2)
+    one, other = permute_pixels(data, 0, 1), permute_pixels(data, 0, 2)
     pixels = [split.images.flatten(1).sort(1)[0] for split in (data.test, one.test, other.test)]
     assert torch.equal(pixels[0], pixels[1])
     assert torch.equal(pixels[0], pixels[2])
     assert not torch.equal(one.test.images, other.test.images)
     assert torch.equal(one.test.labels, data.test.labels)
     # One order for all images and splits of a task.
-    moved = train._permuted(replace(data, test=data.train), 0, 1)
+    moved = permute_pixels(replace(data, test=data.train), 0, 1)
     assert torch.equal(moved.test.images, one.train.images)
 
 

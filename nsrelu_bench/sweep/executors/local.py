@@ -1,79 +1,158 @@
-"""Runs in processes on this machine."""
+"""Jobs in this process, or in processes on this machine."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pathlib import Path
+from types import ModuleType
 
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.records import (
-    write_status,
-)
-from nsrelu_bench.sweep.execution import POLL_S, Event, RunPolicy, execute_job, group_into_jobs
+from nsrelu_bench.sweep.execution import Event, Job, RunPolicy, execute_job, group_into_jobs
+from nsrelu_bench.sweep.scheduler import Executor, Lost
 
-#: How long a worker without a run may take to end.
+#: Seconds that a worker without a job may take to end.
 GRACE_S = 3.0
 
 
-def in_turn(runs: Sequence[RunConfig], study: Path, policy: RunPolicy) -> Iterator[Event]:
-    """Run in this process, one job after another."""
-    waiting = deque(group_into_jobs(runs))
-    looked: dict[str, float] = {}
-    while waiting:
-        job = waiting.popleft()
-        time.sleep(max(0.0, looked.get(job[0].run_id, 0.0) + POLL_S - time.monotonic()))
-        for event in execute_job(job, study, policy):
-            if event.elsewhere:
-                looked[event.config.run_id] = time.monotonic()
-                waiting.append([event.config])
-            yield event
+class InProcess(Executor):
+    """Computes one job after another in this process."""
+
+    def start(self, study: Path, policy: RunPolicy, runs: Sequence[RunConfig]) -> None:  # noqa: ARG002
+        """Remember where and how to run."""
+        self._study, self._policy = study, policy
+        self._events: Iterator[Event] | None = None
+
+    def room(self) -> int:
+        """Return 1 between two jobs."""
+        return int(self._events is None)
+
+    def busy(self) -> bool:
+        """Return whether there is a job."""
+        return self._events is not None
+
+    def submit(self, job: Job) -> None:
+        """Take the job; `wait` computes it."""
+        self._events = execute_job(job, self._study, self._policy)
+
+    def wait(self, timeout_s: float | None) -> list[Event | Lost]:
+        """Compute until the next event."""
+        if self._events is None:
+            time.sleep(timeout_s or 0.0)
+            return []
+        event = next(self._events, None)
+        if event is None:
+            self._events = None
+            return []
+        return [event]
+
+    def stop(self) -> None:
+        """End the job as interrupted."""
+        if self._events is not None:
+            self._events.close()  # type: ignore[attr-defined]
+            self._events = None
+
+
+class ProcessPool(Executor):
+    """Computes jobs in worker processes, one at a time in each.
+
+    A worker can be killed at any moment: that is how a study ends, too.
+
+    Args:
+        workers: Number of processes, at most.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._size = workers
+
+    def start(self, study: Path, policy: RunPolicy, runs: Sequence[RunConfig]) -> None:
+        """Start the workers, no more than there can be jobs."""
+        self._workers: list[_Worker] = []
+        self._study, self._policy = study, policy
+        self._context = multiprocessing.get_context("spawn")
+        for _ in range(min(self._size, len(list(group_into_jobs(runs))))):
+            self._workers.append(_Worker(self._context, study, policy))
+
+    def room(self) -> int:
+        """Return the number of workers without a job."""
+        return sum(not worker.running for worker in self._workers)
+
+    def busy(self) -> bool:
+        """Return whether any worker has a job."""
+        return any(worker.running for worker in self._workers)
+
+    def submit(self, job: Job) -> None:
+        """Give the job to a worker without one; a dead worker is replaced."""
+        index = next(i for i, worker in enumerate(self._workers) if not worker.running)
+        if not self._workers[index].process.is_alive():
+            self._workers[index].end()
+            self._workers[index] = _Worker(self._context, self._study, self._policy)
+        self._workers[index].begin(job)
+
+    def wait(self, timeout_s: float | None) -> list[Event | Lost]:
+        """Return an event of each worker that has one."""
+        busy = {worker.connection: worker for worker in self._workers if worker.running}
+        if not busy:
+            time.sleep(timeout_s or 0.0)
+            return []
+        return [busy[ready].receive() for ready in wait(list(busy), timeout_s)]  # type: ignore[index]
+
+    def stop(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.ask_to_end()
+        for worker in self._workers:
+            worker.end()
 
 
 class _Worker:
-    """A process that makes one job after another, and the connection to it.
+    """A process that computes one job after another, and the connection to it.
 
-    `left` are the runs of its job that have not ended, by their ids.
+    Attributes:
+        running: The runs of its job that have not ended, by run id.
     """
 
     def __init__(self, context: SpawnContext, study: Path, policy: RunPolicy) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, study, policy), daemon=True)
-        with _signals_held():
+        with _signals_held(), _clean_start():
             self.process.start()
         theirs.close()
-        self.left: dict[str, RunConfig] = {}
+        self.running: dict[str, RunConfig] = {}
 
-    def begin(self, job: list[RunConfig]) -> None:
-        self.left = {config.run_id: config for config in job}
-        # A process that is gone is found when it is waited for.
-        with suppress(OSError):
+    def begin(self, job: Job) -> None:
+        """Send a job."""
+        self._job = job
+        self.running = {config.run_id: config for config in job.runs}
+        with suppress(OSError):  # a process that is gone is found by `receive`
             self.connection.send(job)
 
-    def receive(self) -> Event | None:
-        """Take the next event; None if the process is gone."""
+    def receive(self) -> Event | Lost:
+        """Take the next event; `Lost` if the process is gone."""
         try:
             event: Event = self.connection.recv()
         except (EOFError, OSError):
-            return None
-        if event.status.state != "running" or event.elsewhere:
-            del self.left[event.config.run_id]
+            reason = f"its process ended with exit code {self.end()}"
+            unfinished, self.running = tuple(self.running.values()), {}
+            return Lost(Job(unfinished, self._job.attempt), reason)
+        if event.ended or event.elsewhere:
+            del self.running[event.config.run_id]
         return event
 
     def ask_to_end(self) -> None:
-        """Let the process end by itself, or at once if it has a run."""
+        """Let the process end by itself, or at once if it has a job."""
         self.connection.close()
-        if self.left:
+        if self.running:
             self.process.kill()
 
     def end(self) -> int | None:
-        """Wait for the process to end, and kill it if it does not; returns its exit code."""
+        """Wait for the process to end, kill it if it does not, and return its exit code."""
         self.process.join(GRACE_S)
         if self.process.is_alive():
             self.process.kill()
@@ -81,55 +160,12 @@ class _Worker:
         return self.process.exitcode
 
 
-def pooled(
-    workers: int, runs: Sequence[RunConfig], study: Path, policy: RunPolicy
-) -> Iterator[Event]:
-    """Run on a pool of worker processes."""
-    waiting = deque(group_into_jobs(runs))
-    workers = min(workers, len(waiting))
-    context = multiprocessing.get_context("spawn")
-    crew = [_Worker(context, study, policy) for _ in range(workers)]
-    later: deque[tuple[float, RunConfig]] = deque()  # runs that are made elsewhere
-    try:
-        while waiting or later or any(worker.left for worker in crew):
-            due = []
-            while later and later[0][0] <= time.monotonic():
-                due.append(later.popleft()[1])
-            waiting.extend(group_into_jobs(due))
-            for index, worker in enumerate(crew):
-                if not worker.left and waiting:
-                    if not worker.process.is_alive():
-                        crew[index] = worker = _Worker(context, study, policy)
-                    worker.begin(waiting.popleft())
-            busy = [worker for worker in crew if worker.left]
-            pause = max(0.0, later[0][0] - time.monotonic()) if later else None
-            ready = wait([worker.connection for worker in busy], pause)
-            for worker in [worker for worker in busy if worker.connection in ready]:
-                event = worker.receive()
-                if event is None:  # killed, or out of memory
-                    error = f"its process ended with exit code {worker.end()}"
-                    lost, worker.left = worker.left, {}
-                    for config in lost.values():
-                        yield Event(config, write_status(study / config.run_id, "failed", error))
-                    continue
-                if event.elsewhere:
-                    later.append((time.monotonic() + POLL_S, event.config))
-                yield event
-    finally:
-        for worker in crew:
-            worker.ask_to_end()
-        for worker in crew:
-            worker.end()
-            for run_id in worker.left:
-                write_status(study / run_id, "interrupted")
-
-
 def _work(connection: Connection, study: Path, policy: RunPolicy) -> None:
-    """Make the jobs that come over the connection until it is closed."""
+    """Compute the jobs that come over the connection until it is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            job: list[RunConfig] = connection.recv()
+            job: Job = connection.recv()
         except EOFError:
             return
         for event in execute_job(job, study, policy):
@@ -156,3 +192,24 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _clean_start() -> Iterator[None]:
+    """Start a process that runs nothing of the user's before it works.
+
+    A spawned process imports the script that started it, which fails where that has no
+    ``if __name__ == "__main__"`` or came from standard input; and it finds modules in the working
+    folder first, where a types.py would be taken for Python's own.
+    """
+    main, safe_path = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if safe_path is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe_path

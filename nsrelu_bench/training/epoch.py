@@ -1,0 +1,236 @@
+"""What a run reports: an `Epoch` after each epoch, measured by its `Monitor`."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.data import Dataset, Split
+from nsrelu_bench.measures import DeadUnitHistory, Measurement, measure, pre_quantiles
+from nsrelu_bench.training.steps import Task, task_number
+from nsrelu_bench.training.warning import GradientWatch
+
+Row = dict[str, Any]
+
+#: Images per forward pass of an evaluation.
+EVAL_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What was measured after an epoch; epoch 0 comes before the first step.
+
+    Attributes:
+        metrics: The row of metrics.csv; a measure without a value is None.
+        layers: The rows of layers.csv, one per activation site.
+        timing: The row of timing.csv, in seconds.
+        diverged_step: The step, from 1, at which loss or weights stopped being finite.
+        steps: The rows of steps.csv, measured between epochs.
+        quantiles: The rows of quantiles.csv, after the last epoch.
+        checkpoint: Returns what `run` needs to resume from here, as tensors and plain values; to
+            be called before the next epoch is asked for.
+    """
+
+    metrics: Row
+    layers: list[Row]
+    timing: Row
+    diverged_step: int | None = None
+    steps: list[Row] = field(default_factory=list)
+    quantiles: list[Row] = field(default_factory=list)
+    checkpoint: Callable[[], Row] = dict
+
+
+class Monitor:
+    """Measures one run, and keeps what its later measurements need to know of the earlier ones.
+
+    Args:
+        config: The run.
+        saved: The `state` of the monitor that a checkpoint was taken of.
+    """
+
+    def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
+        saved = saved or {}
+        self._config = config
+        self._measures = ("loss", "accuracy", *config.measured)
+        self._after_epochs = _restore(saved.get("after_epochs"))
+        self._between = _restore(saved.get("between"))
+        self._best_val_accuracy: float = saved.get("best_val_accuracy", 0.0)
+        self._steps: list[Row] = []
+        self.watch = GradientWatch(saved.get("gradient_lost_step"))
+
+    def state(self) -> Row:
+        """Return what a checkpoint keeps, as tensors and plain values."""
+        return {
+            "after_epochs": _histories(self._after_epochs),
+            "between": _histories(self._between),
+            "best_val_accuracy": self._best_val_accuracy,
+            "gradient_lost_step": self.watch.lost_step,
+        }
+
+    def due(self, step: int) -> bool:
+        """Return whether there is anything to do `after_step`."""
+        return self.watch.due(step) or self._measures_after(step)
+
+    def _measures_after(self, step: int) -> bool:
+        every = self._config.probe_every
+        return bool(every) and step % every == 0
+
+    def after_step(
+        self, network: nn.Module, inputs: Tensor, labels: Tensor, task: Task, epoch: int, step: int
+    ) -> None:
+        """Watch the gradient, and measure where measures between epochs are asked for.
+
+        Args:
+            network: As it is after the step.
+            inputs: Of the step's batch, normalized: (N, ...).
+            labels: Its classes (N,).
+            task: Whose probe set measures.
+            epoch: The epoch that the step belongs to.
+            step: Its number, from 1.
+        """
+        if self.watch.due(step):
+            self.watch.look(network, inputs, labels, step)
+        if self._measures_after(step):
+            self._between = self._measure(network, task, self._between)
+            values = _of_training_split(self._between.totals)
+            self._steps.append({"epoch": epoch, "step": step, **values})
+
+    def end_epoch(
+        self, network: nn.Module, task: Task, at: Row, losses: Tensor | None, train_s: float
+    ) -> Epoch:
+        """Measure a network at the end of an epoch.
+
+        Args:
+            network: As it is after the last step.
+            task: Whose probe set and splits it is measured on.
+            at: The `position` of the run.
+            losses: Those of the epoch's steps (T,); None before the first.
+            train_s: Seconds that the steps took.
+        """
+        clock = [time.perf_counter()]
+        epoch, step = at["epoch"], at["step"]
+        diverged_step = first_non_finite(network, losses, step)
+        self._after_epochs = measured = self._measure(network, task, self._after_epochs)
+        if diverged_step is None and not measured.finite:
+            diverged_step = step
+        clock.append(time.perf_counter())
+
+        layers = [{"epoch": epoch, **layer} for layer in measured.layers]
+        if diverged_step is None:
+            if epoch:
+                self.watch.compare(layers, step)
+            metrics = at | _of_training_split(measured.totals)
+            for name, split in (("val", task.data.val), ("test", task.data.test)):
+                loss, accuracy = evaluate(network, task.data, split)
+                metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+            metrics["collapsed"] = self._collapsed(metrics, task)
+        else:  # a diverged network has no numbers, even where some can be computed
+            metrics = dict(at)
+            layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
+        metrics["gradient_lost_step"] = self.watch.lost_step
+        clock.append(time.perf_counter())
+
+        steps, self._steps = self._steps, []
+        last = epoch == self._config.total_epochs and diverged_step is None
+        quantiles = (
+            pre_quantiles(network, task.probe_inputs) if last and self._config.measured else []
+        )
+        timing = _timing(epoch, train_s, clock)
+        return Epoch(metrics, layers, timing, diverged_step, steps, quantiles)
+
+    def _measure(self, network: nn.Module, task: Task, previous: Measurement | None) -> Measurement:
+        return measure(
+            network,
+            task.probe_inputs,
+            task.probe_labels,
+            measures=self._measures,
+            previous=previous,
+        )
+
+    def _collapsed(self, metrics: Mapping[str, Any], task: Task) -> int:
+        """Return 1 for a network that has unlearned, or learned nothing, and 0 otherwise.
+
+        It has collapsed if, after the first step, its validation accuracy is at most the share of
+        the most frequent class, or less than half of the best so far, or if its loss on the probe
+        set, a part of the training split, is at least that of guessing by the shares of classes.
+        """
+        if metrics["epoch"] == 0:
+            return 0
+        accuracy = metrics["val_accuracy"] or 0.0
+        best = self._best_val_accuracy = max(accuracy, self._best_val_accuracy)
+        _, counts = torch.unique(task.data.val.labels, return_counts=True)
+        chance = (counts.max() / counts.sum()).item()
+        _, counts = torch.unique(task.probe_labels, return_counts=True)
+        shares = counts / counts.sum()
+        guessing = -(shares * shares.log()).sum().item()
+        only_class = len(counts) == 1  # then guessing is right, and there is nothing to learn
+        no_better = accuracy <= chance or metrics["train_loss"] >= guessing
+        return int(accuracy < best / 2 or (no_better and not only_class))
+
+
+def position(config: RunConfig, epoch: int, step: int, lr: float) -> Row:
+    """Return the columns of metrics.csv that say where a run is; `lr` of its last step."""
+    return {"epoch": epoch, "step": step, "task": task_number(config, epoch), "lr": lr}
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, data: Dataset, split: Split) -> tuple[float | None, float | None]:
+    """Return mean loss and accuracy on a split, in eval mode; None if a logit is not finite."""
+    network.eval()
+    parts = torch.split(split.images, EVAL_BATCH)
+    logits = torch.cat([network(data.inputs(part)) for part in parts])
+    network.train()
+    if not logits.isfinite().all():
+        return None, None
+    loss = F.cross_entropy(logits.double(), split.labels)
+    accuracy = (logits.argmax(1) == split.labels).double().mean()
+    return loss.item(), accuracy.item()
+
+
+@torch.no_grad()
+def first_non_finite(network: nn.Module, losses: Tensor | None, step: int) -> int | None:
+    """Return the step, from 1, at which the loss or the weights stopped being finite, or None.
+
+    Args:
+        network: As it is after the step.
+        losses: Those of the last steps (T,); None if there was no step.
+        step: The number of the last one.
+    """
+    if losses is not None:
+        bad = ~losses.isfinite()
+        if bad.any():
+            return step - len(losses) + int(bad.int().argmax()) + 1
+    finite = all(bool(parameter.isfinite().all()) for parameter in network.parameters())
+    return None if finite else step
+
+
+def _of_training_split(totals: Row) -> Row:
+    """Name loss and accuracy on the probe set, a part of the training split, as such."""
+    names = {"loss": "train_loss", "accuracy": "train_accuracy"}
+    return {names.get(name, name): value for name, value in totals.items()}
+
+
+def _timing(epoch: int, train_s: float, clock: Iterable[float]) -> Row:
+    measure_s, evaluate_s = (after - before for before, after in itertools.pairwise(clock))
+    spent = {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
+    return {"epoch": epoch, "time_s": sum(spent.values()), **spent}
+
+
+def _histories(measurement: Measurement | None) -> Row | None:
+    """Return the part of a measurement that the next one needs, as tensors."""
+    if measurement is None:
+        return None
+    return {name: asdict(history) for name, history in measurement.histories.items()}
+
+
+def _restore(saved: Mapping[str, Any] | None) -> Measurement | None:
+    if saved is None:
+        return None
+    histories = {name: DeadUnitHistory(**history) for name, history in saved.items()}
+    return Measurement({}, [], True, histories)
