@@ -1,7 +1,6 @@
 """Commands that run: train, sweep."""
 
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Generator, Sequence
@@ -13,6 +12,7 @@ import typer
 
 from nsrelu_bench.config import SETTINGS
 from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.machine import available_cores
 
 if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig
@@ -164,7 +164,7 @@ def sweep(
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
-    from nsrelu_bench.sweep.progress import standing_text
+    from nsrelu_bench.sweep.progress import format_plan
 
     overrides = dict(read_setting(change) for change in changes or ())
     given = {"data_dir": data_dir, "stack": stack}
@@ -182,7 +182,7 @@ def sweep(
         ]
     on_cluster = _engine(engine, address, gpus, collect=collect)
     if dry_run:
-        print(standing_text(plan_runs(runs, folder, policy), as_json=as_json), end="")
+        print(format_plan(plan_runs(runs, folder, policy), as_json=as_json), end="")
         return
     save_study(study, folder)
     events = run_all(runs, folder, workers=_workers(workers), policy=policy, executor=on_cluster)
@@ -221,7 +221,7 @@ def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -
 def _workers(given: int | None) -> int:
     if given is not None:
         check_range("--workers", given, most=1024)
-    return given or os.cpu_count() or 1
+    return given or available_cores()
 
 
 def _follow(
@@ -246,7 +246,7 @@ def _follow(
             ended = progress.follow(events, len(runs), quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
             command = ["nsrelu-bench", *(a for a in sys.argv[1:] if a != "--fresh")]
-            told = f"interrupted; to go on: {shlex.join(command)}"
+            told = f"Interrupted. Resume with: {shlex.join(command)}"
             print(f"nsrelu-bench: {told}", file=sys.stderr)
             raise
     failures = [event for event in ended if event.status.state == "failed" and not event.kept]

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while runs are made: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees on stderr while runs are computed: a bar on a terminal, lines elsewhere."""
 
 import json
 import math
@@ -17,9 +17,8 @@ from nsrelu_bench.sweep.execution import Event
 if TYPE_CHECKING:
     import pandas as pd
 
-
-#: What is shown of a run while it goes on and when it ends, and how it is called.
-FIGURES = {
+#: The metrics that are shown of a run, and their names.
+SHOWN = {
     "val_accuracy": "val accuracy",
     "test_accuracy": "test accuracy",
     "zero_fraction": "zeros",
@@ -28,69 +27,99 @@ FIGURES = {
 
 
 def follow(events: Iterable[Event], runs: int, *, quiet: bool = False) -> list[Event]:
-    """Show how the runs go; returns the last event of each."""
+    """Show the progress of runs, and return the last event of each."""
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-    ended: list[Event] = []
-    counts: Counter[str] = Counter()
+    view = _View(console, runs)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
+        TextColumn("elapsed,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,
     )
     with progress:
-        epochs = {}
-        elsewhere: set[str] = set()
-        bar = progress.add_task("runs", total=None, counts="")
+        bar = progress.add_task("runs", total=None, counts="starting")
         for event in events:
-            epochs[event.config.run_id] = _share(event)
-            if event.elsewhere:
-                if event.config.run_id not in elsewhere:
-                    told = "is being made by another process; it is waited for"
-                    console.print(f"{describe(event.config)}: {told}", soft_wrap=True)
-                elsewhere.add(event.config.run_id)
-            elif event.status.state == "running":
-                if runs == 1 and event.metrics:
-                    console.print(_epoch_line(event), soft_wrap=True)
-            else:
-                ended.append(event)
-                counts["done before" if event.kept else event.status.state] += 1
-                if runs > 1 and not event.kept:
-                    console.print(f"[{len(ended)}/{runs}] {_end_line(event)}", soft_wrap=True)
-            shown = ", ".join(f"{count} {state}" for state, count in counts.items())
-            progress.update(bar, total=runs, completed=sum(epochs.values()), counts=shown)
-    return ended
+            view.take(event)
+            done = sum(view.shares.values())
+            progress.update(bar, total=runs, completed=done, counts=view.counts())
+    return view.ended
 
 
-def _share(event: Event) -> float:
-    """How much of a run is done, from 0 to 1."""
-    if event.status.state != "running":
-        return 1.0
-    return (event.status.epoch or 0) / event.config.total_epochs
+class _View:
+    """What has been shown of some runs.
+
+    Args:
+        console: Where lines go.
+        runs: Number of runs; one by itself has a line per epoch, several have one each.
+    """
+
+    def __init__(self, console: Console, runs: int) -> None:
+        self._console, self._runs = console, runs
+        self._announced: set[tuple[str, str]] = set()
+        self._states: Counter[str] = Counter()
+        self.ended: list[Event] = []
+        self.shares: dict[str, float] = {}  # how much of each run is done, in [0, 1]
+
+    def counts(self) -> str:
+        """Return the number of runs that ended, by state."""
+        if not self._states:
+            return f"0 of {self._runs} ended"
+        return ", ".join(f"{count} {state}" for state, count in self._states.items())
+
+    def take(self, event: Event) -> None:
+        """Show an event."""
+        config = event.config
+        epoch = event.status.epoch or 0
+        self.shares[config.run_id] = 1.0 if event.ended else epoch / config.total_epochs
+        lost_step = event.metrics.get("gradient_lost_step")
+        if lost_step is not None:
+            self._announce(config, f"gradient lost at step {lost_step}: {LOST_GRADIENT}")
+        if event.elsewhere:
+            self._announce(config, "running in another process; waiting for it")
+        elif not event.ended:
+            if self._runs == 1 and event.metrics:
+                width = len(str(config.total_epochs))
+                shown = _format_metrics(event)
+                self._print(f"epoch {epoch:{width}}/{config.total_epochs}  {shown}")
+        else:
+            self.ended.append(event)
+            self._states["done before" if event.kept else event.status.state] += 1
+            if self._runs > 1 and not event.kept:
+                outcome = describe_status(event.status, event.metrics)
+                line = f"{describe(config)}: {outcome}  {_format_metrics(event)}"
+                self._print(f"[{len(self.ended)}/{self._runs}] {line}".rstrip())
+
+    def _announce(self, config: RunConfig, message: str) -> None:
+        """Print a message about a run, once."""
+        if (config.run_id, message) not in self._announced:
+            self._announced.add((config.run_id, message))
+            self._print(f"{describe(config)}: {message}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
 
 
-def _epoch_line(event: Event) -> str:
-    total = event.config.total_epochs
-    return f"epoch {event.status.epoch:{len(str(total))}}/{total}  {_figures(event)}"
+#: What a lost gradient means.
+LOST_GRADIENT = (
+    "the first layer's followed gradient no longer points along the true one; the run may collapse"
+)
 
 
-def _end_line(event: Event) -> str:
-    return f"{describe(event.config)}: {describe_status(event.status)}  {_figures(event)}".rstrip()
+def _format_metrics(event: Event) -> str:
+    return "  ".join(_values(event.metrics, ("val_accuracy", "zero_fraction", "dead_fraction")))
 
 
-def _figures(event: Event) -> str:
-    return "  ".join(_shown(event.metrics, ("val_accuracy", "zero_fraction", "dead_fraction")))
-
-
-def _shown(metrics: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
-    """Write those of the metrics that have a value, for a person."""
+def _values(metrics: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Return those of the metrics that have a value, for people."""
     known = {column: metrics.get(column) for column in columns}
     return [
-        f"{FIGURES[column]} {value:.1%}"
+        f"{SHOWN[column]} {value:.1%}"
         for column, value in known.items()
         if value is not None and not math.isnan(value)
     ]
@@ -101,22 +130,23 @@ def describe(config: RunConfig) -> str:
     return f"{config.act} on {config.dataset}, {config.model}, lr {config.lr:g}, seed {config.seed}"
 
 
-def describe_status(status: Status) -> str:
-    """Say in words how a run ended."""
+def describe_status(status: Status, metrics: Mapping[str, Any]) -> str:
+    """Return in words how a run with these last metrics ended."""
     if status.state == "diverged":
         return f"diverged in epoch {status.diverged_epoch}, step {status.diverged_step}"
     if status.state == "failed":
         return f"failed: {status.error}"
-    return status.state
+    collapsed = metrics.get("collapsed") == 1
+    return f"{status.state}, but collapsed" if collapsed else status.state
 
 
-def standing_text(
-    standing: Iterable[tuple[RunConfig, Status | None, bool]], *, as_json: bool = False
+def format_plan(
+    plan: Iterable[tuple[RunConfig, Status | None, bool]], *, as_json: bool = False
 ) -> str:
-    """List runs, how they stand, and whether they are to be made."""
+    """List the runs of a `plan_runs`: their status, and whether they are due."""
     rows = [
         {"run_id": config.run_id, "state": status.state if status else "new", "due": due}
-        for config, status, due in standing
+        for config, status, due in plan
     ]
     if as_json:
         return json.dumps(rows, indent=2) + "\n"
@@ -124,25 +154,29 @@ def standing_text(
     lines = [
         f"{'run ' if row['due'] else 'keep'}  {row['state']:11}  {row['run_id']}" for row in rows
     ]
-    return "\n".join([*lines, f"{len(rows)} runs, {due} to make"]) + "\n"
+    return "\n".join([*lines, f"{len(rows)} runs, {due} to run"]) + "\n"
 
 
 def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> list[str]:
-    """Say how the runs ended; of a single run, its figures and where it lies.
+    """Return how the runs ended; for a single run, its metrics and its folder.
 
     `table` has their rows of summary.csv, by run id.
     """
     if len(ended) == 1:
         event = ended[0]
         row = dict(table.loc[event.config.run_id])
-        figures = _shown(row, ("test_accuracy", "zero_fraction", "dead_fraction"))
+        values = _values(row, ("test_accuracy", "zero_fraction", "dead_fraction"))
         before = " (done before)" if event.kept else ""
         return [
-            f"{describe(event.config)}: {describe_status(event.status)}{before}",
-            *filter(None, [", ".join(figures)]),
+            f"{describe(event.config)}: {describe_status(event.status, row)}{before}",
+            *filter(None, [", ".join(values)]),
             str(folder / event.config.run_id),
         ]
     counts = Counter(event.status.state for event in ended)
-    kept = sum(event.kept for event in ended)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return [f"{len(ended)} runs in {folder}: {states}" + (f" ({kept} done before)" if kept else "")]
+    kept = sum(event.kept for event in ended)
+    line = f"{len(ended)} runs in {folder}: {states}"
+    collapsed = int((table["collapsed"] == 1).sum()) if "collapsed" in table else 0
+    if collapsed:
+        line += f"; {collapsed} collapsed"
+    return [line + (f" ({kept} done before)" if kept else "")]

@@ -366,7 +366,7 @@ def test_a_dry_run_lists_the_runs_and_makes_none(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     told = nsrelu("sweep", "small.yaml", "--dry-run", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[:2] for line in told[:-1]] == [["run", "new"]] * 4
-    assert told[-1] == "4 runs, 4 to make"
+    assert told[-1] == "4 runs, 4 to run"
     assert not (tmp_path / "results").exists()
     nsrelu("sweep", "small.yaml", "--seeds", "1", cwd=tmp_path)
     rows = json.loads(nsrelu("sweep", "small.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
@@ -435,7 +435,7 @@ def test_an_interrupt_ends_at_once_and_keeps_what_was_done(
     _, told = process.communicate(timeout=10)
     assert process.returncode == code
     command = f"nsrelu-bench train {' '.join(TINY)} --epochs 100000 --seeds {seeds}"
-    assert told.endswith(f"nsrelu-bench: interrupted; to go on: {command}\n")
+    assert told.endswith(f"nsrelu-bench: Interrupted. Resume with: {command}\n")
     assert "Traceback" not in told
     for folder in run_folders(tmp_path):
         status = read_status(folder)

@@ -82,7 +82,7 @@ def test_a_closed_terminal_interrupts_a_run(
     under_way.send_signal(signal.SIGHUP)
     _, told = under_way.communicate(timeout=30)
     assert under_way.returncode == 129
-    assert "nsrelu-bench: interrupted; to go on: " in told.splitlines()[-1]
+    assert "nsrelu-bench: Interrupted. Resume with: " in told.splitlines()[-1]
     assert "Traceback" not in told
     (folder,) = runs_in(tmp_path / "results")
     status = read_status(folder)
