@@ -145,3 +145,22 @@ def test_the_version_is_the_same_everywhere() -> None:
     citation = read_yaml(ROOT / "CITATION.cff")
     assert nsrelu_bench.__version__ == project["version"] == citation["version"]
     assert citation["license"] == project["license"]
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_places_that_a_page_names_exist(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    places = set(re.findall(r"`([\w./]+(?:\.\w+|/))`", text)) - {"status.json"}
+    bases = (ROOT, ROOT / "nsrelu_bench")
+    missing = [place for place in places if not any((base / place).exists() for base in bases)]
+    assert len(places) > 20
+    assert not missing, f"{page} names {', '.join(missing)}, which is not there"
+    named = re.findall(r"`(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w./]+\.py)`", text)
+    assert len(named) > 10
+    for *names, place in named:
+        path = next(base / place for base in bases if (base / place).exists())
+        source = path.read_text(encoding="utf-8")
+        for name in filter(None, names):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", source, re.MULTILINE), (
+                f"{page} says that {name} is in {place}"
+            )
