@@ -38,7 +38,7 @@ def build_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
         model = _own_model(config, shape, classes)
     else:
         # In place, all that can: their values and gradients are the same, and they keep one tensor.
-        activation = partial(build, config.label, config.impl, inplace=True)
+        activation = partial(build, config.activation, config.impl, inplace=True)
         model = lookup(MODELS, config.model, "model")(config, shape, classes, activation)
     initialise(model, config.init)
     return model
@@ -221,7 +221,7 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
 
     def activation() -> nn.Module:
         # Not in place: a model that was not written for it may need the input again.
-        made.add(module := build(config.label, config.impl))
+        made.add(module := build(config.activation, config.impl))
         return module
 
     try:

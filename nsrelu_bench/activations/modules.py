@@ -111,6 +111,8 @@ def build(label: ActivationSpec | str, impl: str = "native", inplace: bool = Fal
     """
     label = parse_activation(label) if isinstance(label, str) else label
     lookup(IMPLS, impl, "implementation")
+    if label.gated:
+        raise UsageError(f"gate: can't be computed yet, got {label}")
     if label.tied:
         name = label.forward.name
         module = MODULES[name]

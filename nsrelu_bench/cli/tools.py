@@ -24,10 +24,10 @@ from nsrelu_bench.cli.options import (
     terminal_width,
 )
 from nsrelu_bench.config import (
-    ALIASES,
+    ACTIVATION_NAMES,
     DATASETS,
     FIGURES,
-    FUNCTIONS,
+    GATES,
     MODELS,
     SETTINGS,
     run_config,
@@ -179,7 +179,8 @@ def ops(
 
 #: What can be named, with descriptions where the name does not say it.
 NAMED: dict[str, dict[str, str]] = {
-    "activations": dict.fromkeys([*FUNCTIONS, *ALIASES], ""),
+    "activations": dict.fromkeys(ACTIVATION_NAMES, ""),
+    "gates": GATES,
     "models": dict.fromkeys(MODELS, ""),
     "datasets": DATASETS,
     "metrics": METRICS,

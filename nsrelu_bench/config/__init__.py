@@ -1,8 +1,10 @@
 """What a run and a study are: activations by name, settings, grids. No torch."""
 
 from nsrelu_bench.config.activation_spec import (
+    ACTIVATION_NAMES,
     ALIASES,
     FUNCTIONS,
+    GATES,
     LEARNABLE,
     NUMBER,
     ActivationSpec,
@@ -19,12 +21,14 @@ from nsrelu_bench.config.study import Study, make_study, read_study
 from nsrelu_bench.config.yaml import parse_settings, read_setting, read_yaml, write_yaml
 
 __all__ = [
+    "ACTIVATION_NAMES",
     "ADDED",
     "ALIASES",
     "AUGMENTATIONS",
     "DATASETS",
     "FIGURES",
     "FUNCTIONS",
+    "GATES",
     "LEARNABLE",
     "MEASURES",
     "MODELS",

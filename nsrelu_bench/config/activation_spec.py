@@ -1,8 +1,8 @@
 """The names of activations, and the one label that each has everywhere.
 
-An activation is a pair (forward function, backward function). One label names it on the command
-line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``, ``nsrelu(0.1)``,
-``relu/bsilu(1.67)``. Nothing here needs torch.
+An activation is a pair (forward function, backward function) and a gate. One label names it on the
+command line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``,
+``nsrelu(0.1)``, ``rescue(0.1)``, ``relu/bsilu(1.67)@up``. Nothing here needs torch.
 """
 
 import numbers
@@ -14,9 +14,9 @@ from nsrelu_bench.errors import UsageError, lookup, unknown
 
 MAX_LENGTH = 200
 
-# A name takes any character that is no part of the grammar, so that a typing error is reported
-# as an unknown name, with the names that there are. Numbers are ASCII: float() reads more.
-_TERM = re.compile(r" *([^ ()/,]+) *(?:\(([^()]*)\) *)?")
+# A name may have any character outside the grammar, so that a typing error is reported as an
+# unknown name, with the known ones. Numbers are ASCII: float() accepts more.
+_CALL = re.compile(r" *([^ ()/,@]+) *(?:\(([^()]*)\) *)?")
 NUMBER = re.compile(
     r" *[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity) *",
     re.IGNORECASE | re.ASCII,
@@ -25,10 +25,10 @@ NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class FunctionSpec:
-    """One function with its parameters, in the order of `FUNCTIONS`; ``leaky_relu(0.1)``.
+    """One function with its parameters in the order of `FUNCTIONS`, such as ``leaky_relu(0.1)``.
 
     Raises:
-        UsageError: There is no such function, or a parameter is missing or out of range.
+        UsageError: The function is unknown, or a parameter is missing or out of range.
     """
 
     name: str
@@ -54,26 +54,37 @@ class FunctionSpec:
 
 @dataclass(frozen=True)
 class ActivationSpec:
-    """An activation: what the forward pass computes, and whose gradient the backward pass uses.
+    """An activation: its forward function, the function whose gradient it uses, and the gate.
 
-    ``str(label)`` is its canonical text, and `parse_activation` of that text is the same label. The
-    straight-through estimator, relu/identity, is nsrelu(1).
+    The gate says where the backward's slope is used below 0 (`GATES`). ``str(spec)`` is the
+    canonical text, and `parse_activation` of that text is an equal spec. The straight-through
+    estimator, relu/identity, is nsrelu(1).
 
     Raises:
-        UsageError: One of two different functions has weights of its own.
+        UsageError: One of two different functions has a weight of its own, the gate is unknown,
+            or the pair has nothing to gate.
     """
 
     forward: FunctionSpec
     backward: FunctionSpec
+    gate: str = "always"
 
     def __post_init__(self) -> None:
         if (self.forward.name, self.backward.name) == ("relu", "identity"):
             object.__setattr__(self, "backward", FunctionSpec("leaky_relu", (1.0,)))
-        for term in (self.forward, self.backward):
-            if term.name in LEARNABLE and not self.tied:
+        for function in (self.forward, self.backward):
+            if function.name in LEARNABLE and not self.tied:
                 raise UsageError(
-                    f"{term.name} has a weight of its own, and makes no pair with another function"
+                    f"{function.name} has a weight of its own,"
+                    " and makes no pair with another function"
                 )
+        lookup(GATES, self.gate, "gate")
+        if self.gated and (self.forward.name != "relu" or self.tied or self.leak == 0):
+            pair = ActivationSpec(self.forward, self.backward)
+            raise UsageError(
+                f"gate {self.gate!r} needs a forward of relu with another backward that has a slope"
+                f" below 0, such as nsrelu(0.1), got {pair}"
+            )
 
     @property
     def tied(self) -> bool:
@@ -81,22 +92,28 @@ class ActivationSpec:
         return self.forward == self.backward
 
     @property
+    def gated(self) -> bool:
+        """Whether the gate ever holds back the backward's slope."""
+        return self.gate != "always"
+
+    @property
     def leak(self) -> float | None:
-        """The negative slope of the backward, None where the backward is no leaky ReLU."""
+        """The negative slope of the backward; None unless the backward is a leaky ReLU."""
         return self.backward.values.get("leak")
 
     @property
     def uses_impl(self) -> bool:
-        """Whether there is a choice of implementations: for every pair whose passes differ."""
-        return not self.tied
+        """Whether there is a choice of implementations: for every untied pair without a gate."""
+        return not self.tied and not self.gated
 
     def __str__(self) -> str:
         if self.tied:
             return str(self.forward)
         for alias, pair in ALIASES.items():
             if pair == (self.forward.name, self.backward.name):
-                return _format_call(alias, self.forward.parameters + self.backward.parameters)
-        return f"{self.forward}/{self.backward}"
+                name = self.gate if self.gated else alias
+                return _format_call(name, self.forward.parameters + self.backward.parameters)
+        return f"{self.forward}/{self.backward}" + (f"@{self.gate}" if self.gated else "")
 
 
 def parse_activation(
@@ -105,60 +122,69 @@ def parse_activation(
     leak: float | None = None,
     alpha: float | None = None,
     backward: str | None = None,
+    gate: str | None = None,
 ) -> ActivationSpec:
-    """Read ``name``, ``name(number)`` or ``forward/backward``, and merge separate settings into it.
+    """Parse ``name``, ``name(number)``, ``forward/backward`` or ``pair@gate``, and merge settings.
 
-    `leak` and `alpha` fill in whatever of their name the text leaves open, and are ignored by an
-    activation that has none. `backward` makes a pair of a plain function.
+    `leak` and `alpha` fill in whatever of that name the text leaves open, and are ignored by an
+    activation that has none. `backward` makes a pair of a single function, `gate` gates a pair.
 
     Raises:
-        UsageError: The text can't be read, names something unknown, or contradicts a setting.
+        UsageError: The text can't be parsed, has an unknown name, or contradicts a setting.
     """
     settings = {
         name: check_parameter(name, value)
         for name, value in {"leak": leak, "alpha": alpha}.items()
         if value is not None
     }
-    drafts = _read_activation(text)
+    for name, given in {"backward": backward, "gate": gate}.items():
+        if given is not None and not isinstance(given, str):
+            raise UsageError(f"{name} must be a name, got {given!r}")
+    drafts, stated_gate = _parse_text(text)
     if backward is not None:
-        wanted = _read_function(backward, "backward")
+        wanted = _parse_function(backward, "backward")
         if len(drafts) == 2 and not _agree(drafts[1], wanted):
             raise UsageError(f"backward {backward!r} contradicts activation {text!r}")
         stated = drafts[1][1] if len(drafts) == 2 else {}
         drafts = [drafts[0], (wanted[0], wanted[1] | stated)]
+    if gate is not None:
+        lookup(GATES, gate, "gate")
+        if stated_gate not in (None, gate):
+            raise UsageError(f"gate {gate!r} contradicts activation {text!r}")
     for name, value in settings.items():
         takers = [stated for function, stated in drafts if name in FUNCTIONS[function]]
         used = [stated.setdefault(name, value) for stated in takers]
         if used and value not in used:
             raise UsageError(f"{name} {format_number(value)} contradicts activation {text!r}")
-    terms = [
+    functions = [
         FunctionSpec(name, tuple((FUNCTIONS[name] | stated).values())) for name, stated in drafts
     ]
-    return ActivationSpec(terms[0], terms[-1])
+    return ActivationSpec(functions[0], functions[-1], gate or stated_gate or "always")
 
 
 def same_activation(label: str, wanted: str) -> bool:
     """Return whether `wanted` names the activation `label`, in any spelling.
 
-    What `wanted` leaves open may be anything: ``nsrelu`` is every leak of it.
+    A parameter that `wanted` leaves open may have any value: ``nsrelu`` is every leak of it. A
+    gate that it leaves open is "always".
     """
     try:
-        spec, drafts = parse_activation(label), _read_activation(wanted)
+        spec, (drafts, gate) = parse_activation(label), _parse_text(wanted)
     except UsageError:
         return label == wanted
     if [name for name, _ in drafts] == ["relu", "identity"]:
         drafts = [("relu", {}), ("leaky_relu", {"leak": 1.0})]
-    terms = [(spec.forward, drafts[0]), (spec.backward, drafts[-1])]
-    return all(
-        term.name == name and stated.items() <= term.values.items()
-        for term, (name, stated) in terms
+    pairs = [(spec.forward, drafts[0]), (spec.backward, drafts[-1])]
+    return spec.gate == (gate or "always") and all(
+        function.name == name and stated.items() <= function.values.items()
+        for function, (name, stated) in pairs
     )
 
 
 def forget(text: str, settings: Collection[str]) -> str:
-    """Drop from an activation's text what it says of `settings`; what can't be read stays."""
+    """Drop from an activation's text what it says of `settings`; keep unparsable text."""
     try:
-        drafts = _read_activation(text)
+        drafts, gate = _parse_text(text)
     except UsageError:
         return text
     if "backward" in settings:
@@ -166,14 +192,15 @@ def forget(text: str, settings: Collection[str]) -> str:
     kept = [
         (name, [v for key, v in stated.items() if key not in settings]) for name, stated in drafts
     ]
-    return "/".join(_format_call(name, tuple(values)) for name, values in kept)
+    pair = "/".join(_format_call(name, tuple(values)) for name, values in kept)
+    return pair if gate is None or "gate" in settings else f"{pair}@{gate}"
 
 
 def check_parameter(name: str, value: float) -> float:
     """Return `value` as a float if it is in the range of the parameter `name` (`LIMITS`).
 
     Raises:
-        UsageError: It is not, or is no number; "leak must be from 0 to 1, got -1".
+        UsageError: It is out of range or not a number: "leak must be from 0 to 1, got -1".
     """
     low, high = LIMITS[name]
     # A bool is an int to Python; NSReLU(True), written as one writes nn.ReLU(True), means no leak.
@@ -186,44 +213,51 @@ def check_parameter(name: str, value: float) -> float:
 
 
 def format_number(value: float) -> str:
-    """Write a number as short as reads back the same: ``0.1``, ``0``, ``1``."""
+    """Format a number as the shortest text that parses to it: ``0.1``, ``0``, ``1``."""
     return repr(float(value)).removesuffix(".0")
 
 
-# What a text states so far: a function and those of its parameters that have a number.
+# What a text states: a function and those of its parameters that have a number.
 _Draft = tuple[str, dict[str, float]]
 
 
-def _read_activation(text: str) -> list[_Draft]:
-    """Read one function (tied), or a forward and a backward."""
+def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
+    """Parse one function (tied), or a forward and a backward; and the gate, if there is one."""
     if not text.strip(" "):
-        choices = ", ".join([*FUNCTIONS, *ALIASES])
-        raise UsageError(f"activation must not be empty; choose from: {choices}")
-    halves = text.split("/")
+        raise UsageError(
+            f"activation must not be empty; choose from: {', '.join(ACTIVATION_NAMES)}"
+        )
+    _check_length(text, "activation")
+    pair, at, gate = text.partition("@")
+    if at:
+        gate = gate.strip(" ")
+        lookup(GATES, gate, "gate")
+    halves = pair.split("/")
     if len(halves) == 2:
-        return [_read_function(halves[0], "forward"), _read_function(halves[1], "backward")]
-    name, values = _read_call(text, "activation")
-    if name not in ALIASES:
-        if name not in FUNCTIONS:
-            raise unknown(name, [*FUNCTIONS, *ALIASES], "activation")
-        return [(name, _name_values(name, [name], values)[0])]
-    pair = ALIASES[name]
-    return list(zip(pair, _name_values(name, pair, values), strict=True))
+        drafts = [_parse_function(halves[0], "forward"), _parse_function(halves[1], "backward")]
+        return drafts, gate or None
+    name, values = _parse_call(pair, "activation")
+    if name in FUNCTIONS:
+        return [(name, _name_values(name, [name], values)[0])], gate or None
+    if name not in ACTIVATION_NAMES:
+        raise unknown(name, ACTIVATION_NAMES, "activation")
+    if name in GATES and gate not in ("", name):
+        raise UsageError(f"gate {gate!r} contradicts activation {pair.strip(' ')!r}")
+    functions = ALIASES["nsrelu" if name in GATES else name]
+    drafts = list(zip(functions, _name_values(name, functions, values), strict=True))
+    return drafts, name if name in GATES else gate or None
 
 
-def _read_function(text: str, kind: str) -> _Draft:
-    name, values = _read_call(text, kind)
+def _parse_function(text: str, kind: str) -> _Draft:
+    name, values = _parse_call(text, kind)
     lookup(FUNCTIONS, name, kind)
     return name, _name_values(name, [name], values)[0]
 
 
-def _read_call(text: str, kind: str) -> tuple[str, list[float]]:
-    """Read ``name`` or ``name(number)``, or numbers with commas between."""
-    if len(text) > MAX_LENGTH:
-        raise UsageError(
-            f"{kind} has {len(text)} characters, at most {MAX_LENGTH} are allowed: {text[:20]!r}..."
-        )
-    match = _TERM.fullmatch(text)
+def _parse_call(text: str, kind: str) -> tuple[str, list[float]]:
+    """Parse ``name``, or ``name(numbers)`` with commas between the numbers."""
+    _check_length(text, kind)
+    match = _CALL.fullmatch(text)
     if match is None:
         pair = " or forward/backward" if kind == "activation" else ""
         raise UsageError(f"{kind} must be name or name(number){pair}, got {text!r}")
@@ -235,10 +269,17 @@ def _read_call(text: str, kind: str) -> tuple[str, list[float]]:
     return name, [float(value) for value in values]
 
 
+def _check_length(text: str, kind: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise UsageError(
+            f"{kind} has {len(text)} characters, at most {MAX_LENGTH} are allowed: {text[:20]!r}..."
+        )
+
+
 def _name_values(
     name: str, functions: tuple[str, str] | list[str], values: list[float]
 ) -> list[dict[str, float]]:
-    """Give the numbers behind `name` to the parameters of its functions, in order."""
+    """Assign the numbers behind `name` to the parameters of its functions, in order."""
     names = [parameter for function in functions for parameter in FUNCTIONS[function]]
     if len(values) > len(names):
         raise _wrong_count(name, names, len(values))
@@ -260,7 +301,7 @@ def _format_call(name: str, values: tuple[float, ...]) -> str:
     return f"{name}({', '.join(map(format_number, values))})" if values else name
 
 
-# Every function: its parameters with their defaults. docs/activations.md has a card of each.
+# Every function: its parameters with their defaults. docs/activations.md has a card for each.
 FUNCTIONS: dict[str, dict[str, float]] = {
     "relu": {},
     "leaky_relu": {"leak": 0.1},
@@ -284,7 +325,20 @@ ALIASES: dict[str, tuple[str, str]] = {
     "ste": ("relu", "identity"),
 }
 
-# Functions with a weight that is trained; their parameter is where it starts.
+# Where the backward's slope is used below 0, with g the gradient at the output; above 0 it always
+# is. As an activation's name, a gate stands for NSReLU with it: rescue(0.1).
+GATES: dict[str, str] = {
+    "always": "wherever x <= 0",
+    "up": "where x <= 0 and g < 0, so that descent raises x",
+    "dead": "at units that are off for the whole batch",
+    "rescue": "at units that are off for the whole batch, where g < 0",
+    "down": "where x <= 0 and g > 0, so that descent lowers x: the control",
+}
+
+# What an activation's text can begin with.
+ACTIVATION_NAMES = (*FUNCTIONS, *ALIASES, *(gate for gate in GATES if gate != "always"))
+
+# Functions with a weight that is trained; their parameter is its initial value.
 LEARNABLE = ("prelu",)
 
 # The range of each parameter, ends included.

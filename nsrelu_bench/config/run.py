@@ -24,8 +24,9 @@ from pydantic import (
 )
 
 from nsrelu_bench.config.activation_spec import (
-    ALIASES,
+    ACTIVATION_NAMES,
     FUNCTIONS,
+    GATES,
     ActivationSpec,
     forget,
     parse_activation,
@@ -70,6 +71,12 @@ class ActivationParts(BaseModel):
         usual="",
         names=FUNCTIONS,
     )
+    gate: str = setting(
+        "activation",
+        "Where the backward's slope is used below 0: always, up, dead, rescue or down",
+        usual="always",
+        names=GATES,
+    )
 
 
 LABEL_PARTS = ActivationParts.model_fields
@@ -78,7 +85,7 @@ LABEL_PARTS = ActivationParts.model_fields
 class RunConfig(BaseModel):
     """One configuration with one seed, every setting resolved.
 
-    `leak` and `backward` may be given beside `act` and become part of its label:
+    `leak`, `alpha`, `backward` and `gate` may be given beside `act` and become part of its label:
     ``RunConfig(act="nsrelu", leak=0.2)`` equals ``RunConfig(act="nsrelu(0.2)")``.
 
     Raises:
@@ -92,7 +99,7 @@ class RunConfig(BaseModel):
         "activation",
         "Activation, e.g. relu, 'nsrelu(0.1)' or relu/gelu",
         "nsrelu",  # resolved to its canonical label, nsrelu(0.1)
-        names=[*FUNCTIONS, *ALIASES],
+        names=ACTIVATION_NAMES,
     )
     impl: Literal["native", "detach", "function", "mismatch"] = setting(
         "activation", "Implementation of a pair of two functions", "native"
@@ -173,6 +180,11 @@ class RunConfig(BaseModel):
     stack: bool = setting(
         "running", "Train the seeds of a configuration as one network, for GPUs", default=False
     )
+    local: bool = setting(
+        "activation",
+        "Units that are off train their own weights, but not the layers below",
+        default=False,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -234,8 +246,21 @@ class RunConfig(BaseModel):
             raise ValueError("stack: can't be compiled, got compile: true")
         if self.stack and self.dropout:
             raise ValueError(f"stack: works without dropout only, got dropout: {self.dropout}")
-        if self.stack and "rrelu" in (self.label.forward.name, self.label.backward.name):
+        if self.stack and "rrelu" in (self.activation.forward.name, self.activation.backward.name):
             raise ValueError(f"stack: works without random slopes only, got act: {self.act}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_local(self) -> Self:
+        spec = self.activation
+        if not self.local or spec.tied:
+            return self
+        if spec.forward.name != "relu":
+            raise ValueError(f"local: needs a forward of relu, got act: {self.act}")
+        if self.batch_norm:
+            raise ValueError("local: works without batch norm only, got batch_norm: true")
+        if self.model == "resnet18":
+            raise ValueError("local: resnet18 has activations of sums, and does not offer it")
         return self
 
     @model_validator(mode="after")
@@ -245,12 +270,14 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "momentum", None)
         elif self.momentum is None:
             object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
-        if not self.label.uses_impl:
+        if self.activation.tied:
+            object.__setattr__(self, "local", False)
+        if not self.activation.uses_impl:
             object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
         return self
 
     @property
-    def label(self) -> ActivationSpec:
+    def activation(self) -> ActivationSpec:
         """The activation."""
         return parse_activation(self.act)
 
@@ -366,7 +393,7 @@ def mistake_lines(error: ValidationError, place: Callable[[str], str]) -> list[s
         message = detail["msg"].replace("Input should be", "must be")
         message = message.removeprefix("Value error, ")
         # A mistake in a label is found before pydantic looks at its field, and names its part.
-        part = next((part for part in LABEL_PARTS if message.startswith(f"{part} ")), "act")
+        part = next((part for part in LABEL_PARTS if _names_part(message, part, detail)), "act")
         key = str(detail["loc"][0]) if detail["loc"] else part
         named, _, rest = message.partition(": ")
         if not detail["loc"] and named in RunConfig.model_fields:
@@ -380,6 +407,12 @@ def mistake_lines(error: ValidationError, place: Callable[[str], str]) -> list[s
     return lines
 
 
+def _names_part(message: str, part: str, detail: Any) -> bool:
+    """Whether a mistake in an activation's label is in the setting `part` of it."""
+    given = isinstance(detail["input"], Mapping) and part in detail["input"]
+    return message.startswith(f"{part} ") or (given and message.startswith(f"unknown {part} "))
+
+
 def brief(value: Any) -> str:
     """Write a wrong value, however large it is, in some words."""
     short = reprlib.Repr()
@@ -389,7 +422,7 @@ def brief(value: Any) -> str:
 
 #: Settings that came after results were published, each with the value that all had before: with
 #: it a run keeps the id that it had.
-ADDED: dict[str, Any] = {"stack": False}
+ADDED: dict[str, Any] = {"stack": False, "local": False}
 
 #: All that a run can be given, by name; what is part of the activation comes right after it.
 SETTINGS: dict[str, Setting] = {

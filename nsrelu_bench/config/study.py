@@ -122,7 +122,10 @@ def _has_all(run: RunConfig, entry: Mapping[str, list[Any]]) -> bool:
 
 def _has(run: RunConfig, key: str, value: Any) -> bool:
     """Whether a run has a setting: giving it leaves the run the same."""
-    if key in ("leak", "alpha") and key not in run.label.forward.values | run.label.backward.values:
+    if (
+        key in ("leak", "alpha")
+        and key not in run.activation.forward.values | run.activation.backward.values
+    ):
         return False
     try:
         return run_config(override(run.settings, {key: value})) == run

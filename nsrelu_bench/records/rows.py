@@ -88,7 +88,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
         config = run_config(parse_settings(read_bytes(folder / CONFIG), CONFIG))
     except (FileNotFoundError, ValueError):
         return {}
-    return config.settings | {"leak": config.label.leak}
+    return config.settings | {"leak": config.activation.leak}
 
 
 def _environment(folder: Path) -> dict[str, str | None]:

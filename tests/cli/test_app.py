@@ -22,7 +22,7 @@ from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import unknown
 from nsrelu_bench.records.status import read_status
 
-ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
+ACTIVATIONS = labels.ACTIVATION_NAMES
 TINY = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 
 
@@ -190,7 +190,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
         ("sweep", "Missing argument 'config'."),
         (
             "list x",
-            "unknown kind 'x'; choose from: activations, models, datasets, metrics, figures",
+            "unknown kind 'x'; choose from: activations, gates, models, datasets, metrics, figures",
         ),
     ],
 )

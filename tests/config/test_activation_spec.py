@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsrelu_bench.config.activation_spec import (
+    ACTIVATION_NAMES,
     ALIASES,
     FUNCTIONS,
+    GATES,
     LEARNABLE,
     LIMITS,
     ActivationSpec,
@@ -23,8 +25,8 @@ from nsrelu_bench.errors import UsageError, unknown
 leaks = st.floats(0, 1)
 functions = st.sampled_from([name for name in FUNCTIONS if name not in LEARNABLE])
 FUNCTION_NAMES = ", ".join(FUNCTIONS)
-EVERY_NAME = [*FUNCTIONS, *ALIASES]
-NAMES = ", ".join(EVERY_NAME)
+NAMES = ", ".join(ACTIVATION_NAMES)
+gated = pytest.mark.parametrize("gate", [gate for gate in GATES if gate != "always"])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,16 @@ NAMES = ", ".join(EVERY_NAME)
         ("relu/leaky_relu(1)", "nsrelu(1)"),
         ("identity/identity", "identity"),
         ("gelu/identity", "gelu/identity"),
+        ("rescue", "rescue(0.1)"),
+        (" up ( .30 ) ", "up(0.3)"),
+        ("nsrelu(0.2)@dead", "dead(0.2)"),
+        ("nsrelu @ down ", "down(0.1)"),
+        ("relu/leaky_relu(0.2)@rescue", "rescue(0.2)"),
+        ("rescue(0.2)@rescue", "rescue(0.2)"),
+        ("ste@up", "up(1)"),
+        ("nsrelu@always", "nsrelu(0.1)"),
+        ("relu@always", "relu"),
+        ("relu/bsilu@rescue", "relu/bsilu(1.67)@rescue"),
     ],
 )
 def test_every_spelling_has_one_canonical_text(text, canonical):
@@ -66,12 +78,24 @@ def test_every_spelling_has_one_canonical_text(text, canonical):
     assert hash(parse_activation(canonical)) == hash(label)
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *ALIASES])
-def test_every_registered_name_stands_alone(name):
+@pytest.mark.parametrize("name", ACTIVATION_NAMES)
+def test_every_registered_name_is_an_activation(name):
     label = parse_activation(name)
     assert str(label).split("(")[0] == name.replace("ste", "nsrelu")
     assert label.tied == (name in FUNCTIONS)
+    assert label.gated == (name in GATES)
     assert label.uses_impl == (name in ALIASES)
+
+
+@gated
+def test_a_gate_is_given_by_name_suffix_or_setting(gate):
+    spec = ActivationSpec(FunctionSpec("relu"), FunctionSpec("leaky_relu", (0.2,)), gate)
+    assert str(spec) == f"{gate}(0.2)"
+    for text in (f"{gate}(0.2)", f"nsrelu(0.2)@{gate}", f"relu/leaky_relu(0.2)@{gate}"):
+        assert parse_activation(text) == parse_activation(text, gate=gate) == spec
+    for text in (gate, "nsrelu", "relu/leaky_relu"):
+        assert parse_activation(text, gate=gate, leak=0.2) == spec
+    assert parse_activation("relu", backward="leaky_relu", gate=gate, leak=0.2) == spec
 
 
 @pytest.mark.parametrize("pair", ALIASES.values(), ids=ALIASES)
@@ -81,21 +105,24 @@ def test_an_alias_names_an_untied_pair_of_known_functions(pair):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_default_lies_within_the_limits(name):
+def test_every_default_is_within_its_limits(name):
     for parameter, default in FUNCTIONS[name].items():
         low, high = LIMITS[parameter]
         assert low <= default <= high
 
 
-def term(name, value):
-    """A term with parameters from low to high, each `value` of the way up."""
+def function_spec(name, value):
+    """A function with parameters from low to high, each `value` of the way up."""
     limits = [LIMITS[parameter] for parameter in FUNCTIONS[name]]
     return FunctionSpec(name, tuple(low + value * (high - low) for low, high in limits))
 
 
-@given(functions, functions, leaks, leaks)
-def test_a_label_is_read_back_from_its_text_and_its_leak(forward, backward, one, other):
-    label = ActivationSpec(term(forward, one), term(backward, other))
+@given(functions, functions, leaks, leaks, st.sampled_from([*GATES]))
+def test_a_label_is_parsed_from_its_text_and_its_leak(forward, backward, one, other, gate):
+    try:
+        label = ActivationSpec(function_spec(forward, one), function_spec(backward, other), gate)
+    except UsageError:
+        label = ActivationSpec(function_spec(forward, one), function_spec(backward, other))
     assert parse_activation(str(label)) == label
     assert parse_activation(str(label), leak=label.leak) == label
 
@@ -144,16 +171,27 @@ def test_leak_is_the_negative_slope_of_the_backward(text, leak):
         ("prelu", {"leak": 0.3}, "prelu(0.3)"),
         ("ste", {"leak": 0.1}, "nsrelu(1)"),
         ("relu", {"backward": "identity"}, "nsrelu(1)"),
+        ("relu", {"backward": "bsilu", "gate": "up"}, "relu/bsilu(1.67)@up"),
+        ("relu@up", {"backward": "bsilu"}, "relu/bsilu(1.67)@up"),
+        ("rescue", {"backward": "leaky_relu(0.2)"}, "rescue(0.2)"),
+        ("leaky_relu/relu", {"gate": "always"}, "leaky_relu(0.1)/relu"),
     ],
 )
 def test_separate_settings_make_the_same_label(text, settings, canonical):
     assert str(parse_activation(text, **settings)) == canonical
 
 
+def cannot_gate(gate, pair):
+    return (
+        f"gate {gate!r} needs a forward of relu with another backward that has a slope below 0,"
+        f" such as nsrelu(0.1), got {pair}"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("gelo", {}, str(unknown("gelo", EVERY_NAME, "activation"))),
+        ("gelo", {}, str(unknown("gelo", ACTIVATION_NAMES, "activation"))),
         ("0.1", {}, f"unknown activation '0.1'; choose from: {NAMES}"),
         (
             "nsrelo",
@@ -230,9 +268,26 @@ def test_separate_settings_make_the_same_label(text, settings, canonical):
             "prelu has a weight of its own, and makes no pair with another function",
         ),
         ("ste(0.1)", {}, "wrong number of parameters for ste: it takes none, got 1"),
+        ("nsrelu@upp", {}, str(unknown("upp", GATES, "gate"))),
+        ("nsrelu@", {}, str(unknown("", GATES, "gate"))),
+        ("nsrelu@up@up", {}, str(unknown("up@up", GATES, "gate"))),
+        ("nsrelu", {"gate": "Rescue"}, str(unknown("Rescue", GATES, "gate"))),
+        ("nsrelu", {"gate": True}, "gate must be a name, got True"),
+        ("relu", {"backward": 5}, "backward must be a name, got 5"),
+        ("relu/rescue", {}, str(unknown("rescue", FUNCTIONS, "backward"))),
+        ("rescue@up", {}, "gate 'up' contradicts activation 'rescue'"),
+        ("rescue(0.2)@always", {}, "gate 'always' contradicts activation 'rescue(0.2)'"),
+        ("rescue", {"gate": "up"}, "gate 'up' contradicts activation 'rescue'"),
+        ("rescue", {"gate": "always"}, "gate 'always' contradicts activation 'rescue'"),
+        ("rescue", {"backward": "gelu"}, "backward 'gelu' contradicts activation 'rescue'"),
+        ("relu", {"gate": "up"}, cannot_gate("up", "relu")),
+        ("leaky_relu/relu@up", {}, cannot_gate("up", "leaky_relu(0.1)/relu")),
+        ("gelu/silu@dead", {}, cannot_gate("dead", "gelu/silu")),
+        ("rescue(0)", {}, cannot_gate("rescue", "nsrelu(0)")),
+        ("nsrelu", {"leak": 0, "gate": "down"}, cannot_gate("down", "nsrelu(0)")),
     ],
 )
-def test_what_makes_no_sense_gets_one_exact_line(text, settings, message):
+def test_nonsense_gets_one_exact_line(text, settings, message):
     with pytest.raises(UsageError) as caught:
         parse_activation(text, **settings)
     assert str(caught.value) == message
@@ -257,7 +312,7 @@ def test_any_text_is_a_label_or_a_one_line_error(text):
         ("nsrelu", (), str(unknown("nsrelu", FUNCTIONS, "function"))),
     ],
 )
-def test_no_term_can_be_made_that_does_not_exist(name, parameters, message):
+def test_a_function_that_does_not_exist_is_refused(name, parameters, message):
     with pytest.raises(UsageError) as caught:
         FunctionSpec(name, parameters)
     assert str(caught.value).startswith(message)
@@ -271,13 +326,17 @@ def test_no_term_can_be_made_that_does_not_exist(name, parameters, message):
         ("nsrelu(0.3)", ["backward"], "relu"),
         ("elu(2)/leaky_relu(0.3)", ["leak"], "elu(2)/leaky_relu(0.1)"),
         ("elu(2)/leaky_relu(0.3)", ["alpha", "backward"], "elu(1)"),
+        ("rescue(0.3)", ["leak"], "rescue(0.1)"),
+        ("rescue(0.3)", ["gate"], "nsrelu(0.3)"),
+        ("relu/bsilu(1)@up", ["alpha"], "relu/bsilu(1.67)@up"),
+        ("relu/bsilu(1)@up", ["backward", "gate"], "relu"),
     ],
 )
 def test_forget_drops_what_a_stronger_source_says(text, settings, left):
     assert str(parse_activation(forget(text, settings))) == left
 
 
-def test_forget_leaves_a_mistake_to_be_told():
+def test_forget_keeps_text_that_can_not_be_parsed():
     assert forget("gelo(0.1", ["leak"]) == "gelo(0.1"
 
 
@@ -285,6 +344,6 @@ def test_minus_zero_is_zero():
     assert math.copysign(1, check_parameter("leak", -0.0)) == 1
 
 
-def test_reading_labels_needs_no_torch():
+def test_parsing_labels_needs_no_torch():
     code = "import sys, nsrelu_bench.config.activation_spec; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

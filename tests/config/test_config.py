@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from nsrelu_bench import models
 from nsrelu_bench.activations.modules import build
 from nsrelu_bench.config import activation_spec as labels
+from nsrelu_bench.config.activation_spec import FUNCTIONS, GATES
 from nsrelu_bench.config.registry import DATASETS, MEASURES, MODELS
 from nsrelu_bench.config.run import RunConfig, override, read_run, run_config
 from nsrelu_bench.config.study import make_study, read_study
 from nsrelu_bench.config.yaml import parse_yaml, read_setting, read_yaml, write_yaml
 from nsrelu_bench.errors import UsageError, unknown
 
-ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
+ACTIVATIONS = labels.ACTIVATION_NAMES
 
 
 def message(**settings: object) -> str:
@@ -74,6 +75,8 @@ def test_every_setting_that_decides_the_numbers_is_part_of_the_run_id(name: str)
         "precision": "bf16",
         "compile": True,
         "stack": True,
+        "gate": "rescue",
+        "local": True,
     }
     value = other.get(name, 7)
     assert RunConfig(**{name: value}).run_id != RunConfig().run_id
@@ -93,10 +96,31 @@ def test_a_run_id_can_be_read_and_is_stable_in_another_process() -> None:
     assert answer.stdout.strip() == run_id
 
 
+def test_local_is_cleared_where_both_passes_are_the_same() -> None:
+    assert RunConfig(act="relu", local=True, batch_norm=True) == RunConfig(
+        act="relu", batch_norm=True
+    )
+    assert RunConfig(local=True).local
+    assert "local" not in RunConfig(local=True).act
+
+
+def test_a_gate_is_part_of_the_label_and_clears_the_implementation() -> None:
+    gated = RunConfig(act="nsrelu(0.1)", gate="rescue")
+    assert gated == RunConfig(act="rescue(0.1)", impl="detach")
+    assert gated.run_id.startswith("mnist5k-mlp-rescue-0.1-s0-")
+    assert override(gated.settings, {"gate": "up"})["act"] == "relu/leaky_relu(0.1)"
+    assert "gate" not in override({"gate": "up"}, {"act": "relu"})
+
+
 def test_defaults_follow_the_model_and_the_optimizer() -> None:
     assert (RunConfig().width, RunConfig(model="cnn").width) == (128, 16)
     assert (RunConfig().lr, RunConfig(optimizer="adam").lr) == (0.02, 0.001)
     assert (RunConfig().momentum, RunConfig(optimizer="adamw").momentum) == (0.9, None)
+
+
+NOT_GATED = (
+    "needs a forward of relu with another backward that has a slope below 0, such as nsrelu(0.1)"
+)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +144,27 @@ def test_defaults_follow_the_model_and_the_optimizer() -> None:
         ),
         ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
         ({"optimizer": "sgdx"}, "--optimizer: must be 'sgd', 'adam' or 'adamw', got 'sgdx'"),
+        ({"gate": "upp"}, f"--gate: {unknown('upp', GATES, 'gate')}"),
+        ({"backward": "gelo"}, f"--backward: {unknown('gelo', FUNCTIONS, 'backward')}"),
+        ({"act": "relu/gelo"}, f"--act: {unknown('gelo', FUNCTIONS, 'backward')}"),
+        ({"act": "rescue", "gate": "up"}, "--gate: 'up' contradicts activation 'rescue'"),
+        ({"gate": "up", "act": "relu"}, f"--gate: 'up' {NOT_GATED}, got relu"),
+        ({"gate": "up", "leak": 0}, f"--gate: 'up' {NOT_GATED}, got nsrelu(0)"),
+        (
+            {"local": True, "act": "leaky_relu/relu"},
+            "--local: needs a forward of relu, got act: leaky_relu(0.1)/relu",
+        ),
+        (
+            {"local": True, "batch_norm": True},
+            "--local: works without batch norm only, got batch_norm: true",
+        ),
+        (
+            {"local": True, "model": "resnet18"},
+            "--local: resnet18 has activations of sums, and does not offer it",
+        ),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_setting_the_value_and_what_is_allowed(
+def test_a_mistake_is_one_line_naming_setting_and_choices(
     settings: dict[str, object], line: str
 ) -> None:
     assert message(**settings) == line

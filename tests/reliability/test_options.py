@@ -16,7 +16,7 @@ from nsrelu_bench.errors import unknown
 from nsrelu_bench.plot import figures
 from nsrelu_bench.records import CONFIG_COLUMNS
 
-ACTIVATIONS = [*labels.FUNCTIONS, *labels.ALIASES]
+ACTIVATIONS = labels.ACTIVATION_NAMES
 SEED_LIMIT = 2**63
 
 
