@@ -18,7 +18,7 @@ from nsrelu_bench.compare.sign_flips import sign_flip_p
 from nsrelu_bench.compare.statistics import cohen_dz, holm, t_half_width
 from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
-from nsrelu_bench.records import ENVIRONMENT
+from nsrelu_bench.records import ENVIRONMENT, find_mixed
 
 #: What is measured by default, and what the verdicts speak of.
 #: LeakyReLU has no exact zeros: what is negative and submerged compares it too.
@@ -140,7 +140,7 @@ def compare(
         confidence,
         shared=dict(zip(frame["section"], frame["shared"], strict=True)),
         tuned=tuple(tune),
-        mixed=_mixed(frame),
+        mixed=find_mixed(frame),
     )
 
 
@@ -162,12 +162,6 @@ def _rows(
 
 
 KEYS = ["section", "group", "metric"]
-
-
-def _mixed(runs: pd.DataFrame) -> dict[str, list[str]]:
-    """Find what the numbers of the runs depend on beside their configuration, and differs."""
-    made_with = {name: sorted(set(runs[name].dropna())) for name in ENVIRONMENT if name in runs}
-    return {name: values for name, values in made_with.items() if len(values) > 1}
 
 
 def _final_values(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

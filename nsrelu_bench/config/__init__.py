@@ -14,7 +14,15 @@ from nsrelu_bench.config.activation_spec import (
     parse_activation,
     same_activation,
 )
-from nsrelu_bench.config.registry import AUGMENTATIONS, DATASETS, FIGURES, MEASURES, MODELS, SCORES
+from nsrelu_bench.config.registry import (
+    AUGMENTATIONS,
+    DATASETS,
+    FIGURES,
+    MEASURES,
+    MODELS,
+    PLUGIN,
+    SCORES,
+)
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
 from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
@@ -33,6 +41,7 @@ __all__ = [
     "MEASURES",
     "MODELS",
     "NUMBER",
+    "PLUGIN",
     "SCORES",
     "SETTINGS",
     "ActivationSpec",

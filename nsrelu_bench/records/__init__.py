@@ -1,8 +1,9 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
-from nsrelu_bench.records.environment import ENVIRONMENT, environment
+from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
 from nsrelu_bench.records.folders import find_drawable, find_runs
-from nsrelu_bench.records.frames import CONFIG_COLUMNS, to_csv
+from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
+from nsrelu_bench.records.identity import check_configuration, check_inputs
 from nsrelu_bench.records.reader import Results, load, load_runs
 from nsrelu_bench.records.status import (
     DONE,
@@ -27,12 +28,16 @@ __all__ = [
     "RunLockedError",
     "RunWriter",
     "Status",
+    "check_configuration",
+    "check_inputs",
     "environment",
     "failed",
     "find_drawable",
+    "find_mixed",
     "find_runs",
     "load",
     "load_runs",
+    "read_environment",
     "read_status",
     "save_study",
     "to_csv",

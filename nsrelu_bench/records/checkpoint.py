@@ -13,13 +13,11 @@ from typing import Any
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import file_sha256
+from nsrelu_bench.records.environment import DECISIVE
 from nsrelu_bench.records.schema import csv_files
 
 #: The number goes up by one when what `training.run` saves, or how it is saved, changes.
 FORMAT = b"nsrelu-bench checkpoint 2\n"
-
-#: The entries of env.json that must be equal for a resumed run to give the same bits.
-DECISIVE = ("packages", "git_commit", "device", "processor", "cpu_capability", "threads")
 
 
 def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
@@ -68,7 +66,7 @@ def describe(
     return {
         "run_id": config.run_id,
         "epoch": epoch,
-        "environment": {name: environment[name] for name in DECISIVE},
+        "environment": {name: environment.get(name) for name in DECISIVE},
         "files": files,
     }
 
@@ -84,8 +82,8 @@ def check_resumable(
     if about["run_id"] != config.run_id:
         raise ValueError(f"belongs to {about['run_id']}")
     for name in DECISIVE:
-        if about["environment"][name] != environment[name]:
-            raise ValueError(f"was saved with another {name}: {about['environment'][name]}")
+        if (saved := about["environment"].get(name)) != environment.get(name):
+            raise ValueError(f"was saved with another {name}: {saved}")
     for name in csv_files(config):
         length, digest = about["files"][name]
         path = folder / name

@@ -1,28 +1,47 @@
-"""What a run's numbers depend on besides its configuration."""
+"""What a run's numbers depend on besides its configuration: env.json."""
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nsrelu_bench.config import RunConfig
+from nsrelu_bench.files import read_bytes
+from nsrelu_bench.records.inputs import input_digests, shorten
+from nsrelu_bench.records.schema import ENVIRONMENT_FILE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
+#: What a run was given: its data, and the source of each plug-in.
+INPUTS = ("data_digest", "source_digest")
 
-#: The columns of summary.csv that say what a run's numbers depend on besides its configuration;
-#: `compare` warns where they are mixed.
-ENVIRONMENT = ("torch", "cpu_capability")
+#: Columns of summary.csv for what a run's numbers depend on besides its configuration.
+ENVIRONMENT = (
+    *("torch", "cpu_capability", "processor", "instruction_set", "blas", "rounding"),
+    *INPUTS,
+)
+
+#: The entries of env.json that must be equal for a resumed run to give the same bits.
+DECISIVE = (
+    *("packages", "git_commit", "device", "processor", "cpu_capability", "instruction_set"),
+    *("blas", "rounding", "threads", *INPUTS),
+)
 
 
 def environment(config: RunConfig) -> dict[str, Any]:
-    """Return the content of env.json: what a run's numbers or time may depend on."""
+    """Return the content of env.json: what a run's numbers or time may depend on.
+
+    Raises:
+        BenchError: The data set can't be loaded, or a plug-in of the user's not found.
+    """
     import torch
 
     packages = ("nsrelu-bench", "torch", "numpy", "pandas")
@@ -34,19 +53,70 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "processor": _processor(config.device),
         "threads": config.threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": instruction_set(_cpu_flags()),
+        "blas": blas_versions(torch.__config__.show()),
+        "rounding": _rounding(),
         "cpu_count": os.cpu_count(),
         "git_commit": git_commit(),
+        **input_digests(config),
         "command": sys.argv,
     }
 
 
-def environment_columns(content: Any) -> dict[str, str | None]:
-    """Return the columns `ENVIRONMENT` from the content of an env.json; None where it has none."""
-    values = content if isinstance(content, dict) else {}
-    packages = values.get("packages")
-    found = values | (packages if isinstance(packages, dict) else {})
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's env.json; empty where it is missing or damaged.
+
+    Raises:
+        OSError: It exists and can't be read.
+    """
+    try:
+        content = json.loads(read_bytes(folder / ENVIRONMENT_FILE))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the columns `ENVIRONMENT` of an env.json, None where it has no text."""
+    packages = content.get("packages")
+    found = {**content, **(packages if isinstance(packages, dict) else {})}
     texts = {name: found.get(name) for name in ENVIRONMENT}
-    return {name: value if isinstance(value, str) else None for name, value in texts.items()}
+    return {name: shorten(v) if isinstance(v, str) else None for name, v in texts.items()}
+
+
+def instruction_set(flags: str) -> str:
+    """Return the best instruction set that a processor has, in oneDNN's names; "" if unknown.
+
+    MKL and oneDNN choose their code, and so their rounding, by it.
+
+    Args:
+        flags: The features that the system lists, with blanks between them.
+    """
+    have = set(flags.split())
+    return next((name for name, needed in INSTRUCTION_SETS.items() if needed <= have), "")
+
+
+def blas_versions(build: str) -> str:
+    """Return the libraries that multiply matrices from PyTorch's description of its build."""
+    found = re.findall(r"BLAS_INFO=(\w+)", build)
+    names = [name.upper() if name == "mkl" else name for name in found[:1]]
+    if "MKL" in names and (version := re.search(r"Kernel Library Version ([\d.]+)", build)):
+        names[0] += f" {version[1]}"
+    if version := re.search(r"(?:MKL-DNN|oneDNN) v([\d.]+)", build):
+        names.append(f"oneDNN {version[1]}")
+    return ", ".join(names)
+
+
+def _rounding() -> str:
+    """Return the settings outside a configuration that change how sums are rounded."""
+    import torch
+
+    settings = [f"{name}={os.environ[name][:40]}" for name in ROUNDING if os.environ.get(name)]
+    if not getattr(torch.backends.mkldnn, "enabled", True):
+        settings.append("oneDNN off")
+    if (precision := torch.get_float32_matmul_precision()) != "highest":
+        settings.append(f"matmul precision {precision}")
+    return ", ".join(settings) or "as usual"
 
 
 @functools.cache
@@ -56,11 +126,20 @@ def _processor(device: str) -> str:
 
     if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    models = []
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        models = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    models = re.findall(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> str:
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+@functools.cache
+def _cpu_info() -> str:
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 @functools.cache
@@ -81,3 +160,31 @@ def git_commit(package: Path = PACKAGE) -> str | None:
         return str(subprocess.run(describe, check=True, **options).stdout.strip())  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+#: The features that each instruction set needs, the best first. Source: oneDNN's developer guide,
+#: "CPU Dispatcher Control".
+INSTRUCTION_SETS: dict[str, set[str]] = {
+    "AVX512_CORE_AMX_FP16": {*_AVX512, "avx512_fp16", "amx_tile", "amx_fp16"},
+    "AVX512_CORE_AMX": {*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"},
+    "AVX512_CORE_FP16": {*_AVX512, "avx512_vnni", "avx512_bf16", "avx512_fp16"},
+    "AVX512_CORE_BF16": {*_AVX512, "avx512_vnni", "avx512_bf16"},
+    "AVX512_CORE_VNNI": {*_AVX512, "avx512_vnni"},
+    "AVX512_CORE": _AVX512,
+    "AVX2_VNNI": {"avx2", "fma", "avx_vnni"},
+    "AVX2": {"avx2", "fma"},
+    "AVX": {"avx"},
+    "SSE41": {"sse4_1"},
+    "SVE2": {"asimd", "sve", "sve2"},
+    "SVE": {"asimd", "sve"},
+    "ASIMD": {"asimd"},
+}
+
+#: Variables with which MKL, oneDNN, PyTorch and CUDA are told to use other instructions.
+ROUNDING = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"),
+    *("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("OPENBLAS_CORETYPE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)

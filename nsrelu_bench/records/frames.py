@@ -8,7 +8,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from nsrelu_bench.config import ADDED, RunConfig
-from nsrelu_bench.records.environment import ENVIRONMENT
+from nsrelu_bench.records.environment import ENVIRONMENT, INPUTS
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.records.status import Status
 
@@ -59,16 +59,7 @@ def _column_types() -> dict[str, str]:
 #: Cells of a text column stay text, even where they look like a number or a missing value. A
 #: whole number stays one where others are missing: a seed has more digits than a float.
 TEXT, WHOLE, FLOAT = "str", "Int64", "float64"
-IDENTIFIERS = (
-    "study",
-    "run_id",
-    "state",
-    "error",
-    "backward",
-    "layer",
-    "fingerprint",
-    *ENVIRONMENT,
-)
+IDENTIFIERS = ("study", "run_id", "state", "error", "backward", "fingerprint", *ENVIRONMENT)
 TYPES = _column_types()
 
 
@@ -104,6 +95,26 @@ def _plain_type(column: "pd.Series[Any]") -> str:
     if column.notna().all():
         return "int64"
     return FLOAT if column.isna().all() or column.max() < 2**53 else WHOLE
+
+
+def find_mixed(runs: "pd.DataFrame") -> dict[str, list[str]]:
+    """Return what changes numbers besides the settings and differs between runs, with its values.
+
+    The data may differ from data set to data set, and a source from plug-in to plug-in.
+    """
+    found = {
+        name: set(runs[name].dropna())
+        for name in ENVIRONMENT
+        if name in runs and name not in INPUTS
+    }
+    if "data_digest" in runs:
+        for dataset, part in runs.groupby("dataset"):
+            found[f"the data of {dataset}"] = set(part["data_digest"].dropna())
+    if "source_digest" in runs:
+        for text in runs["source_digest"].dropna().unique():
+            for plugin, digest in (source.split(" ") for source in text.split(", ")):
+                found.setdefault(f"the source of {plugin}", set()).add(digest)
+    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
 
 
 def read_csv(text: str) -> "pd.DataFrame":

@@ -13,9 +13,9 @@ from nsrelu_bench.config import parse_settings, run_config
 from nsrelu_bench.errors import error_reason
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records.corruption import find_corruption
-from nsrelu_bench.records.environment import environment_columns
+from nsrelu_bench.records.environment import environment_columns, read_environment
 from nsrelu_bench.records.frames import COUNTERS, Row
-from nsrelu_bench.records.schema import CONFIG, ENVIRONMENT_FILE, STATUS
+from nsrelu_bench.records.schema import CONFIG, STATUS
 from nsrelu_bench.records.status import Status, parse_status, read_status
 
 
@@ -92,8 +92,4 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _environment(folder: Path) -> dict[str, str | None]:
-    try:
-        content = json.loads(read_bytes(folder / ENVIRONMENT_FILE))
-    except (FileNotFoundError, ValueError):
-        content = {}
-    return environment_columns(content)
+    return environment_columns(read_environment(folder))

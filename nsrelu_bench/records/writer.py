@@ -33,6 +33,7 @@ from nsrelu_bench.files import (
 )
 from nsrelu_bench.records.checkpoint import check_resumable, describe, load_state, pack, unpack
 from nsrelu_bench.records.environment import environment
+from nsrelu_bench.records.identity import check_configuration
 from nsrelu_bench.records.schema import (
     CHECKPOINT,
     COLUMNS,
@@ -107,10 +108,13 @@ class RunWriter:
         try:
             with wrap_write_errors(self.folder):
                 # Strict: a run whose files can't be read at the moment may be done.
-                status = None if self._fresh else read_status(self.folder, strict=True)
-                if status is not None and CHANGED in (status.error or ""):
+                status = read_status(self.folder, strict=True)
+                changed = status is not None and CHANGED in (status.error or "")
+                if not changed:
+                    check_configuration(self.folder, self.config)
+                elif not self._fresh:
                     self._set_aside()
-            if status is not None and status.done:
+            if status is not None and status.done and not self._fresh:
                 raise RunDoneError(status)
         except BaseException:
             self._lock.release()
@@ -124,13 +128,14 @@ class RunWriter:
         return self
 
     def _begin(self) -> None:
-        self._environment = environment(self.config)
         with wrap_write_errors(self.folder):
             for draft in self.folder.glob(".*.tmp"):  # of a process that was killed
                 draft.unlink()
-            lengths = self._resume()
             self._write_status()
             replace_file(self.folder / CONFIG, _yaml_text(self.config.settings))
+        self._environment = environment(self.config)
+        with wrap_write_errors(self.folder):
+            lengths = self._resume()
             write_json(self.folder / ENVIRONMENT_FILE, self._environment, durable=False)
             for name in csv_files(self.config):
                 file = (self.folder / name).open("a", newline="", encoding="utf-8")

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import wrap_write_errors
-from nsrelu_bench.records import Status, read_status, write_status
+from nsrelu_bench.records import (
+    Status,
+    check_configuration,
+    check_inputs,
+    read_status,
+    write_status,
+)
 from nsrelu_bench.sweep.execution import (
     DEFAULT_POLICY,
     Event,
@@ -84,13 +90,21 @@ class Executor(ABC):
 def plan_runs(
     runs: Sequence[RunConfig], study: Path, policy: RunPolicy = DEFAULT_POLICY
 ) -> Iterator[tuple[RunConfig, Status | None, bool]]:
-    """Yield each run with its status, None for a new one, and whether it is due."""
+    """Yield each run with its status, None for a new one, and whether it is due.
+
+    Raises:
+        BenchError: A run that is kept is another configuration's, or had other data or sources.
+    """
     for config in runs:
-        status = read_status(study / config.run_id)
+        folder = study / config.run_id
+        status = read_status(folder)
         if policy.retry:
             due = status is not None and status.state in policy.retry
         else:
             due = policy.fresh or status is None or not status.done
+        if status is not None and status.done and not due:
+            check_configuration(folder, config)
+            check_inputs(folder, config)
         yield config, status, due
 
 

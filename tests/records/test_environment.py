@@ -2,8 +2,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.tiny_runs import tiny
 
-from nsrelu_bench.records.environment import PACKAGE, git_commit
+from nsrelu_bench.records.environment import (
+    ENVIRONMENT,
+    PACKAGE,
+    blas_versions,
+    environment,
+    environment_columns,
+    git_commit,
+    instruction_set,
+    read_environment,
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -58,3 +69,73 @@ def test_a_hook_of_another_repository_is_ignored(
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     assert git_commit(checkout) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse4_1 avx avx2 fma", "AVX2"),
+        ("sse4_1 avx avx2 fma avx512f avx512bw avx512dq avx512vl avx512_vnni", "AVX512_CORE_VNNI"),
+        (
+            "avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 amx_tile amx_bf16",
+            "AVX512_CORE_AMX",
+        ),
+        ("fp asimd sve", "SVE"),
+        ("", ""),
+    ],
+)
+def test_the_best_instruction_set_is_named(flags: str, expected: str) -> None:
+    assert instruction_set(flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (
+            "Intel(R) oneAPI Math Kernel Library Version 2024.2-Product\n"
+            "Intel(R) MKL-DNN v3.13.3 (Git\nBLAS_INFO=mkl, BUILD",
+            "MKL 2024.2, oneDNN 3.13.3",
+        ),
+        ("BLAS_INFO=open, BUILD", "open"),
+        ("", ""),
+    ],
+)
+def test_the_libraries_of_a_build_are_named(build: str, expected: str) -> None:
+    assert blas_versions(build) == expected
+
+
+@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"])
+def test_variables_that_change_rounding_are_recorded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert environment(tiny())["rounding"] == "as usual"
+    monkeypatch.setenv(name, "avx2")
+    assert environment(tiny())["rounding"] == f"{name}=avx2"
+
+
+def test_switches_that_change_rounding_are_recorded() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            assert environment(tiny())["rounding"] == "oneDNN off, matmul precision medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "7", '{"packages": 3, "torch": 1, "processor": ["x"]}', "[" * 20_000, "", "\udcff"],
+)
+def test_a_damaged_environment_is_empty(tmp_path: Path, content: str) -> None:
+    (tmp_path / "env.json").write_text(content, errors="surrogateescape")
+    columns = environment_columns(read_environment(tmp_path))
+    assert columns == dict.fromkeys(ENVIRONMENT)
+
+
+def test_every_column_is_recorded() -> None:
+    columns = environment_columns(environment(tiny()))
+    assert {name for name, value in columns.items() if not value} <= {
+        "source_digest",
+        "instruction_set",  # on a system that does not tell
+    }

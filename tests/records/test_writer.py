@@ -172,12 +172,13 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nsrelu_bench.config import RunConfig\n"
+        "import json, sys; from pathlib import Path; from nsrelu_bench.config import RunConfig\n"
         "from nsrelu_bench.records import RunWriter\n"
-        "with RunWriter(Path(sys.argv[1]), RunConfig()): print('began', flush=True); input()"
+        "config = RunConfig(**json.loads(sys.argv[2]))\n"
+        "with RunWriter(Path(sys.argv[1]), config): print('began', flush=True); input()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")],
+        [sys.executable, "-c", code, str(tmp_path / "run"), json.dumps(tiny().settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

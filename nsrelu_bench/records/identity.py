@@ -1,0 +1,64 @@
+"""Whether the run in a folder is the run that is asked for, with the same inputs."""
+
+from pathlib import Path
+from typing import Any
+
+from nsrelu_bench.config import RunConfig, parse_settings, run_config
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.files import read_bytes
+from nsrelu_bench.records.environment import INPUTS, read_environment
+from nsrelu_bench.records.inputs import input_digests, may_change, shorten
+from nsrelu_bench.records.schema import CONFIG
+
+
+def check_configuration(folder: Path, config: RunConfig) -> None:
+    """Check that the run in a folder has the settings of `config`; a new or damaged one passes.
+
+    Eight hex digits of two run ids can agree by chance.
+
+    Raises:
+        BenchError: It has others.
+        OSError: Its config.yaml can't be read.
+    """
+    try:
+        settings = parse_settings(read_bytes(folder / CONFIG), CONFIG)
+        theirs = run_config(settings).settings
+    except (FileNotFoundError, ValueError):
+        return
+    ours = config.settings
+    differ = [name for name in ours if name != "data_dir" and theirs[name] != ours[name]]
+    if differ:
+        raise BenchError(
+            f"{folder}: holds another run, with {_join(theirs, differ)} in place of"
+            f" {_join(ours, differ)}; use another --results or name of the study"
+        )
+
+
+def check_inputs(folder: Path, config: RunConfig) -> None:
+    """Check that a done run was given the data and the sources that are there now.
+
+    Passes where they can't have changed, were not recorded, or are no longer there.
+
+    Raises:
+        BenchError: They changed.
+        OSError: Its env.json can't be read.
+    """
+    if not may_change(config):
+        return
+    then = read_environment(folder)
+    try:
+        now = input_digests(config)
+    except BenchError:
+        return
+    for name in INPUTS:
+        before, after = then.get(name), now[name]
+        if isinstance(before, str) and after is not None and before != after:
+            what = "data" if name == "data_digest" else "source"
+            raise BenchError(
+                f"{folder}: is done, but its {what} changed since: SHA-256 {shorten(after)} in"
+                f" place of {shorten(before)}; repeat it with --fresh"
+            )
+
+
+def _join(settings: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {settings[name]}" for name in names[:3])

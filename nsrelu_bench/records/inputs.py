@@ -1,0 +1,45 @@
+"""What a run is given from outside: its data, and the source of the user's own parts."""
+
+import re
+
+from nsrelu_bench.config import PLUGIN, RunConfig
+from nsrelu_bench.plugins import source_digest
+
+
+def input_digests(config: RunConfig) -> dict[str, str | None]:
+    """Return the SHA-256 of a run's data, and the one of each plug-in's source by name.
+
+    Raises:
+        BenchError: The data set can't be loaded, or a plug-in can't be found.
+    """
+    from nsrelu_bench.data import data_digest
+
+    sources = [f"{name} {source_digest(name)}" for name in plugins(config)]
+    return {"data_digest": data_digest(config), "source_digest": ", ".join(sources) or None}
+
+
+def plugins(config: RunConfig) -> list[str]:
+    """Return the names, as ``package.module:name``, of the user's own parts that a run uses."""
+    texts = [
+        value
+        for name, value in config.settings.items()
+        if isinstance(value, str) and name != "data_dir" and not _is_folder(value)
+    ]
+    return sorted({match[0] for text in texts for match in PLUGIN.finditer(text)})
+
+
+def may_change(config: RunConfig) -> bool:
+    """Return whether the user can change the inputs of a run without changing its settings.
+
+    Published data sets are checked by their hashes when they are read.
+    """
+    return _is_folder(config.dataset) or bool(plugins(config))
+
+
+def shorten(digests: str) -> str:
+    """Return a text with each SHA-256 cut to what a person compares."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", digests)
+
+
+def _is_folder(value: str) -> bool:
+    return value.startswith("folder:")
