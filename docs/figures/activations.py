@@ -47,9 +47,7 @@ def draw_derivative(ax: Axes, act: str, off: Tensor, on: Tensor) -> None:
     ax.plot(off, others, color=ORANGE)
     if not torch.equal(dead, others):
         ax.plot(off, dead, color=ORANGE, ls="--")
-        ax.annotate(
-            "dead unit that the\nloss wants higher", (-1.2, LEAK + 0.06), ha="center", fontsize=8
-        )
+        ax.annotate("dead unit,\nto be raised", (-1.2, LEAK + 0.06), ha="center", fontsize=8)
         ax.annotate("otherwise", (-1.2, -0.06), ha="center", va="top", fontsize=8)
 
 
