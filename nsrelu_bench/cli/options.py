@@ -167,6 +167,16 @@ DataDir = Annotated[str | None, setting_option("data_dir")]
 Device = Annotated[str | None, setting_option("device")]
 Stack = Annotated[bool | None, setting_option("stack")]
 Threads = Annotated[int | None, setting_option("threads")]
+Replicates = Annotated[
+    int | None,
+    make_option(
+        "--replicates",
+        "Number of rounding replicates, one run for each and each seed",
+        parser=count,
+        metavar="N",
+        section="training",
+    ),
+]
 Seeds = Annotated[
     int | None,
     make_option(

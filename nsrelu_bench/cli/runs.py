@@ -26,6 +26,7 @@ from nsrelu_bench.cli.options import (
     DataDir,
     Fresh,
     Quiet,
+    Replicates,
     ResultsDir,
     Seeds,
     Stack,
@@ -89,6 +90,7 @@ def sweep(
         ),
     ] = None,
     seeds: Seeds = None,
+    replicates: Replicates = None,
     data_dir: DataDir = None,
     stack: Stack = None,
     results: ResultsDir = Path("results"),
@@ -169,9 +171,13 @@ def sweep(
     overrides = dict(read_setting(change) for change in changes or ())
     given = {"data_dir": data_dir, "stack": stack}
     overrides |= {name: value for name, value in given.items() if value is not None}
-    if seeds is not None:
-        check_range("--seeds", seeds)
-        overrides["seeds"] = seeds
+    for flag, name, number_of in (
+        ("--seeds", "seeds", seeds),
+        ("--replicates", "replicates", replicates),
+    ):
+        if number_of is not None:
+            check_range(flag, number_of)
+            overrides[name] = number_of
     study = read_study(config, overrides)
     folder = results / study.name
     policy = _policy(fresh, retry or (), checkpoint_after)

@@ -169,6 +169,9 @@ class RunConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = setting(
         "training", "Seed, or the first of several", 0
     )
+    replicate: Annotated[int, Field(ge=0, le=1_000_000)] = setting(
+        "training", "Rounding replicate: 0, or initial weights changed in the last digit", 0
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] = setting("running", "Torch threads per run", 1)
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: _device(name))
@@ -422,7 +425,7 @@ def brief(value: Any) -> str:
 
 #: Settings that came after results were published, each with the value that all had before: with
 #: it a run keeps the id that it had.
-ADDED: dict[str, Any] = {"stack": False, "local": False}
+ADDED: dict[str, Any] = {"stack": False, "local": False, "replicate": 0}
 
 #: All that a run can be given, by name; what is part of the activation comes right after it.
 SETTINGS: dict[str, Setting] = {

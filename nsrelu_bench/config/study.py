@@ -16,6 +16,9 @@ from nsrelu_bench.config.run import RunConfig, brief, mistake_lines, override, r
 from nsrelu_bench.config.yaml import read_yaml
 from nsrelu_bench.errors import UsageError
 
+#: What repeats each configuration, as a number or a list, and the setting that it varies.
+REPEATS = {"seeds": "seed", "replicates": "replicate"}
+
 #: A grid larger than this is a mistake, and is refused before it is expanded.
 MAX_RUNS = 100_000
 
@@ -70,22 +73,24 @@ def make_study(
     """
     fixed = dict(settings)
     name = fixed.pop("name", default_name)
-    seeds = fixed.pop("seeds", None)
+    given = {key: fixed.pop(key, None) for key in REPEATS}
+    repeats = {key: value for key, value in given.items() if value is not None}
     grid = fixed.pop("grid", None) or {}
     exclude = fixed.pop("exclude", None) or []
     include = fixed.pop("include", None) or []
-    mistakes = _study_mistakes(name, fixed, grid, seeds, place)
+    mistakes = _study_mistakes(name, fixed, grid, repeats, place)
     mistakes += _entry_mistakes(exclude, place("exclude"))
     mistakes += _entry_mistakes(include, place("include"))
     if mistakes:
         raise UsageError("\n".join(mistakes))
 
-    if isinstance(seeds, int):
-        seeds = list(range(seeds))
-    seeding = {} if seeds is None else {"seed": seeds}
+    repeating = {
+        REPEATS[key]: list(range(value)) if isinstance(value, int) else value
+        for key, value in repeats.items()
+    }
     parts = [(override(fixed, entry), entry) for entry in map(_listed, include)]
     grids = [
-        (base, {**axes, **(seeding if "seed" not in axes else {})})
+        (base, {**axes, **{key: repeating[key] for key in repeating if key not in axes}})
         for base, axes in ((fixed, grid), *parts)
     ]
     size = sum(math.prod(map(len, axes.values())) for _, axes in grids)
@@ -134,7 +139,11 @@ def _has(run: RunConfig, key: str, value: Any) -> bool:
 
 
 def _study_mistakes(
-    name: Any, fixed: Mapping[str, Any], grid: Any, seeds: Any, place: Callable[[str], str]
+    name: Any,
+    fixed: Mapping[str, Any],
+    grid: Any,
+    repeats: Mapping[str, Any],
+    place: Callable[[str], str],
 ) -> list[str]:
     """Check each setting of a study by itself, so that all mistakes are told at once."""
     mistakes = []
@@ -143,10 +152,12 @@ def _study_mistakes(
             f"{place('name')}: must be letters, digits, '.', '_' and '-', at most 64,"
             f" and begin with a letter or digit, got {brief(name)}"
         )
-    if seeds is not None and not _valid_seeds(seeds):
-        mistakes.append(f"{place('seeds')}: must be a number from 1 or a list, got {brief(seeds)}")
-    if seeds is not None and "seed" in {**fixed, **(grid if isinstance(grid, Mapping) else {})}:
-        mistakes.append(f"{place('seed')}: can't stand beside seeds")
+    outside = {**fixed, **(grid if isinstance(grid, Mapping) else {})}
+    for key, value in repeats.items():
+        if not _valid_repeats(value):
+            mistakes.append(f"{place(key)}: must be a number from 1 or a list, got {brief(value)}")
+        if REPEATS[key] in outside:
+            mistakes.append(f"{place(REPEATS[key])}: can't be given beside {key}")
     for key, value in fixed.items():
         mistakes += _setting_mistakes(key, value, place(str(key)))
     if not isinstance(grid, Mapping):
@@ -181,10 +192,10 @@ def _entry_mistakes(entries: Any, where: str) -> list[str]:
     return mistakes
 
 
-def _valid_seeds(seeds: Any) -> bool:
-    if isinstance(seeds, list):
-        return bool(seeds) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
-    return isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= MAX_RUNS
+def _valid_repeats(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RUNS
 
 
 def _setting_mistakes(key: Any, value: Any, where: str) -> list[str]:

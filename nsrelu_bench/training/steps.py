@@ -47,7 +47,23 @@ def load_data(config: RunConfig) -> Dataset:
 def build_network(config: RunConfig, data: Dataset) -> nn.Module:
     """Build a run's model with the weights that its seed decides."""
     with isolated(config, "weights"):
-        return build_model(config, data.shape, data.classes)
+        network = build_model(config, data.shape, data.classes)
+    if config.replicate:
+        perturb_weights(network, generator(config.seed, f"rounding/{config.replicate}"))
+    return network
+
+
+@torch.no_grad()
+def perturb_weights(network: nn.Module, random: torch.Generator) -> None:
+    """Change each parameter by one unit in its last place, up or down at random.
+
+    What a run's numbers owe to rounding alone, as another processor or version rounds, is the
+    spread over such replicates.
+    """
+    for parameter in network.parameters():
+        up = torch.rand(parameter.shape, generator=random) < 0.5
+        away = torch.where(up, torch.inf, -torch.inf).to(parameter.dtype)
+        parameter.copy_(torch.nextafter(parameter, away))
 
 
 def to_device(networks: list[nn.Module], data: Dataset, device: str) -> Dataset:

@@ -15,7 +15,7 @@ from nsrelu_bench.activations import true_gradients
 from nsrelu_bench.measures import undisturbed
 
 #: A first layer's cosine below this is a lost gradient.
-LOST_BELOW = 0.9
+LOST_BELOW = 0.7
 
 #: Steps between two looks: each costs about as much as two steps.
 WATCH_EVERY = 100

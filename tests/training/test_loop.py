@@ -332,3 +332,27 @@ def test_mixed_precision_trains_to_other_numbers_and_measures_in_full() -> None:
     assert full[0].metrics == mixed[0].metrics
     assert full[1].metrics["train_loss"] != mixed[1].metrics["train_loss"]
     assert full[1].metrics["train_loss"] == pytest.approx(mixed[1].metrics["train_loss"], rel=0.1)
+
+
+def test_a_replicate_differs_in_the_last_digit_of_its_weights() -> None:
+    data = load_dataset(tiny())
+    plain, one, again, two = (
+        steps.build_network(tiny(replicate=number), data) for number in (0, 1, 1, 2)
+    )
+    for weights, changed, same, other in zip(
+        plain.parameters(), one.parameters(), again.parameters(), two.parameters(), strict=True
+    ):
+        neighbours = [
+            torch.nextafter(weights, torch.full_like(weights, end))
+            for end in (-torch.inf, torch.inf)
+        ]
+        assert ((changed == neighbours[0]) | (changed == neighbours[1])).all()
+        assert torch.equal(changed, same)
+        assert not torch.equal(changed, other)
+
+
+def test_replicates_have_ids_of_their_own_and_replicate_0_the_usual_one() -> None:
+    assert tiny(replicate=0).run_id == tiny().run_id
+    assert len({tiny(replicate=number).run_id for number in range(3)}) == 3
+    first, second = (list(run(tiny(replicate=number)))[-1].metrics for number in (0, 1))
+    assert first["train_loss"] == pytest.approx(second["train_loss"], rel=0.1)
