@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
+_ROOMS = {
     "ActivationProbe": "measures",
     "NSReLU": "activations",
     "RunConfig": "config",
@@ -35,16 +35,16 @@ _HOMES = {
     "swap_activations": "activations",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("nsrelu-bench")
-    if name not in _HOMES:
+    if name not in _ROOMS:
         raise AttributeError(f"module 'nsrelu_bench' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nsrelu_bench.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"nsrelu_bench.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return [*globals(), *_ROOMS]

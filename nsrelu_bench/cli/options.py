@@ -227,7 +227,11 @@ METRICS = {
 
 Paths = Annotated[
     list[Path] | None,
-    typer.Argument(help="Runs, studies or folders of them [default: results]", show_default=False),
+    typer.Argument(
+        help="Runs, studies or folders of them [default: results]",
+        metavar="PATH",
+        show_default=False,
+    ),
 ]
 Baseline = Annotated[
     str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     import pandas as pd
 
-from nsrelu_bench.cli.app import app
+from nsrelu_bench.cli.app import command
 from nsrelu_bench.cli.options import (
     METRICS,
     AsJson,
@@ -24,7 +24,12 @@ from nsrelu_bench.cli.options import (
 )
 
 
-@app.command()
+@command(
+    "compare",
+    "nsrelu-bench compare results/quickstart",
+    "nsrelu-bench compare results/leaks --baseline 'leaky_relu(0.1)' --tune lr",
+    "nsrelu-bench compare results/leaks --by lr --format latex --out table.tex",
+)
 def compare(
     paths: Paths = None,
     baseline: Baseline = "relu",
@@ -51,7 +56,10 @@ def compare(
         make_option("--out", "File to write", "standard output", metavar="FILE", variable=False),
     ] = None,
 ) -> None:
-    """Compare activations: means over seeds, paired differences to the baseline, verdicts."""
+    """Compare activations over seeds, in a table and in words.
+
+    The table has means with 95 % intervals and differences to the baseline, paired by seed.
+    """
     from nsrelu_bench.compare import comparison as statistics
     from nsrelu_bench.compare import format_table
     from nsrelu_bench.files import write_text
@@ -79,7 +87,12 @@ def compare(
         print(out)
 
 
-@app.command()
+@command(
+    "compare",
+    "nsrelu-bench plot results/quickstart",
+    "nsrelu-bench plot results/quickstart --kind curves,tradeoff --format pdf",
+    "nsrelu-bench plot results/leaks --kind curves --metric grad_norm",
+)
 def plot(
     paths: Paths = None,
     kind: Kind = None,
@@ -117,7 +130,10 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw the figures of each study: curves over epochs, accuracy against sparsity and others."""
+    """Draw the figures of each study.
+
+    A figure that has no data is reported and left out.
+    """
     from nsrelu_bench.plot import draw_all
     from nsrelu_bench.records import find_drawable, load
 
@@ -137,7 +153,12 @@ def plot(
         print(*drawn, sep="\n", end="\n" * bool(drawn))
 
 
-@app.command()
+@command(
+    "compare",
+    "nsrelu-bench report results/quickstart",
+    "nsrelu-bench report results/leaks --tune lr --out leaks.html",
+    "nsrelu-bench report results/relu results/nsrelu --baseline relu",
+)
 def report(
     paths: Paths = None,
     baseline: Baseline = "relu",
@@ -149,7 +170,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one HTML page that needs nothing else: verdicts, tables, figures, what made them."""
+    """Write an HTML page of verdicts, tables and figures.
+
+    The page needs no other file and no network.
+    """
     from nsrelu_bench.plot import write_report
 
     chosen = paths or [Path("results")]

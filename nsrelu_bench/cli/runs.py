@@ -17,7 +17,7 @@ from nsrelu_bench.machine import available_cores
 if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig
     from nsrelu_bench.sweep import Event, Executor, RunPolicy
-from nsrelu_bench.cli.app import TRACEBACK, app
+from nsrelu_bench.cli.app import PROGRAM, TRACEBACK, command
 from nsrelu_bench.cli.options import (
     CLUSTER,
     RUNNING,
@@ -41,7 +41,12 @@ from nsrelu_bench.cli.options import (
 )
 
 
-@app.command()
+@command(
+    "train",
+    "nsrelu-bench train --act nsrelu --leak 0.1",
+    "nsrelu-bench train --act 'leaky_relu(0.01)' --optimizer adam --seeds 6",
+    "nsrelu-bench train --config results/runs/RUN/config.yaml --epochs 20",
+)
 @takes_settings
 def train(
     settings: tuple[dict[str, Any], ...],
@@ -60,7 +65,10 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one activation, with one seed or several, into RESULTS/runs."""
+    """Train one activation with one or several seeds.
+
+    Results go to RESULTS/runs. Runs that are done are kept; an interrupted run resumes.
+    """
     from nsrelu_bench.config import make_study, override, read_run
     from nsrelu_bench.sweep import run_all
 
@@ -77,9 +85,16 @@ def train(
     _follow(study.runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
-@app.command()
+@command(
+    "train",
+    "nsrelu-bench sweep configs/quickstart.yaml",
+    "nsrelu-bench sweep study.yaml --seeds 3 --set epochs=2 --dry-run",
+    "nsrelu-bench sweep study.yaml --retry failed --workers 8",
+)
 def sweep(
-    config: Annotated[Path, typer.Argument(help="YAML file of a study", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the study", metavar="FILE", show_default=False)
+    ],
     changes: Annotated[
         list[str] | None,
         make_option(
@@ -162,7 +177,10 @@ def sweep(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, a grid of settings and seeds, into RESULTS/<its name>; done runs are kept."""
+    """Run a study: a grid of settings and seeds.
+
+    Results go to RESULTS/NAME. Runs that are done are kept, so the same command resumes a study.
+    """
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
@@ -251,9 +269,8 @@ def _follow(
         try:
             ended = progress.follow(events, len(runs), quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
-            command = ["nsrelu-bench", *(a for a in sys.argv[1:] if a != "--fresh")]
-            told = f"Interrupted. Resume with: {shlex.join(command)}"
-            print(f"nsrelu-bench: {told}", file=sys.stderr)
+            again = shlex.join([PROGRAM, *(a for a in sys.argv[1:] if a != "--fresh")])
+            print(f"{PROGRAM}: Interrupted. Resume with: {again}", file=sys.stderr)
             raise
     failures = [event for event in ended if event.status.state == "failed" and not event.kept]
     if TRACEBACK in sys.argv:

@@ -1,4 +1,4 @@
-"""Commands beside the main way: check, born-dead, ops, list, data, doctor."""
+"""Commands that examine: check, born-dead, ops, list, data, doctor."""
 
 import itertools
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nsrelu_bench.cli.app import app
+from nsrelu_bench.cli.app import command
 from nsrelu_bench.cli.options import (
     METRICS,
     AsJson,
@@ -35,7 +35,7 @@ from nsrelu_bench.config import (
 from nsrelu_bench.errors import lookup
 
 
-@app.command()
+@command("examine", "nsrelu-bench check", "nsrelu-bench check --no-compile")
 def check(
     compiled: Annotated[
         bool,
@@ -44,7 +44,10 @@ def check(
         ),
     ] = True,
 ) -> None:
-    """Hold every implementation of NSReLU against its definition; exit code 1 on disagreement."""
+    """Check every implementation of NSReLU against its definition.
+
+    The exit code is 1 where one disagrees.
+    """
     from nsrelu_bench.tools.verify import format_checks, run_checks
 
     checks = run_checks(compiled=compiled)
@@ -53,7 +56,12 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(name="born-dead")
+@command(
+    "examine",
+    "nsrelu-bench born-dead",
+    "nsrelu-bench born-dead --width 2,3,4 --depth 10,20,40 --json",
+    name="born-dead",
+)
 def born_dead(
     width: Annotated[
         Any,
@@ -82,7 +90,7 @@ def born_dead(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate how likely a ReLU network is dead before the first step, by width and depth."""
+    """Estimate how often a ReLU network is dead before training."""
     from dataclasses import asdict
 
     import pandas as pd
@@ -107,7 +115,12 @@ def born_dead(
     print(table.to_json(orient="records") if as_json else table.to_string(index=False))
 
 
-@app.command()
+@command(
+    "examine",
+    "nsrelu-bench ops",
+    "nsrelu-bench ops --sizes 16,20 --dtypes float32,bfloat16 --compile",
+    "nsrelu-bench ops --device cuda --out results/ops-gpu",
+)
 def ops(
     sizes: Annotated[
         str,
@@ -145,7 +158,7 @@ def ops(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure time and memory of every implementation of NSReLU, forward and backward."""
+    """Measure time and memory of every implementation of NSReLU."""
     exponents = [count(size) for size in sizes.split(",")]
     for exponent in exponents:
         check_range("--sizes", exponent, most=28)
@@ -188,31 +201,37 @@ NAMED: dict[str, dict[str, str]] = {
 }
 
 
-@app.command(name="list")
+@command("examine", "nsrelu-bench list", "nsrelu-bench list metrics", name="list")
 def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help=f"{', '.join(NAMED)} [default: all]",
+            help=f"One of {', '.join(NAMED)} [default: all]",
+            metavar="KIND",
             show_default=False,
             autocompletion=lambda incomplete: [n for n in NAMED if n.startswith(incomplete)],
         ),
     ] = None,
 ) -> None:
-    """List what can be named."""
+    """List activations, models, data sets, metrics and figures."""
     for name in NAMED if kind is None else [kind]:
         names = lookup(NAMED, name, "kind")
         lines = (f"{name}: {text}" if text else name for name, text in names.items())
         print(f"{name}:", *lines, sep="\n  ")
 
 
-@app.command()
+@command(
+    "examine",
+    "nsrelu-bench data mnist5k",
+    "nsrelu-bench data cifar10 --data-dir ~/data",
+    "nsrelu-bench data folder:photos",
+)
 def data(
     name: Annotated[str, typer.Argument(help=SETTINGS["dataset"].help, metavar="NAME")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a data set if it is not there, check it, and say what is in it."""
+    """Download, check and describe a data set."""
     import json
 
     from nsrelu_bench.data import describe, format_description
@@ -222,13 +241,13 @@ def data(
     print(json.dumps(about, indent=2) if as_json else format_description(about))
 
 
-@app.command()
+@command("examine", "nsrelu-bench doctor", "nsrelu-bench doctor --json")
 def doctor(
     data_dir: DataDir = None,
     results: ResultsDir = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Show versions, devices, data sets and folders, and what is wrong with the installation."""
+    """Examine the installation and say what is wrong with it."""
     import json
 
     from nsrelu_bench.tools.doctor import examine, format_findings, is_well, to_json

@@ -1,11 +1,11 @@
-"""The command line, asked in this process: a question takes milliseconds."""
+"""The command line, as a process of its own or, in milliseconds, in this process."""
 
 import io
 import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -40,14 +40,15 @@ class Answer:
     err: str
 
 
-def ask(*arguments: str, **environment: str) -> Answer:
+def ask(*arguments: str, cwd: Path = Path(), **environment: str) -> Answer:
     """Run the command line as if it were a process of its own."""
     out, err = io.StringIO(), io.StringIO()
-    before = {number: signal.getsignal(number) for number in cli.ENDING}
+    before = {number: signal.getsignal(number) for number in cli.EXIT_SIGNALS}
     try:
         with (
             patch.object(sys, "argv", ["nsrelu-bench", *arguments]),
             patch.dict(os.environ, environment),
+            chdir(cwd),
             redirect_stdout(out),
             redirect_stderr(err),
             pytest.raises(SystemExit) as end,

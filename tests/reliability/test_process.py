@@ -119,7 +119,7 @@ def test_a_closed_pipe_ends_it_silently(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrapper", "code", "told"),
     [
-        ('exec "$@" > /dev/full', 1, "nsrelu-bench: [Errno 28] No space left on device\n"),
+        ('exec "$@" > /dev/full', 1, "nsrelu-bench: standard output: No space left on device\n"),
         ('exec "$@" <&- >&-', 0, ""),
     ],
     ids=["full", "closed"],

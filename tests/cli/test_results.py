@@ -1,0 +1,94 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.command_line import ask
+from helpers.tiny_runs import make
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which relu and nsrelu(0.1) were trained with two seeds each."""
+    folder = tmp_path_factory.mktemp("trained")
+    for act in ("relu", "nsrelu"):
+        for seed in (0, 1):
+            make(folder / "results" / "runs", act=act, seed=seed)
+    return folder
+
+
+def test_compare_prints_a_table_or_json(trained: Path) -> None:
+    table = ask("compare", cwd=trained).out
+    for word in ("accuracy", "zeros", "dead", "grad norm", "relu", "nsrelu(0.1)"):
+        assert word in table
+    assert json.loads(ask("compare", "--json", cwd=trained).out)
+
+
+def test_compare_writes_to_a_file(trained: Path) -> None:
+    shown = ask("compare", "--format", "csv", cwd=trained).out
+    answer = ask("compare", "--format", "csv", "--out", "new/table.csv", cwd=trained)
+    assert answer.out == "new/table.csv\n"
+    assert (trained / "new" / "table.csv").read_text() == shown
+
+
+@pytest.mark.slow
+def test_plot_prints_the_files_that_it_writes(trained: Path) -> None:
+    paths = ask("plot", "results/runs", "--kind", "curves, units", cwd=trained).out.split()
+    assert [Path(path).name for path in paths] == [
+        f"{kind}.{suffix}" for kind in ("curves", "units") for suffix in ("png", "svg")
+    ]
+    assert all((trained / path).stat().st_size > 1000 for path in paths)
+
+
+def test_a_figure_without_data_is_reported_and_no_error(trained: Path) -> None:
+    answer = ask("plot", "--kind", "leak", cwd=trained)
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err == "no figure leak: no activation has several leaks\n"
+
+
+@pytest.mark.slow
+def test_a_report_is_written_beside_its_runs(trained: Path) -> None:
+    answer = ask("report", "results/runs", cwd=trained)
+    assert answer.out == "results/runs/report.html\n"
+    page = (trained / "results" / "runs" / "report.html").read_text()
+    assert "nsrelu-bench report results/runs" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("compare --out .", 1, r"\.: can't be written \(Is a directory\)"),
+        ("plot --metric nope", 2, r"unknown metric 'nope'; choose from: collapsed, .*"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, code: int, line: str, trained: Path) -> None:
+    answer = ask(*arguments.split(), cwd=trained)
+    assert answer.code == code
+    assert re.fullmatch(rf"nsrelu-bench: {line}\n", answer.err)
+
+
+@pytest.mark.parametrize("command", ["compare", "plot", "report"])
+@pytest.mark.parametrize("path", ["", "nowhere"])
+def test_without_results_it_says_how_to_create_some(
+    command: str, path: str, tmp_path: Path
+) -> None:
+    answer = ask(command, *path.split(), cwd=tmp_path)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == (
+        f"nsrelu-bench: no runs in '{path or 'results'}' (there is no such folder);"
+        " create one with nsrelu-bench train\n"
+    )
+
+
+def test_a_summary_without_runs_can_be_compared_but_not_drawn(
+    trained: Path, tmp_path: Path
+) -> None:
+    ask("compare", cwd=trained)  # writes the summary
+    study = tmp_path / "results" / "copied"
+    study.mkdir(parents=True)
+    shutil.copy(trained / "results" / "runs" / "summary.csv", study)
+    assert "nsrelu(0.1)" in ask("compare", cwd=tmp_path).out
+    answer = ask("plot", "results/copied", cwd=tmp_path)
+    assert answer.code == 1
+    assert "has a summary.csv but no run folders; run its sweep to create them" in answer.err
