@@ -1,6 +1,7 @@
 """Comparing groups of runs: statistics over seeds, verdicts, tables."""
 
-from nsrelu_bench.compare.comparison import Comparison, compare, summarise
+from nsrelu_bench.compare.comparison import Comparison, compare, find_baseline, summarise
+from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     STATES,
@@ -9,6 +10,7 @@ from nsrelu_bench.compare.grouping import (
     join_settings,
     name_groups,
     parse_act,
+    rank,
     varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent, label
@@ -34,6 +36,7 @@ __all__ = [
     "clopper_pearson",
     "cohen_dz",
     "compare",
+    "find_baseline",
     "format_setting",
     "format_table",
     "holm",
@@ -46,7 +49,9 @@ __all__ = [
     "notes",
     "parse_act",
     "probability_of_improvement",
+    "rank",
     "score_distribution",
+    "select",
     "sheets_of",
     "sign_flip_interval",
     "sign_flip_p",

@@ -124,7 +124,7 @@ def compare(
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
     metrics = _choose_metrics(runs, config_columns, metrics)
-    label = _find_baseline(runs, baseline)
+    label = find_baseline(runs, baseline)
 
     frame = name_groups(select(runs, where, keep=label), config_columns, by)
     untuned = [c for c in settings if c not in tune]
@@ -254,7 +254,7 @@ def _choose_metrics(
     return chosen
 
 
-def _find_baseline(runs: pd.DataFrame, baseline: str) -> str:
+def find_baseline(runs: pd.DataFrame, baseline: str) -> str:
     """Return the baseline's full label; that of the default need not be there."""
     labels = sorted(set(runs["act"]))
     fits = [label for label in labels if same_activation(label, baseline)]

@@ -1,19 +1,28 @@
-"""What the panels do to their axes: labels, limits, logarithmic scales, a figure of their own."""
+"""What the panels do to their axes: labels, limits, scales, marks, a figure of their own."""
 
 import math
-from typing import cast
+from collections.abc import Iterable
+from typing import Any, Literal, cast
 
+import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from nsrelu_bench.compare import is_percent, label
-from nsrelu_bench.plot.layout import add_colorbar, add_legend, new_figure
+from nsrelu_bench.plot.layout import add_colorbar, add_frame, new_figure
+from nsrelu_bench.plot.panel_data import LOG_METRICS
+from nsrelu_bench.plot.style import activation_style, run_mark
 
 
 def axis_label(metric: str) -> str:
     """Name a metric and its unit."""
+    if metric.endswith("_units"):
+        return f"{label(metric)} (count)"
     return label(metric) + " (%)" * is_percent(metric)
 
 
@@ -23,10 +32,15 @@ def axes_for(ax: Axes | None) -> Axes:
 
 
 def finish(axes: Axes, given: Axes | None) -> Axes:
-    """Add the legend or the colour bar to a panel's own figure; a caller's axes stay bare."""
+    """Take names literally; give a panel's own figure its legend or colour bar.
+
+    A caller's axes get neither. Names may have dollar signs, which are not mathematics.
+    """
+    for text in axes.findobj(Text):
+        text.set_parse_math(False)
     if given is None:
         figure = cast("Figure", axes.figure)
-        add_legend(figure, axes.get_legend_handles_labels()[0])
+        add_frame(figure, axes.get_legend_handles_labels()[0])
         add_colorbar(figure, [axes])
     return axes
 
@@ -38,12 +52,78 @@ def limits_around(values: "pd.Series[float]") -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def set_log_scale(axes: Axes, values: "pd.Series[float]") -> None:
-    """Make the y axis logarithmic, with plain numbers on it even where it spans no decade."""
-    axes.set_yscale("log", subs=[])
+def needs_log(metric: str, values: "pd.Series[float]") -> bool:
+    """Return whether a metric is drawn on a logarithmic axis."""
+    return metric in LOG_METRICS and bool((values > 0).all())
+
+
+def set_metric_axis(
+    axes: Axes,
+    values: "pd.Series[float]",
+    metric: str,
+    *,
+    log: bool,
+    which: Literal["x", "y"] = "y",
+) -> None:
+    """Give an axis the name of a metric, limits around its values, and its scale."""
+    set_label = axes.set_xlabel if which == "x" else axes.set_ylabel
+    set_limits = axes.set_xlim if which == "x" else axes.set_ylim
+    set_label(axis_label(metric))
+    if not log:
+        set_limits(limits_around(values))
+        return
     low, high = (10**end for end in limits_around(values.map(math.log10)))
-    axes.set_ylim(low, high)
+    set_log_scale(axes, low, high, which)
+    set_limits(low, high)
+
+
+def set_log_scale(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, with plain numbers on it even where it spans no decade."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", subs=[])
     steps = (1, 2, 5) if high / low <= 1000 else (1,)
-    locator = LogLocator(subs=steps) if high / low >= 10 else MaxNLocator(5)
-    axes.yaxis.set_major_locator(locator)
-    axes.yaxis.set_major_formatter("{x:g}")
+    axis.set_major_locator(LogLocator(subs=steps) if high / low >= 10 else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def dodge(axes: Axes, place: int, count: int) -> Transform:
+    """Return where to draw mark `place` of `count` that would hide one another: side by side."""
+    points = (place - (count - 1) / 2) * 0.8 * mpl.rcParams["lines.markersize"]
+    figure = cast("Figure", axes.figure)
+    return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+
+
+def mark_runs(
+    axes: Axes, runs: pd.DataFrame, outcome: str, transform: Transform | None = None
+) -> None:
+    """Mark runs, which have columns `x`, `value` and `act`, as diverged or collapsed.
+
+    A mark beyond the limits of the axes is on the edge that it is beyond.
+    """
+    low, high = axes.get_ylim()
+    for act, x, value in zip(runs["act"], runs["x"], runs["value"], strict=True):
+        style: dict[str, Any] = run_mark(outcome) | {"color": activation_style(act).color}
+        style |= {"clip_on": False, "zorder": 5}
+        if low <= value <= high:
+            axes.plot([x], [value], transform=transform or axes.transData, **style)
+        else:  # in the coordinates of the axes, whatever the limits become
+            axes.plot([x], [float(value > high)], transform=axes.get_xaxis_transform(), **style)
+    axes.set_ylim(low, high)
+
+
+def marks_along(
+    axes: Axes, x: Iterable[float], y: Iterable[float], place: int, count: int, **style: Any
+) -> None:
+    """Put up to five marks on a line, elsewhere than those of the other `count` lines.
+
+    They identify the line. They are between the points too: lines that coincide would otherwise
+    hide each other's marks.
+    """
+    xs, ys = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
+    log = axes.get_yscale() == "log"
+    number = min(5, max(len(xs) - 1, 1))
+    shares = (np.arange(number) + (place + 0.5) / count) / number
+    at = xs[0] + shares * (xs[-1] - xs[0])
+    values = 10 ** np.interp(at, xs, np.log10(ys)) if log else np.interp(at, xs, ys)
+    axes.plot(at, values, ls="none", **style)

@@ -13,20 +13,22 @@ import matplotlib as mpl
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.files import replace_file, wrap_write_errors
+from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.layout import (
     add_colorbar,
-    add_legend,
+    add_frame,
+    freeze_layout,
     name_outer_axes,
     new_figure,
     share_limits,
 )
-from nsrelu_bench.plot.panel_data import NothingToDrawError, group_label
-from nsrelu_bench.plot.specs import FIGURES, FigureSpec, group_results
-from nsrelu_bench.plot.style import RC, STYLES, activation_style
+from nsrelu_bench.plot.legend import activation_entries
+from nsrelu_bench.plot.panel_data import NothingToDrawError
+from nsrelu_bench.plot.specs import FIGURES, FigureSpec
+from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import ENVIRONMENT, Results
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 #: Columns of the frames that are not metrics.
 NOT_METRICS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
-    *("epoch", "step", "task", "layer", "units"),
+    *("epoch", "step", "task", "layer", "units", "collapsed", "gradient_lost_step"),
     *ENVIRONMENT,
 )
 
@@ -72,26 +74,14 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
             letters = 0.85 * width / columns * 72 / (0.6 * mpl.rcParams["axes.titlesize"])
             ax.set_title(textwrap.fill(title, int(letters)))
             axes.append(ax)
-        if spec.alike:
-            share_limits(axes, columns)
+        shared = not spec.alike or share_limits(axes, columns)
         name_outer_axes(axes, columns)
-        add_legend(drawn, [*_legend_entries(spec), *spec.marks()])
+        handles = [] if spec.legend is None else activation_entries(spec.legend, dashes=spec.dashes)
+        foot = spec.foot + ("" if shared else " The panels have limits of their own.")
+        add_frame(drawn, [*handles, *spec.marks()], spec.title, foot)
         add_colorbar(drawn, axes)
-        drawn.draw_without_rendering()  # lays out, which saving in each format would do again
-    drawn.set_layout_engine("none")
+        freeze_layout(drawn)
     return drawn
-
-
-def _legend_entries(spec: FigureSpec) -> list[Line2D]:
-    """Return an entry for each activation, which counts the runs of all panels."""
-    if spec.legend is None:
-        return []
-    entries = []
-    for _, part in spec.legend.groupby("line", sort=False):
-        style = activation_style(part["act"].iloc[0])
-        dash = style.dash if spec.dashes else "none"
-        entries.append(Line2D([], [], ls=dash, label=group_label(part, "line"), **style.point))
-    return entries
 
 
 def draw_all(
@@ -100,8 +90,13 @@ def draw_all(
     kinds: Sequence[str] | None = None,
     formats: Sequence[str] = ("png", "svg"),
     style: str = "paper",
-    metric: str | None = None,
+    metric: str | Sequence[str] | None = None,
     tell: Callable[[str], None] = logger.info,
+    *,
+    where: Sequence[str] = (),
+    by: Sequence[str] = (),
+    baseline: str = "relu",
+    x: str | None = None,
 ) -> list[Path]:
     """Write figures to `out_dir` as <kind>.<format>, and return their paths.
 
@@ -111,35 +106,62 @@ def draw_all(
         kinds: Keys of `FIGURES`; None for all.
         formats: Keys of `FORMATS`. The bytes of an SVG or PDF depend on the data alone.
         style: A key of `STYLES`.
-        metric: What to draw in place of a figure's own metrics.
+        metric: One or several metrics to draw in place of a figure's own.
         tell: Is given one line for each figure that there is no data for.
+        where: Conditions that runs must meet, as in `compare`; the baseline always stays.
+        by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
+        baseline: The activation that others are paired with.
+        x: The numeric setting that the figure `line` goes over; the first that varies.
 
     Raises:
-        UsageError: There is no such kind, format or style.
+        UsageError: There is no such kind, format, style, metric or setting.
         BenchError: A file can't be written.
     """
     plans = {kind: lookup(FIGURES, kind, "figure") for kind in kinds or FIGURES}
-    if metric is not None:
-        known = {*frames.runs, *frames.metrics, *frames.layers} - {*frames.config_columns}
-        measured = [name for name in known if name not in NOT_METRICS]
-        lookup(dict.fromkeys(sorted(measured)), metric, "metric")
-    savers = {fmt: lookup(FORMATS, fmt, "format") for fmt in formats}
-    dpi = lookup(STYLES, style, "style").dpi
-    results, paths = group_results(frames), []
-    with mpl.style.context(["default", RC]):
+    metrics = [metric] if isinstance(metric, str) else list(metric or ())
+    for fmt in formats:
+        lookup(FORMATS, fmt, "format")
+    lookup(STYLES, style, "style")
+    sections = group_results(frames, where=where, by=by, baseline=baseline, x=x)
+    for name in metrics:
+        lookup(dict.fromkeys(_known_metrics(frames, sections)), name, "metric")
+    paths = []
+    for results, suffix in zip(sections, _suffixes(sections), strict=True):
         for kind, plan in plans.items():
             try:
-                drawn = figure(plan(results, metric), style)
+                drawn = figure(plan(results, metrics), style)
             except NothingToDrawError as reason:
-                tell(f"no figure {kind}: {reason}")
-                continue
-            for fmt, metadata in savers.items():
-                buffer = io.BytesIO()
-                drawn.savefig(buffer, format=fmt, dpi=dpi, metadata=metadata)
-                paths.append(out_dir / f"{kind}.{fmt}")
-                with wrap_write_errors(paths[-1]):
-                    out_dir.mkdir(parents=True, exist_ok=True)
-                    replace_file(paths[-1], buffer.getvalue(), durable=False)
+                tell(f"no figure {kind}{suffix}: {reason}")
+            else:
+                paths += _save(drawn, out_dir / f"{kind}{suffix}", formats, style)
+    return paths
+
+
+def _known_metrics(frames: Results, sections: Sequence[GroupedResults]) -> list[str]:
+    """Return the names of all metrics that can be drawn, sorted."""
+    known = {*frames.runs, *frames.layers, *(c for results in sections for c in results.metrics)}
+    known |= {"diverged_fraction", "collapsed_fraction"}
+    return sorted(known - {*frames.config_columns, *NOT_METRICS})
+
+
+def _suffixes(sections: Sequence[GroupedResults]) -> list[str]:
+    """Return what the names of a section's files end in: "-lr-0.1"; nothing for a single one."""
+    if len(sections) == 1:
+        return [""]
+    slugs = ["-" + re.sub(r"[^\w.+-]+", "-", results.section) for results in sections]
+    return [f"{s}-{k}" if slugs.count(s) > 1 else s for k, s in enumerate(slugs, 1)]
+
+
+def _save(drawn: Figure, stem: Path, formats: Sequence[str], style: str) -> list[Path]:
+    """Write a figure in several formats, each file whole or not at all."""
+    paths = [stem.with_name(f"{stem.name}.{fmt}") for fmt in formats]
+    for path, fmt in zip(paths, formats, strict=True):
+        buffer = io.BytesIO()
+        with mpl.style.context(["default", RC]):
+            drawn.savefig(buffer, format=fmt, dpi=STYLES[style].dpi, metadata=FORMATS[fmt])
+        with wrap_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, buffer.getvalue(), durable=False)
     return paths
 
 

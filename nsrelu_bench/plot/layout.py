@@ -1,10 +1,12 @@
-"""Figures that lay themselves out: legend, colour bar, shared limits and names of axes."""
+"""Figures that lay themselves out: title, legend, foot, colour bar, shared limits and names."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -12,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 
@@ -22,11 +26,41 @@ def new_figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Add a legend below the axes, as wide as the figure allows, and make room for it."""
-    if not handles:
-        return
-    make = partial(figure.legend, handles=handles, loc="outside lower center")
+def add_frame(
+    figure: Figure, handles: Sequence[Artist] = (), title: str = "", foot: str = ""
+) -> None:
+    """Add a title above the panels, a legend and a foot below them, and make room for all."""
+    width, height = figure.get_size_inches()
+    size = mpl.rcParams["font.size"]
+    letters = int(0.96 * width * 72 / (0.53 * size))  # a letter is some 0.53 of its height wide
+    title = textwrap.fill(title, int(letters / 1.1))
+    foot = textwrap.fill(foot, int(letters / 0.85))
+    legend = _add_legend(figure, handles) if handles else None
+    heights = [
+        (1.25 * (foot.count("\n") + 1) * 0.85 + 0.3) * size / 72 if foot else 0.0,
+        legend.get_window_extent().height / figure.dpi if legend else 0.0,
+        (1.25 * (title.count("\n") + 1) + 0.6) * size / 72 if title else 0.0,
+    ]
+    height += sum(heights)
+    figure.set_size_inches(width, height)
+    below, above = sum(heights[:2]) / height, heights[2] / height
+    if foot:
+        at = {"x": 0.5, "y": 0.25 * size / 72 / height, "ha": "center", "va": "bottom"}
+        figure.text(s=foot, **at, fontsize=0.85 * size, color="0.35")
+    if legend:
+        legend.set_bbox_to_anchor((0.5, heights[0] / height), figure.transFigure)
+    if title:
+        at = {"x": 0.5, "y": 1 - 0.3 * size / 72 / height, "ha": "center", "va": "top"}
+        figure.text(s=title, **at, fontsize=size, fontweight="bold")
+    engine = cast("ConstrainedLayoutEngine", figure.get_layout_engine())
+    engine.set(rect=(0, below, 1, 1 - below - above))
+
+
+def _add_legend(figure: Figure, handles: Sequence[Artist]) -> Legend:
+    """Add a legend as wide as the figure allows, in as few columns as its rows need."""
+    make = partial(
+        figure.legend, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0), borderaxespad=0
+    )
     for columns in range(min(len(handles), 6), 0, -1):
         legend = make(ncols=columns)
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
@@ -34,9 +68,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         legend.remove()
     rows = math.ceil(len(handles) / columns)
     legend.remove()
-    legend = make(ncols=math.ceil(len(handles) / rows))  # as few columns as those rows need
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + legend.get_window_extent().height / figure.dpi)
+    return make(ncols=math.ceil(len(handles) / rows))
 
 
 def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -60,22 +92,48 @@ def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
             bar.update_ticks()
 
 
-def share_limits(axes: Sequence[Axes], columns: int) -> None:
-    """Give all panels limits that hold the data of each, and tick labels to the left ones."""
-    x = _union([ax.get_xlim() for ax in axes], axes[0].get_xscale())
-    y = _union([ax.get_ylim() for ax in axes], axes[0].get_yscale())
+def freeze_layout(figure: Figure) -> None:
+    """Lay the figure out now, and not again when it is saved.
+
+    Positions are rounded: the solver's last digits depend on where its variables are in memory.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 6).tolist())
+
+
+def share_limits(axes: Sequence[Axes], columns: int) -> bool:
+    """Give all panels the limits that hold the data of each, and tick labels to the outer ones.
+
+    An axis on which some panel would take less than a quarter is not shared: its differences could
+    not be seen. Return whether both axes are shared.
+    """
+    x = _union([ax.get_xlim() for ax in axes], {ax.get_xscale() for ax in axes})
+    y = _union([ax.get_ylim() for ax in axes], {ax.get_yscale() for ax in axes})
     for place, ax in enumerate(axes):
-        ax.set(xlim=x, ylim=y)
-        if place % columns:
-            ax.tick_params(labelleft=False)
+        if x is not None:
+            ax.set_xlim(x)
+            ax.tick_params(labelbottom=place + columns >= len(axes))
+        if y is not None:
+            ax.set_ylim(y)
+            ax.tick_params(labelleft=not place % columns)
+    return x is not None and y is not None
 
 
-def _union(limits: Sequence[tuple[float, float]], scale: str) -> tuple[float, float]:
-    """Return limits around all; a little more where a panel's own margin is too small for that."""
-    lows, highs = zip(*limits, strict=True)
-    low, high = min(lows), max(highs)
-    same = len(set(limits)) == 1
-    margin = 0.0 if same or scale == "log" else 0.03 * (high - low)
+def _union(limits: Sequence[tuple[float, float]], scales: set[str]) -> tuple[float, float] | None:
+    """Return limits around all, or None where they are too different to be shared.
+
+    They have some margin where a panel's own is too small for them.
+    """
+    log = scales == {"log"}
+    ends = np.log10(limits) if log else np.asarray(limits)
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    if len(scales) > 1 or (ends[:, 1] - ends[:, 0]).min() < 0.25 * (high - low):
+        return None
+    if log:
+        return 10**low, 10**high
+    margin = 0.0 if len(set(limits)) == 1 else 0.03 * (high - low)
     return low - margin, high + margin
 
 

@@ -4,12 +4,13 @@
 then handed from panel to panel.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare import STATES, is_percent, parse_act, summarise
+from nsrelu_bench.compare import STATES, is_percent, join_settings, parse_act, rank, summarise
 from nsrelu_bench.errors import BenchError
 
 #: What can be read in one figure; more is refused.
@@ -19,30 +20,81 @@ MAX_LINES = 12
 #: Settings whose names differ from what people call them.
 SETTING_LABELS = {"lr": "learning rate", "batch_size": "batch size"}
 
+#: Metrics that spread over orders of magnitude. They are drawn on a logarithmic axis, with
+#: geometric means and with intervals of the logarithms.
+LOG_METRICS = ("grad_norm", "pre_grad_norm", "train_loss", "val_loss", "test_loss")
+
 FINISHED = ("completed", "diverged")
+OUTCOMES = ("completed", "collapsed", *STATES[1:])
 
 
 class NothingToDrawError(BenchError):
     """The runs lack what a figure shows, or have too much of it; the message says what."""
 
 
+def outcomes(groups: pd.DataFrame) -> "pd.Series[str]":
+    """Return how each run ended, one of `OUTCOMES`: a completed run may have collapsed."""
+    states = groups["state"].where(groups["state"].isin(STATES), "unfinished")
+    if "collapsed" not in groups:
+        return states
+    collapsed = pd.to_numeric(groups["collapsed"], errors="coerce") == 1
+    return states.mask((states == "completed") & collapsed, "collapsed")
+
+
 def epoch_values(groups: pd.DataFrame, metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the finite values of a metric by run and epoch, in percent if it is a fraction."""
-    columns = ["run_id", "state", "act", "line", "group"]
+    runs = groups[["run_id", "state", "act", "line", "group"]].assign(outcome=outcomes(groups))
     if metric not in metrics:
-        return pd.DataFrame(columns=[*columns, "epoch", "value"])
+        return runs.iloc[:0].assign(epoch=0.0, value=0.0)
     metrics = metrics.drop_duplicates(["run_id", "epoch"])  # a run may be in two studies
     values = metrics[["run_id", "epoch"]].assign(value=in_percent(metrics[metric], metric))
-    history: pd.DataFrame = groups[columns].merge(values, on="run_id").sort_values("epoch")
+    history: pd.DataFrame = runs.merge(values, on="run_id").sort_values("epoch", kind="stable")
     finite: pd.DataFrame = history[np.isfinite(history["value"])]
     return finite
 
 
+def add_unit_fractions(metrics: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+    """Add, for each count of units such as `dormant_units`, the fraction of all units."""
+    counts = [str(c) for c in metrics if str(c).endswith("_units")]
+    if not counts or not {"run_id", "epoch", "units"}.issubset(layers):
+        return metrics
+    layers = layers.drop_duplicates(["run_id", "epoch", "layer"])
+    units = layers.groupby(["run_id", "epoch"])["units"].sum()
+    keys = pd.MultiIndex.from_frame(metrics[["run_id", "epoch"]])
+    total = pd.to_numeric(units.reindex(keys)).to_numpy(dtype=float)
+    names = {count: count.removesuffix("units") + "fraction" for count in counts}
+    fractions = {
+        name: pd.to_numeric(metrics[count], errors="coerce") / total
+        for count, name in names.items()
+        if name not in metrics
+    }
+    return metrics.assign(**fractions)
+
+
+def warning_epochs(groups: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs whose gradient has lost the true one, and the `epoch` when, a fraction."""
+    column = "gradient_lost_step"
+    if column not in groups or not {"run_id", "epoch", "step"}.issubset(metrics):
+        return groups.iloc[:0].assign(epoch=0.0)
+    step = pd.to_numeric(groups[column], errors="coerce")
+    lost = groups.assign(lost_step=step)[step.notna()].drop_duplicates("run_id")
+    clocks = {str(run): rows for run, rows in metrics.groupby("run_id")}
+    places = [
+        np.interp(step, clocks[run]["step"], clocks[run]["epoch"]) if run in clocks else np.nan
+        for run, step in zip(lost["run_id"], lost["lost_step"], strict=True)
+    ]
+    return lost.assign(epoch=places).dropna(subset=["epoch"])
+
+
 def final_values(groups: pd.DataFrame, metric: str) -> "pd.Series[float]":
-    """Return a final metric, in percent if it is a fraction; NaN unless the run is completed."""
-    if metric == "diverged_fraction":
-        diverged = groups["state"] == "diverged"
-        return diverged.where(groups["state"].isin(FINISHED)).astype(float) * 100
+    """Return a final metric, in percent if it is a fraction; NaN unless the run is completed.
+
+    The metrics ``diverged_fraction`` and ``collapsed_fraction`` are 0 or 100 for a finished run.
+    """
+    for outcome in ("diverged", "collapsed"):
+        if metric == f"{outcome}_fraction":
+            ended = (outcomes(groups) == outcome).astype(float) * 100
+            return ended.where(groups["state"].isin(FINISHED))
     if metric not in groups:
         return pd.Series(np.nan, index=groups.index)
     return in_percent(groups[metric], metric).where(groups["state"] == "completed")
@@ -94,24 +146,37 @@ def has_several_leaks(runs: pd.DataFrame) -> bool:
     return len(set(runs["leak"]) - {0.0}) > 1
 
 
-def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """Return the mean and the half-width of its 95 % t interval, NaN for a single value."""
-    row = summarise(values.to_frame("value").assign(key=0), ["key"]).iloc[0]
-    return float(row["mean"]), float(row["high"] - row["mean"])
+def setting_label(setting: str) -> str:
+    """Name a setting for people."""
+    return SETTING_LABELS.get(setting, setting.replace("_", " "))
 
 
-def error_ends(middle: float, half: float, metric: str) -> list[list[float]]:
-    """Return how far an interval reaches down and up; that of a fraction stays in 0 to 100 %."""
-    low, high = middle - half, middle + half
+def numeric_settings(groups: pd.DataFrame, varying: Sequence[str]) -> list[str]:
+    """Return those of the settings that are numbers, which a line can go over."""
+    return [
+        c for c in varying if pd.api.types.is_numeric_dtype(groups[c]) and groups[c].dtype != bool
+    ]
+
+
+def means(values: pd.DataFrame, keys: Sequence[str], metric: str, *, log: bool) -> pd.DataFrame:
+    """Return `mean`, `low`, `high` of `value` by keys, with the 95 % t interval.
+
+    With `log`, the mean is the geometric one and the interval that of the logarithms. The interval
+    of a fraction is cut at 0 and 100 %, which a t interval knows nothing of.
+    """
+    if log:
+        table = summarise(values.assign(value=np.log10(values["value"])), keys)
+        return 10.0 ** table[["mean", "low", "high"]]
+    table = summarise(values, keys)
     if is_percent(metric):
-        low, high = max(low, 0.0), min(high, 100.0)
-    return [[middle - low], [high - middle]]
+        table = table.assign(low=table["low"].clip(lower=0), high=table["high"].clip(upper=100))
+    return table[["mean", "low", "high"]]
 
 
 def group_label(runs: pd.DataFrame, column: str = "group") -> str:
-    """Name a group, and count its runs that were not completed: "relu (2/6 diverged)"."""
-    states = runs["state"].where(runs["state"].isin(STATES), "unfinished")
-    counts = [f"{(states == s).sum()}/{len(runs)} {s}" for s in STATES[1:] if (states == s).any()]
+    """Name a group, and count its runs that did not end well: "relu (2/6 diverged)"."""
+    ended = outcomes(runs)
+    counts = [f"{(ended == o).sum()}/{len(runs)} {o}" for o in OUTCOMES[1:] if (ended == o).any()]
     return str(runs[column].iloc[0]) + (f" ({', '.join(counts)})" if counts else "")
 
 
@@ -120,7 +185,29 @@ def label_column(groups: pd.DataFrame) -> str:
     return "line" if len(groups["setting"].unique()) == 1 else "group"
 
 
+def count_seeds(groups: pd.DataFrame) -> str:
+    """Say how many seeds the groups have: "12 seeds", "10 to 12 seeds"."""
+    counts = groups.groupby("group")["seed"].nunique()
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} to {high} seeds" if low < high else f"{low} seed" + "s" * (low != 1)
+
+
+def split_by(groups: pd.DataFrame, settings: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """Split runs by the values of settings, in order, each with a name: "lr=0.1 width=64"."""
+    if not settings:
+        return [("", groups)]
+    parts = [
+        (list(part[list(settings)].iloc[0]), part)
+        for _, part in groups.groupby(list(settings), dropna=False)
+    ]
+    parts.sort(key=lambda pair: [rank(value) for value in pair[0]])
+    return [(join_settings(part, settings)[0], part) for _, part in parts]
+
+
 def check_count(count: int, limit: int, kind: str) -> None:
     """Raise NothingToDrawError where there are more of a kind than can be read."""
     if count > limit:
-        raise NothingToDrawError(f"{count} {kind} are more than the {limit} that can be read")
+        raise NothingToDrawError(
+            f"{count} {kind} are more than the {limit} that can be read;"
+            " choose fewer runs with --where, such as --where act=relu,nsrelu"
+        )

@@ -23,8 +23,9 @@ from nsrelu_bench.compare import (
 )
 from nsrelu_bench.files import write_text
 from nsrelu_bench.plot.figures import to_svg
+from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.plot.specs import FIGURES, GroupedResults, group_results
+from nsrelu_bench.plot.specs import FIGURES
 from nsrelu_bench.records import Results, find_runs, load
 
 #: What a figure shows, in the order of the page.
@@ -99,7 +100,7 @@ def render(
         BenchError: The runs can't be compared.
     """
     comparison = compare(frames.runs, frames.config_columns, baseline=baseline, tune=tune)
-    results = group_results(frames)
+    results = group_results(frames)[0]
     named = results.groups
     unreadable = frames.runs[frames.runs["act"].isna()]
     lost = pd.concat([named[named["state"] != "completed"], unreadable])
@@ -138,7 +139,7 @@ def _counts(runs: pd.DataFrame) -> str:
 
 def _draw(kind: str, caption: str, results: GroupedResults) -> Drawing:
     try:
-        spec = FIGURES[kind](results, None)
+        spec = FIGURES[kind](results, ())
         wide, narrow = (to_svg(spec, f"{kind}-{s}", s) for s in ("paper", "column"))
     except NothingToDrawError as reason:
         return Drawing(kind, caption, missing=str(reason))

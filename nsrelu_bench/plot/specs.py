@@ -1,83 +1,48 @@
 """Which panels each figure has. `FIGURES` names them; `figures` draws them side by side.
 
-A figure is planned from results whose runs are grouped once, by `group_results`.
+A plan takes results that are grouped, and the metrics to draw in place of the figure's own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from nsrelu_bench.compare import act_order, join_settings, name_groups, varying_settings
+from nsrelu_bench.compare import act_order, label
+from nsrelu_bench.plot import panels
+from nsrelu_bench.plot.grouped import GroupedResults
+from nsrelu_bench.plot.legend import diverged_cells, front_entry, outcome_entries
 from nsrelu_bench.plot.panel_data import (
+    LOG_METRICS,
     MAX_LINES,
     MAX_PANELS,
     NothingToDrawError,
     cell_means,
     check_count,
+    count_seeds,
     epoch_values,
     final_values,
     group_label,
     has_several_leaks,
     layer_grid,
     leak_families,
+    numeric_settings,
+    setting_label,
+    split_by,
 )
-from nsrelu_bench.plot.panels import curves, gradient_depth, histogram, leak_curve, phase, tradeoff
-from nsrelu_bench.plot.style import FRONT, HATCH, cross, linear_norm, log_norm
-from nsrelu_bench.records import Results
+from nsrelu_bench.plot.style import linear_norm, log_norm
 
-#: The metrics of a figure; where settings vary, with a panel for each, only the first.
+#: The metrics of a figure; where settings vary, with a panel for each, only the first ones.
 CURVES = ("test_accuracy", "train_loss", "zero_fraction", "dead_fraction")
-UNIT_COUNTS = ("dead_units", "submerged_units", "dormant_units", "revived_units")
-LEAK_CURVES = ("test_accuracy", "zero_fraction", "dead_fraction", "diverged_fraction")
+UNITS = ("dead_fraction", "revived_fraction", "submerged_fraction", "dormant_fraction")
+FINALS = ("test_accuracy", "zero_fraction", "dead_fraction", "diverged_fraction")
 
 #: Pairs of settings that make a phase diagram; the first pair that both vary is taken.
 PHASE_AXES = (("leak", "lr"), ("depth", "width"), ("leak", "depth"), ("leak", "width"))
-
-
-@dataclass(frozen=True)
-class GroupedResults:
-    """Results whose runs have been grouped.
-
-    Attributes:
-        groups: The runs as `name_groups` returns them.
-        metrics: One row per run and epoch.
-        layers: One row per run, epoch and layer.
-        quantiles: Quantiles of the pre-activations by run and layer.
-        varying: The settings, beside the activation, that vary.
-    """
-
-    groups: pd.DataFrame
-    metrics: pd.DataFrame
-    layers: pd.DataFrame
-    quantiles: pd.DataFrame
-    varying: Sequence[str]
-
-    def facets(self, each: int = 1) -> list[tuple[str, pd.DataFrame]]:
-        """Split the runs by the settings that vary, for `each` panels per setting.
-
-        Raises:
-            NothingToDrawError: That would be more panels than can be read.
-        """
-        parts = [(str(name), part) for name, part in self.groups.groupby("setting", sort=False)]
-        check_count(len(parts) * each, MAX_PANELS, "panels")
-        return parts
-
-
-def group_results(results: Results) -> GroupedResults:
-    """Group the runs of some results.
-
-    Raises:
-        BenchError: The runs can't be grouped.
-    """
-    groups = name_groups(results.runs, results.config_columns)
-    varying = varying_settings(groups, results.config_columns)
-    return GroupedResults(groups, results.metrics, results.layers, results.quantiles, varying)
 
 
 @dataclass(frozen=True)
@@ -86,6 +51,8 @@ class FigureSpec:
 
     Attributes:
         panels: The title of each, and a function that draws it when it is called with `ax`.
+        title: What the figure shows: its metrics, and over what.
+        foot: What marks and intervals are, and over how many seeds.
         legend: The grouped runs whose activations the legend names.
         marks: Makes further entries of the legend, once the style is known.
         dashes: Whether the legend shows the activations' lines, or their markers alone.
@@ -94,6 +61,8 @@ class FigureSpec:
     """
 
     panels: Sequence[tuple[str, Callable[..., Axes]]]
+    title: str
+    foot: str
     legend: pd.DataFrame | None = None
     marks: Callable[[], Sequence[Artist]] = tuple
     dashes: bool = True
@@ -101,24 +70,44 @@ class FigureSpec:
     alike: bool = True
 
 
-def plan_curves(results: GroupedResults, metric: str | None = None) -> FigureSpec:
-    """Losses, accuracy and sparsity over the epochs; one of them where settings vary."""
-    metrics = CURVES[: None if len(results.facets()) == 1 else 1]
-    return _plan_epochs(results, (metric,) if metric else metrics)
+def name_metrics(metrics: Sequence[str]) -> str:
+    """Name metrics as the beginning of a title: "Test accuracy, zeros and dead units"."""
+    names = list(dict.fromkeys(map(label, metrics)))
+    text = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return text[:1].upper() + text[1:]
 
 
-def plan_units(results: GroupedResults, metric: str | None = None) -> FigureSpec:
-    """Dead, submerged, dormant and revived units over the epochs."""
-    return _plan_epochs(results, (metric,) if metric else UNIT_COUNTS)
+def describe_means(groups: pd.DataFrame, metrics: Sequence[str] = ()) -> str:
+    """Say what is drawn: "mean and 95 % interval over 12 seeds"."""
+    seeds = count_seeds(groups)
+    logs = [metric in LOG_METRICS for metric in metrics]
+    mean = "geometric mean" if logs and all(logs) else "mean"
+    if any(logs) and not all(logs):
+        mean += " (geometric where the axis is logarithmic)"
+    text = f"{mean} over {seeds}" if seeds == "1 seed" else f"{mean}, 95 % interval, {seeds}"
+    completed = (groups["state"] == "completed").all()
+    return text + ("" if completed else ", completed runs")
 
 
-def plan_cosine(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def plan_curves(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """Accuracy, loss and sparsity over the epochs; one of them where settings vary."""
+    few = CURVES[: None if len(results.facets()) == 1 else 1]
+    return _plan_epochs(results, metrics or few)
+
+
+def plan_units(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """Units that are dead, came back, submerged or dormant over the epochs."""
+    few = UNITS[: None if len(results.facets()) == 1 else 2]
+    return _plan_epochs(results, metrics or few)
+
+
+def plan_cosine(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """The cosine between the surrogate and the true gradient over the epochs."""
-    metric = metric or "surrogate_cosine"
-    values = epoch_values(results.groups, results.metrics, metric)["value"]
-    if metric == "surrogate_cosine" and (values > 1 - 1e-9).all() and len(values):
-        raise NothingToDrawError("every activation has its own gradient: all cosines are 1")
-    return _plan_epochs(results, (metric,))
+    if not metrics:
+        values = epoch_values(results.groups, results.metrics, "surrogate_cosine")["value"]
+        if len(values) and (values > 1 - 1e-9).all():
+            raise NothingToDrawError("every activation has its own gradient: all cosines are 1")
+    return _plan_epochs(results, metrics or ("surrogate_cosine",))
 
 
 def _plan_epochs(results: GroupedResults, wanted: Sequence[str]) -> FigureSpec:
@@ -130,127 +119,283 @@ def _plan_epochs(results: GroupedResults, wanted: Sequence[str]) -> FigureSpec:
     check_count(groups["line"].nunique(), MAX_LINES, "lines")
     if len(results.facets()) * len(metrics) > MAX_PANELS:
         metrics = metrics[:1]
-    panels = [
-        (setting, partial(curves, part, results.metrics, metric=metric))
+    drawn = [
+        (setting, partial(panels.curves, part, results.metrics, metric=metric))
         for setting, part in results.facets(len(metrics))
         for metric in metrics
     ]
-    diverged = bool((groups["state"] == "diverged").any())
     return FigureSpec(
-        panels,
+        drawn,
+        f"{name_metrics(metrics)} over the epochs",
+        f"Line and band: {describe_means(groups, metrics)}. Marks only identify the lines.",
         legend=groups,
-        marks=lambda: [_diverged_entry()] if diverged else [],
+        marks=partial(outcome_entries, groups, lines=True),
         columns=2 if len(metrics) % 3 else 3,
         alike=len(metrics) == 1,
     )
 
 
-def _diverged_entry() -> Line2D:
-    mark = cross()
-    width = mark["markeredgewidth"] / 2
-    return Line2D([], [], color="0.3", lw=width, label="diverged run", **mark)
+def plan_layers(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """A metric over the epochs, a panel for each layer; of many layers some evenly spaced."""
+    groups, layers = results.groups, results.layers
+    facets, wanted = results.facets(), metrics or ("dead_fraction",)
+    there = [m for m in wanted if not epoch_values(groups, _any_layer(layers), m).empty]
+    if not there:
+        raise NothingToDrawError(f"no run has {' or '.join(wanted)} by layer")
+    names = list(dict.fromkeys(layers.loc[layers["run_id"].isin(groups["run_id"]), "layer"]))
+    room = max(1, MAX_PANELS // (len(facets) * len(there)))
+    places = np.linspace(0, len(names) - 1, min(room, len(names))).round().astype(int)
+    shown = [names[place] for place in dict.fromkeys(places)]
+    check_count(len(facets) * len(there) * len(shown), MAX_PANELS, "panels")
+    drawn = []
+    for setting, part in facets:
+        for metric in there:
+            for name in shown:
+                rows = layers[layers["layer"] == name]
+                if not epoch_values(part, rows, metric).empty:
+                    panel = partial(panels.curves, part, rows, metric=metric)
+                    drawn.append((f"{setting} {name}".strip(), panel))
+    some = f" {len(shown)} of {len(names)} layers." if len(shown) < len(names) else ""
+    return FigureSpec(
+        drawn,
+        f"{name_metrics(there)} by layer over the epochs",
+        f"Line and band: {describe_means(groups, there)}.{some}",
+        legend=groups,
+        marks=partial(outcome_entries, groups, lines=True),
+        columns=min(3, len(shown)) if len(shown) > 1 else 2,
+        alike=len(there) == 1,
+    )
 
 
-def plan_tradeoff(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def _any_layer(layers: pd.DataFrame) -> pd.DataFrame:
+    keys = ["run_id", "epoch"]
+    return layers.drop_duplicates(keys) if len(layers) else pd.DataFrame(columns=keys)
+
+
+def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """Accuracy against sparsity."""
-    panels = [
-        (setting, partial(tradeoff, part, y=metric or "test_accuracy"))
-        for setting, part in results.facets()
+    wanted = metrics or ("test_accuracy",)
+    drawn = [
+        (setting, partial(panels.tradeoff, part, y=metric))
+        for setting, part in results.facets(len(wanted))
+        for metric in wanted
     ]
-    front = partial(Line2D, [], [], **FRONT)
-    return FigureSpec(panels, legend=results.groups, marks=lambda: [front()], dashes=False)
+    means = describe_means(results.groups)
+    return FigureSpec(
+        drawn,
+        f"{name_metrics(wanted)} against {label('zero_fraction')}",
+        f"Large marks: {means}. Dots: single runs.",
+        legend=results.groups,
+        marks=lambda: [front_entry(), *outcome_entries(results.groups, lines=False)],
+        dashes=False,
+        alike=len(wanted) == 1,
+    )
 
 
-def plan_gradient_depth(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def plan_gradient_depth(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """The gradient's norm by layer and epoch, a panel for each group."""
-    metric, layers = metric or "grad_norm", results.layers
+    metric, layers = _only("gradient_depth", metrics, "grad_norm"), results.layers
     parts = [part for _, part in results.groups.groupby("group", sort=False)]
     check_count(len(parts), MAX_PANELS, "panels")
     grids = [(part, layer_grid(part, layers, metric)) for part in parts]
     grids = [(part, grid) for part, grid in grids if not grid.empty]
+    if not grids:
+        raise NothingToDrawError(f"no run has {metric} by layer")
     completed = [grid for part, grid in grids if (part["state"] == "completed").any()]
     # A gradient that explodes would flatten the others.
     norm = log_norm(completed or [grid for _, grid in grids])
-    panels = [
-        (group_label(part), partial(gradient_depth, part, layers, metric=metric, norm=norm))
+    drawn = [
+        (group_label(part), partial(panels.gradient_depth, part, layers, metric=metric, norm=norm))
         for part, _ in grids
     ]
-    alike = len({(tuple(grid.index), grid.shape) for _, grid in grids}) == 1
-    return FigureSpec(panels, alike=alike)
+    return FigureSpec(
+        drawn,
+        f"{name_metrics([metric])} by layer and epoch",
+        f"Colour: mean over {count_seeds(results.groups)}. Grey: zero. Hatched: no value.",
+        alike=len({(tuple(grid.index), grid.shape) for _, grid in grids}) == 1,
+    )
 
 
-def plan_leak(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def _only(kind: str, metrics: Sequence[str], default: str) -> str:
+    """Return the metric of a figure that has one colour scale."""
+    if len(metrics) > 1:
+        raise NothingToDrawError(f"{kind} shows one metric at a time, not {' and '.join(metrics)}")
+    return metrics[0] if metrics else default
+
+
+def plan_leak(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """Accuracy, sparsity, dead units and divergence over the leak."""
-    groups = results.groups
-    families = leak_families(groups)
+    families = leak_families(results.groups)
     if not any(map(has_several_leaks, families.values())):
         raise NothingToDrawError("no activation has several leaks")
-    wanted = (metric,) if metric else LEAK_CURVES[: None if len(results.facets()) == 1 else 1]
-    metrics = [m for m in wanted if final_values(groups, m).notna().any()]
-    if not metrics:
-        raise NothingToDrawError(f"no run has {' or '.join(wanted)}")
-    with_leak = groups[groups["run_id"].isin(pd.concat(families.values())["run_id"])]
-    parts = [(name, part) for name, part in with_leak.groupby("setting", sort=False)]
-    check_count(len(parts) * len(metrics), MAX_PANELS, "panels")
-    panels = [
-        (str(setting), partial(leak_curve, part, metric=metric))
-        for setting, part in parts
+    with_leak = set(pd.concat(families.values())["run_id"])
+    groups = results.groups[results.groups["run_id"].isin(with_leak)]
+    parts = [
+        (setting, part)
+        for setting, part in split_by(groups, results.varying)
         if any(map(has_several_leaks, leak_families(part).values()))
-        for metric in metrics
+    ]
+    return _plan_finals(groups, parts, metrics, "the leak", panels.leak_curve)
+
+
+def plan_line(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """Final metrics over a numeric setting, such as the learning rate."""
+    groups, numeric = results.groups, numeric_settings(results.groups, results.varying)
+    x = results.x or next(iter(numeric), None)
+    if x is None:
+        raise NothingToDrawError("no numeric setting varies")
+    if x == "leak":
+        return plan_leak(results, metrics)
+    if x not in numeric:
+        hint = f"those that do: {', '.join(numeric)}" if numeric else "none does"
+        raise NothingToDrawError(f"{x} is not a setting that varies over numbers; {hint}")
+    parts = split_by(groups, [c for c in results.varying if c != x])
+    parts = [(setting, part) for setting, part in parts if len(part[x].unique()) > 1]
+    panel = partial(panels.setting_curve, x=x)
+    return _plan_finals(groups, parts, metrics, f"the {setting_label(x)}", panel)
+
+
+def _plan_finals(
+    groups: pd.DataFrame,
+    parts: Sequence[tuple[str, pd.DataFrame]],
+    metrics: Sequence[str],
+    over: str,
+    panel: Callable[..., Axes],
+) -> FigureSpec:
+    """Plan a panel of final metrics over something for each part and metric that there is."""
+    wanted = metrics or FINALS[: None if len(parts) == 1 else 1]
+    there = [m for m in wanted if final_values(groups, m).notna().any()]
+    if not metrics and (groups["state"] != "diverged").all():
+        there = [m for m in there if m != "diverged_fraction"]
+    if not there:
+        raise NothingToDrawError(f"no run has {' or '.join(wanted)}")
+    check_count(len(parts) * len(there), MAX_PANELS, "panels")
+    drawn = [
+        (setting, partial(panel, part, metric=metric))
+        for setting, part in parts
+        for metric in there
+        if final_values(part, metric).notna().any()
     ]
     same = len({frozenset(part["act"]) for _, part in parts}) == 1
-    return FigureSpec(panels, legend=with_leak, alike=same and len(metrics) == 1)
+    return FigureSpec(
+        drawn,
+        f"{name_metrics(there)} over {over}",
+        f"Marks: {describe_means(groups, there)}.",
+        legend=groups,
+        marks=partial(outcome_entries, groups, lines=False),
+        columns=2 if len(there) % 3 else 3,
+        alike=same and len(there) == 1,
+    )
 
 
-def plan_phase(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def plan_phase(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """A final metric over two settings, the first pair of `PHASE_AXES` that vary."""
-    metric, groups = metric or "test_accuracy", results.groups
-    by_leak = {
-        name: part for name, part in leak_families(groups).items() if has_several_leaks(part)
-    }
+    metric, groups = _only("phase", metrics, "test_accuracy"), results.groups
+    families = leak_families(groups)
+    by_leak = {name: runs for name, runs in families.items() if has_several_leaks(runs)}
     axes = {*results.varying, *(["leak"] if by_leak else [])}
     pair = next((pair for pair in PHASE_AXES if axes.issuperset(pair)), None)
     if pair is None:
-        raise NothingToDrawError(
-            f"none of the pairs {', '.join(map(' x '.join, PHASE_AXES))} varies"
-        )
+        choices = ", ".join(map(" x ".join, PHASE_AXES))
+        raise NothingToDrawError(f"none of the pairs {choices} varies")
     x, y = pair
     by_act = {str(act): part for act, part in groups.groupby("act")}
     named = by_leak if "leak" in pair else {a: by_act[a] for a in sorted(by_act, key=act_order)}
-    parts = {}
-    for name, part in named.items():
-        texts = join_settings(part, [c for c in results.varying if c not in pair])
-        for text, cell in part.groupby(pd.Series(texts, index=part.index), sort=False):
-            parts[f"{name} {text}".strip()] = cell
-    check_count(len(parts), MAX_PANELS, "panels")
-    norm = linear_norm(cell_means(part, x, y, metric) for part in parts.values())
-    panels = [
-        (title, partial(phase, part, x=x, y=y, metric=metric, norm=norm))
-        for title, part in parts.items()
+    rest = [c for c in results.varying if c not in pair]
+    parts = [
+        (f"{name} {text}".strip(), part)
+        for name, runs in named.items()
+        for text, part in split_by(runs, rest)
     ]
-    diverged = any((part["state"] == "diverged").any() for part in parts.values())
-    entry = partial(Patch, **HATCH, label="div.: share of runs that diverged")
-    return FigureSpec(panels, marks=lambda: [entry()] if diverged else [], columns=2, alike=False)
+    check_count(len(parts), MAX_PANELS, "panels")
+    norm = linear_norm(cell_means(part, x, y, metric) for _, part in parts)
+    drawn = [
+        (title, partial(panels.phase, part, x=x, y=y, metric=metric, norm=norm))
+        for title, part in parts
+    ]
+    return FigureSpec(
+        drawn,
+        f"{name_metrics([metric])} over {setting_label(x)} and {setting_label(y)}",
+        f"Number and colour: mean over {count_seeds(groups)}. White: no run was completed.",
+        marks=partial(diverged_cells, pd.concat(part for _, part in parts)),
+        columns=2,
+        alike=False,
+    )
 
 
-def plan_histogram(results: GroupedResults, metric: str | None = None) -> FigureSpec:
+def plan_profile(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """The share of the runs that end above each value of a metric."""
+    wanted = metrics or ("test_accuracy",)
+    facets = results.facets(len(wanted))
+    return FigureSpec(
+        [
+            (setting, partial(panels.profile, part, metric=metric))
+            for setting, part in facets
+            for metric in wanted
+        ],
+        f"Every run: share of the runs above each {label(wanted[0])}"
+        if len(wanted) == 1
+        else f"Every run: {name_metrics(wanted)}",
+        f"Each mark is one run, {count_seeds(results.groups)}. A line further right is better where"
+        " more is better; diverged runs are above nothing.",
+        legend=results.groups,
+        marks=partial(outcome_entries, results.groups, lines=False),
+        columns=2,
+        alike=len(wanted) == 1,
+    )
+
+
+def plan_pairs(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """Each run beside the baseline's run of the same seed."""
+    wanted, baseline = metrics or ("test_accuracy",), results.baseline
+    parts = [
+        (setting, part)
+        for setting, part in results.facets(len(wanted))
+        if (part["act"] == baseline).any() and (part["act"] != baseline).any()
+    ]
+    if not parts:
+        raise NothingToDrawError(f"no run has a run of {baseline} to be paired with")
+    return FigureSpec(
+        [
+            (setting, partial(panels.pairs, part, baseline=baseline, metric=metric))
+            for setting, part in parts
+            for metric in wanted
+        ],
+        f"{name_metrics(wanted)} of each seed with {baseline} and with another activation",
+        f"Each line joins two runs of one seed, {count_seeds(results.groups)}; marks: means.",
+        legend=results.groups,
+        marks=partial(outcome_entries, results.groups, lines=False),
+        dashes=False,
+        columns=2,
+        alike=len(wanted) == 1 and len({frozenset(part["line"]) for _, part in parts}) == 1,
+    )
+
+
+def plan_histogram(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """The distribution of the pre-activations at each site after the last epoch, over all seeds."""
-    if metric is not None:
+    if metrics:
         raise NothingToDrawError("it has no other metric")
     if results.quantiles.empty:
         raise NothingToDrawError("no run has quantiles.csv")
     values = results.groups[["run_id", "line", "setting"]].merge(results.quantiles, on="run_id")
-    panels = []
+    drawn = []
     for (setting, layer), part in values.groupby(["setting", "layer"], sort=False):
         arrays = {str(act): runs["value"] for act, runs in part.groupby("line", sort=False)}
-        panels.append((f"{setting} {layer}".strip(), partial(histogram, arrays)))
-    check_count(len(panels), MAX_PANELS, "panels")
-    columns = min(3, values["layer"].nunique())
-    return FigureSpec(panels, legend=results.groups, columns=columns, alike=False)
+        drawn.append((f"{setting} {layer}".strip(), partial(panels.histogram, arrays)))
+    check_count(len(drawn), MAX_PANELS, "panels")
+    return FigureSpec(
+        drawn,
+        "Inputs of the activations after the last epoch, by layer",
+        f"Density over {count_seeds(results.groups)} and all units, cut at the 1 % and 99 %"
+        " quantiles of each activation that does not run away.",
+        legend=results.groups,
+        columns=min(3, values["layer"].nunique()),
+        alike=False,
+    )
 
 
 #: Every figure by the name of its file.
-FIGURES: dict[str, Callable[[GroupedResults, str | None], FigureSpec]] = {
+FIGURES: dict[str, Callable[[GroupedResults, Sequence[str]], FigureSpec]] = {
     "curves": plan_curves,
     "tradeoff": plan_tradeoff,
     "units": plan_units,
@@ -259,4 +404,8 @@ FIGURES: dict[str, Callable[[GroupedResults, str | None], FigureSpec]] = {
     "leak": plan_leak,
     "phase": plan_phase,
     "histogram": plan_histogram,
+    "line": plan_line,
+    "layers": plan_layers,
+    "profile": plan_profile,
+    "pairs": plan_pairs,
 }

@@ -14,13 +14,30 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_he
 
 from nsrelu_bench.compare import parse_act
 
-#: Hues that colour-blind people tell apart; they get darker as the leak grows.
+#: The colours of a family of activations at the cube roots of the leaks 0, 0.01, 0.1, 0.3 and 1,
+#: which are the leaks that people choose; they get darker, so that they differ in grey too.
 SHADES = {
-    "leaky_relu": ("#f0b030", "#d95f02", "#7a2804"),
-    "nsrelu": ("#66cdaa", "#1f83c4", "#3b0f70"),
+    "leaky_relu": ("#ffd166", "#f2b134", "#e0661a", "#a83c0a", "#4f1a00"),
+    "nsrelu": ("#b5e48c", "#4fc3a1", "#2a8fe0", "#5a2fb5", "#2a0845"),
+    "rescue": ("#ffc2dc", "#ff8fc0", "#e0218a", "#9c0d5c", "#4d0030"),
+    "up": ("#e6f2b8", "#cfe27a", "#94c22e", "#4d7000", "#263300"),
+    "dead": ("#bfe3ea", "#8fcbd8", "#3fa0b5", "#1d6374", "#0a2c35"),
+    "down": ("#e0e0e0", "#cccccc", "#adadad", "#707070", "#303030"),
 }
-MARKERS = ("v", "<", "^", ">", "s", "D", "p", "P", "d", "*")
-DASHES = {"leaky_relu": "--", "nsrelu": "-."}
+PLACES = (0, 0.01 ** (1 / 3), 0.1 ** (1 / 3), 0.3 ** (1 / 3), 1)
+#: Markers by the cube root of the leak: 0.01 has ^, 0.1 a square, 0.3 a triangle, 1 a star.
+MARKERS = ("v", "<", "^", "p", "s", "D", ">", "P", "d", "*")
+HOLLOW = ("leaky_relu", "up", "down")
+Dash = str | tuple[float, tuple[float, ...]]
+DASHES: dict[str, Dash] = {
+    "leaky_relu": "--",
+    "nsrelu": "-.",
+    "rescue": (0, (7, 1.5)),
+    "up": (0, (4, 1, 1, 1, 1, 1)),
+    "dead": (0, (2, 1)),
+    "down": (0, (1, 2.5)),
+}
+#: The hues of other activations.
 OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
 #: These are compared with each other: each has the colour of `OTHERS` at its place.
 NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
@@ -35,6 +52,16 @@ FRONT: dict[str, Any] = {
     "zorder": 0,
 }
 
+#: A tick on the axis of epochs: there the gradient of a run lost the true one.
+WARNING: dict[str, Any] = {
+    "ls": "none",
+    "marker": 2,  # matplotlib's TICKUP
+    "markersize": 9,
+    "markeredgewidth": 1.5,
+    "clip_on": False,
+    "zorder": 4,
+}
+
 #: Whatever the user's matplotlibrc says, figures look the same and SVGs have the same bytes.
 RC: dict[str, Any] = {
     "axes.spines.right": False,
@@ -43,6 +70,7 @@ RC: dict[str, Any] = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
     "svg.hashsalt": "nsrelu-bench",
+    "text.parse_math": False,  # a name may have a dollar sign
 }
 
 
@@ -52,7 +80,7 @@ class ActivationStyle:
 
     color: str
     marker: str
-    dash: str
+    dash: Dash
     fill: str
 
     @property
@@ -64,25 +92,24 @@ class ActivationStyle:
 def activation_style(act: str) -> ActivationStyle:
     """Return how an activation is drawn: the same in every figure, whatever else is in it.
 
-    relu is black and solid. The shade and the marker of nsrelu (green to violet, dash-dotted) and
-    leaky_relu (yellow to brown, dashed, hollow) follow their leak. Others get a colour by their
-    name, those in `NAMED` one of their own, and a marker by their name and parameters.
+    relu is black and solid. A family of `SHADES` has its own hues and dash; shade and marker follow
+    the leak. Others get a colour by their name, those in `NAMED` one of their own, a dash by their
+    gate, and a marker by their whole label.
     """
     family, leak = parse_act(act)
     if act == "relu":
         return ActivationStyle("#000000", "o", "-", "#000000")
     if leak is None or family not in SHADES:
-        name = re.sub(r"\(.*?\)", "", act)
+        pair, _, gate = act.partition("@")
+        name = re.sub(r"\(.*?\)", "", pair)
         hue = NAMED.index(name) if name in NAMED else zlib.crc32(name.encode()) % len(OTHERS)
         marker = MARKERS[zlib.crc32(act.encode()) // 97 % len(MARKERS)]
-        return ActivationStyle(OTHERS[hue], marker, ":", OTHERS[hue])
-    # Leaks are chosen as 0.01, 0.1, 0.2, 0.5, 1: the cube root spaces these evenly.
+        return ActivationStyle(OTHERS[hue], marker, DASHES.get(gate, ":"), OTHERS[hue])
     place = min(max(leak, 0.0), 1.0) ** (1 / 3)
-    color = to_hex(LinearSegmentedColormap.from_list(family, SHADES[family])(place))
+    stops = list(zip(PLACES, SHADES[family], strict=True))
+    color = to_hex(LinearSegmentedColormap.from_list(family, stops)(place))
     marker = MARKERS[round(place * (len(MARKERS) - 1))]
-    return ActivationStyle(
-        color, marker, DASHES[family], "white" if family == "leaky_relu" else color
-    )
+    return ActivationStyle(color, marker, DASHES[family], "white" if family in HOLLOW else color)
 
 
 @dataclass(frozen=True)
@@ -104,10 +131,11 @@ class FigureStyle:
     rc: dict[str, Any]
 
 
-def cross() -> dict[str, Any]:
-    """Return the mark of a diverged run, in proportion to the other marks."""
+def run_mark(outcome: str) -> dict[str, Any]:
+    """Return the mark of a diverged or collapsed run, in proportion to the other marks."""
     size, width = mpl.rcParams["lines.markersize"], mpl.rcParams["lines.linewidth"]
-    return {"marker": "x", "markersize": 1.2 * size, "markeredgewidth": width}
+    marker = {"diverged": "x", "collapsed": "1"}[outcome]
+    return {"marker": marker, "markersize": 1.3 * size, "markeredgewidth": width}
 
 
 def hatch_background(axes: Axes) -> None:

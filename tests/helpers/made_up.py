@@ -81,7 +81,8 @@ def made_up(acts=ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeU
                     metrics.append({"run_id": run_id, "epoch": epoch} | values)
                     for depth, layer in enumerate(["fc1", "fc2", "fc10"]):
                         place = {"run_id": run_id, "epoch": epoch, "layer": layer, "units": 8}
-                        layers.append(place | {"grad_norm": 10.0 ** -(depth + epoch)})
+                        values_of_layer = {"grad_norm": 10.0 ** -(depth + epoch)}
+                        layers.append(place | values_of_layer | {"dead_fraction": depth / 10})
                 if lost:
                     metrics.append({"run_id": run_id, "epoch": 2})
                 runs.append(row | ({} if lost else values))

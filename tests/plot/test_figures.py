@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from nsrelu_bench.compare import name_groups
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.plot import figures, panels, specs
+from nsrelu_bench.plot.grouped import group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import activation_style
 
@@ -26,7 +27,7 @@ def line(ax: Axes, label: str):
 
 
 def plan(kind: str, frames: MadeUp, metric: str | None = None) -> specs.FigureSpec:
-    return specs.FIGURES[kind](specs.group_results(frames), metric)
+    return specs.FIGURES[kind](group_results(frames)[0], [metric] if metric else [])
 
 
 def drawn(kind: str, frames: MadeUp) -> Figure:
@@ -41,7 +42,18 @@ def test_an_exploding_gradient_does_not_flatten_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["curves", "tradeoff", "units", "gradient_depth", "cosine", "leak"]
+    "kind",
+    [
+        "curves",
+        "tradeoff",
+        "units",
+        "gradient_depth",
+        "cosine",
+        "leak",
+        "layers",
+        "profile",
+        "pairs",
+    ],
 )
 def test_one_seed_and_one_epoch_are_enough(kind: str) -> None:
     assert drawn(kind, made_up(seeds=1, epochs=1)).axes
@@ -58,7 +70,7 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         panels.curves(name_groups(fewer, CONFIG), FRAMES.metrics),
         panels.tradeoff(name_groups(LOST.runs, CONFIG)),
     ]
-    assert {to_hex(line(ax, "nsrelu(0.1)").get_color()) for ax in drawings[:2]} == {color}
+    assert {to_hex(line(ax, "_nsrelu(0.1)").get_color()) for ax in drawings[:2]} == {color}
     assert color in {to_hex(x.get_color()) for x in drawings[2].lines}
     for kind in ("tradeoff", "leak", "cosine"):
         entries = drawn(kind, FRAMES).legends[0]
@@ -75,7 +87,8 @@ def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> 
     try:
         figure = drawn(kind, frames)
     except NothingToDrawError:
-        assert (kind, frames is GRID) == ("phase", False)
+        assert kind in ("phase", "line")
+        assert frames is LOST
         return
     figure.savefig(io.BytesIO(), format="png")  # outside the style that it was drawn in
     renderer = figure.canvas.get_renderer()
@@ -117,7 +130,7 @@ def test_settings_have_panels_with_the_same_limits() -> None:
 def test_a_setting_with_one_leak_has_no_leak_panel() -> None:
     few = GRID.runs[(GRID.runs["lr"] == 0.1) | GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
     figure = drawn("leak", replace(GRID, runs=few))
-    assert [ax.get_title() for ax in figure.axes] == ["lr=0.1"]
+    assert {ax.get_title() for ax in figure.axes} == {"lr=0.1"}
 
 
 def test_too_many_panels_or_lines_are_refused() -> None:
@@ -136,12 +149,13 @@ def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None
     told: list[str] = []
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
     paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
-    names = {"curves", "tradeoff", "gradient_depth", "leak", "histogram"}
+    missing = ["units", "cosine", "phase", "line"]
+    names = set(specs.FIGURES) - set(missing)
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
-    counts = "dead_units or submerged_units or dormant_units or revived_units"
-    assert told[0] == f"no figure units: no run has {counts}"
-    assert [re.match(r"no figure (\w+)", line)[1] for line in told] == ["units", "cosine", "phase"]
+    units = "dead_fraction or revived_fraction or submerged_fraction or dormant_fraction"
+    assert told[0] == f"no figure units: no run has {units}"
+    assert [re.match(r"no figure (\w+)", line)[1] for line in told] == missing
     for path in paths:
         if path.suffix == ".svg":
             ET.parse(path)  # noqa: S314
@@ -168,7 +182,7 @@ def test_styles_have_their_widths(tmp_path: Path) -> None:
 def test_a_metric_may_be_chosen(tmp_path: Path) -> None:
     assert figures.draw_all(FRAMES, tmp_path, ["curves"], ["svg"], metric="revived_units")
     figure = figures.figure(plan("curves", FRAMES, "revived_units"))
-    assert [ax.get_ylabel() for ax in figure.axes] == ["revived units"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["revived units (count)"]
 
 
 @pytest.mark.parametrize(
@@ -198,3 +212,103 @@ def test_the_histogram_has_a_panel_per_layer() -> None:
     bare = replace(made_up(), quantiles=pd.DataFrame())
     with pytest.raises(NothingToDrawError, match=r"no run has quantiles.csv"):
         plan("histogram", bare)
+
+
+# Titles, feet, choices.
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text().replace("\n", " ") for text in figure.texts]
+
+
+def test_a_figure_names_its_metric_and_its_seeds() -> None:
+    assert texts(drawn("tradeoff", FRAMES)) == [
+        "Large marks: mean, 95 % interval, 3 seeds. Dots: single runs.",
+        "Test accuracy against zeros after activation",
+    ]
+    foot, title = texts(drawn("curves", LOST))
+    assert title.startswith("Test accuracy, train loss, zeros after activation and dead units")
+    assert "mean (geometric where the axis is logarithmic), 95 % interval, 3 seeds, comp" in foot
+    few = replace(FRAMES, runs=FRAMES.runs.iloc[1:])
+    assert "2 to 3 seeds" in texts(drawn("profile", few))[0]
+    assert "mean over 1 seed." in texts(drawn("leak", made_up(seeds=1)))[0]
+
+
+def test_limits_are_shared_unless_a_panel_would_be_flat() -> None:
+    assert "limits of their own" not in texts(drawn("curves", GRID))[0]
+    wide = GRID.metrics["run_id"].str.contains("-0.2-")
+    metrics = GRID.metrics.assign(dead_units=GRID.metrics["dead_units"].where(~wide, 1e5))
+    metrics.loc[wide & (metrics["epoch"] == 1), "dead_units"] = 0
+    figure = figures.figure(plan("curves", replace(GRID, metrics=metrics), "dead_units"))
+    assert "limits of their own" in texts(figure)[0]
+    assert len({ax.get_ylim() for ax in figure.axes}) == 2
+
+
+def test_by_draws_a_figure_for_each_value(tmp_path: Path) -> None:
+    paths = figures.draw_all(GRID, tmp_path, ["tradeoff"], ["svg"], by=["lr"])
+    assert [p.name for p in paths] == ["tradeoff-lr-0.1.svg", "tradeoff-lr-0.2.svg"]
+    results = group_results(GRID, by=["lr"])
+    assert [(r.section, len(r.groups), list(r.varying)) for r in results] == [
+        ("lr 0.1", 15, []),
+        ("lr 0.2", 15, []),
+    ]
+
+
+def test_names_of_files_stay_apart() -> None:
+    values = ["folder:a b", "folder:a/b"]
+    runs = pd.concat(
+        [FRAMES.runs.assign(dataset=v, run_id=FRAMES.runs["run_id"] + v) for v in values]
+    )
+    sections = group_results(replace(FRAMES, runs=runs), by=["dataset"])
+    assert figures._suffixes(sections) == ["-folder-a-b-1", "-folder-a-b-2"]
+
+
+def test_where_chooses_runs_and_keeps_the_baseline() -> None:
+    [results] = group_results(FRAMES, where=["act=nsrelu(0.1)"])
+    assert set(results.groups["act"]) == {"relu", "nsrelu(0.1)"}
+    [results] = group_results(FRAMES, where=["act=nsrelu"], baseline="leaky_relu")
+    assert "relu" not in set(results.groups["act"])
+    assert results.baseline == "leaky_relu(0.1)"
+
+
+def test_forty_activations_can_be_narrowed_down(tmp_path: Path) -> None:
+    many = made_up(acts=("relu", *(f"nsrelu({i / 40})" for i in range(1, 40))), seeds=1, epochs=1)
+    told: list[str] = []
+    assert not figures.draw_all(many, tmp_path, ["curves"], ["svg"], tell=told.append)
+    assert told == [
+        "no figure curves: 40 lines are more than the 12 that can be read; "
+        "choose fewer runs with --where, such as --where act=relu,nsrelu"
+    ]
+    few = ["act=nsrelu(0.1),nsrelu(0.2)"]
+    assert figures.draw_all(many, tmp_path, ["curves"], ["svg"], where=few)
+
+
+def test_a_line_goes_over_any_numeric_setting() -> None:
+    width = GRID.runs["seed"].map({0: 8, 1: 16, 2: 16})
+    frames = replace(GRID, runs=GRID.runs.assign(width=width), config_columns=[*CONFIG, "width"])
+    [results] = group_results(frames, x="width")
+    spec = specs.plan_line(results, ["test_accuracy", "dead_fraction"])
+    assert [title for title, _ in spec.panels] == ["lr=0.1"] * 2 + ["lr=0.2"] * 2
+    assert spec.title == "Test accuracy and dead units over the width"
+    [results] = group_results(frames, x="epochs")
+    message = "epochs is not a setting that varies over numbers; those that do: lr, width"
+    with pytest.raises(NothingToDrawError, match=message):
+        specs.plan_line(results)
+    with pytest.raises(UsageError, match="unknown setting 'rate'"):
+        group_results(frames, x="rate")
+
+
+def test_several_metrics_are_drawn_side_by_side() -> None:
+    [results] = group_results(FRAMES)
+    wanted = ["dead_fraction", "grad_norm"]
+    for kind in ("curves", "tradeoff", "leak", "layers", "profile", "pairs"):
+        assert len(specs.FIGURES[kind](results, wanted).panels) in (2, 6)
+    with pytest.raises(NothingToDrawError, match="gradient_depth shows one metric at a time, not"):
+        specs.plan_gradient_depth(results, wanted)
+
+
+def test_of_many_layers_some_are_drawn() -> None:
+    parts = [FRAMES.layers.assign(layer=f"{k}") for k in range(20)]
+    spec = plan("layers", replace(FRAMES, layers=pd.concat(parts)))
+    assert [title for title, _ in spec.panels][::11] == ["0", "19"]
+    assert spec.foot.endswith(" 12 of 20 layers.")

@@ -1,5 +1,6 @@
 """What panels show: lines, points, marks and colours."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import pytest
 from helpers.made_up import ACTS, CONFIG, EPOCHS, FRAMES, GONE, GRID, LOST, MadeUp, made_up
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from nsrelu_bench.compare import name_groups
-from nsrelu_bench.plot import panels, specs
-from nsrelu_bench.plot.panel_data import NothingToDrawError
+from nsrelu_bench.plot import figures, panels, specs
+from nsrelu_bench.plot.grouped import group_results
+from nsrelu_bench.plot.panel_data import NothingToDrawError, add_unit_fractions
 from nsrelu_bench.plot.style import activation_style
 
 
@@ -40,7 +42,7 @@ def test_curves_are_means_in_percent_with_t_bands() -> None:
     ax = panels.curves(group(FRAMES), FRAMES.metrics)
     assert labels(ax) == list(ACTS)
     expected = [100 * (1 - 0.9 / (1 + e) - 0.01 - 0.01) for e in range(EPOCHS + 1)]
-    assert line(ax, "relu").get_ydata() == pytest.approx(expected)
+    assert line(ax, "_relu").get_ydata() == pytest.approx(expected)
     assert len(ax.collections) == len(ACTS)
     half = 4.302652729696142 * 1.0 / 3**0.5  # t(0.975, 2) sd / sqrt(n), in percentage points
     corners = ax.collections[0].get_paths()[0].get_extents()
@@ -53,7 +55,7 @@ def test_a_diverged_run_ends_in_a_cross() -> None:
     assert "nsrelu(1) (2/3 diverged)" in labels(ax)
     assert [list(x.get_xdata()) for x in crosses(ax)] == [[1], [1]]
     assert {to_hex(x.get_color()) for x in crosses(ax)} == {activation_style("nsrelu(1)").color}
-    mean = line(ax, "nsrelu(1) (2/3 diverged)").get_ydata()
+    mean = line(ax, "_nsrelu(1)").get_ydata()
     assert list(mean) == [5 + e for e in range(EPOCHS + 1)]  # of the one that was completed
 
 
@@ -154,7 +156,7 @@ def test_the_leak_curve_marks_leaks_that_always_diverged() -> None:
 
 
 def test_the_phase_diagram_marks_diverged_cells() -> None:
-    plan = specs.plan_phase(specs.group_results(GRID))
+    plan = specs.plan_phase(group_results(GRID)[0])
     assert [title for title, _ in plan.panels] == ["nsrelu"]
     ax = plan.panels[0][1](ax=Figure().subplots())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.01", "0.1", "1"]
@@ -174,7 +176,7 @@ def test_phase_diagrams_are_ordered_by_number() -> None:
         for width in (16, 2, 8)
     )
     frames = replace(GRID, runs=runs, config_columns=[*CONFIG, "width"])
-    titles = [title for title, _ in specs.plan_phase(specs.group_results(frames)).panels]
+    titles = [title for title, _ in specs.plan_phase(group_results(frames)[0]).panels]
     assert titles == ["nsrelu width=2", "nsrelu width=8", "nsrelu width=16"]
 
 
@@ -223,3 +225,160 @@ def test_pyplot_and_torch_stay_unloaded_and_colours_stay() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.splitlines() == ["False", str(activation_style("relu/bsilu")), ""]
+
+
+# Collapsed runs, warnings, every run.
+
+
+def collapse(frames: MadeUp, *runs: str) -> MadeUp:
+    collapsed = frames.runs["run_id"].isin(runs).astype(float)
+    return replace(frames, runs=frames.runs.assign(collapsed=collapsed))
+
+
+def marks(ax: Axes, marker: object) -> list:
+    return [x for x in ax.lines if x.get_marker() == marker and len(x.get_xdata())]
+
+
+def test_collapsed_runs_are_marked_and_counted() -> None:
+    groups = group(collapse(FRAMES, "nsrelu(1)-0.1-0", "nsrelu(1)-0.1-2"))
+    ax = panels.curves(groups, FRAMES.metrics)
+    assert "nsrelu(1) (2/3 collapsed)" in labels(ax)
+    assert [list(x.get_xdata()) for x in marks(ax, "1")] == [[EPOCHS]] * 2
+    for panel in (panels.tradeoff, panels.leak_curve, panels.profile):
+        assert len(marks(panel(groups), "1")) == 2
+    assert len(marks(panels.pairs(groups), "1")) == 2
+    family = groups.assign(leak=groups["leak"].fillna(0))
+    family = family[~family["act"].str.startswith("leaky")]
+    assert [t.get_text()[-9:] for t in panels.phase(family).texts][-1] == "67% coll."
+
+
+def test_a_tick_shows_when_a_gradient_was_lost() -> None:
+    lost = FRAMES.runs["run_id"] == "nsrelu(1)-0.1-1"
+    runs = FRAMES.runs.assign(gradient_lost_step=np.where(lost, 25.0, np.nan))
+    metrics = FRAMES.metrics.assign(step=FRAMES.metrics["epoch"] * 10)
+    ax = panels.curves(name_groups(runs, CONFIG), metrics)
+    [tick] = marks(ax, 2)
+    assert list(tick.get_xdata()) == [2.5]
+    assert to_hex(tick.get_color()) == activation_style("nsrelu(1)").color
+
+
+def test_bands_on_a_logarithmic_axis_are_intervals_of_logarithms() -> None:
+    spread = FRAMES.metrics["run_id"].str[-1].astype(int)  # a factor of ten from seed to seed
+    metrics = FRAMES.metrics.assign(train_loss=10.0**spread)
+    ax = panels.curves(group(FRAMES), metrics, metric="train_loss")
+    assert list(line(ax, "_relu").get_ydata()) == pytest.approx([10.0] * (EPOCHS + 1))
+    box = ax.collections[0].get_paths()[0].get_extents()
+    half = 4.302652729696142 / 3**0.5  # t(0.975, 2) sd / sqrt(n), in decades
+    assert (box.y0, box.y1) == pytest.approx((10 ** (1 - half), 10 ** (1 + half)))
+
+
+def test_marks_do_not_hide_one_another() -> None:
+    metrics = FRAMES.metrics.assign(test_accuracy=0.5)
+    ax = panels.curves(group(FRAMES), metrics)
+    places = np.concatenate([x.get_xdata() for x in ax.lines if x.get_linestyle() == "None"])
+    assert len(places) == len(ACTS) * EPOCHS
+    assert np.diff(np.sort(places)).min() > 0.1
+    ax = panels.leak_curve(group(FRAMES))
+    ax.figure.draw_without_rendering()
+    boxes = [x.get_window_extent() for x in ax.lines if x.get_marker() == "s"]
+    assert abs(boxes[0].x0 - boxes[1].x0) > 2
+
+
+def test_a_metric_over_a_learning_rate() -> None:
+    nsrelu = GRID.runs[GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
+    groups = name_groups(nsrelu, CONFIG)
+    ax = panels.setting_curve(groups, x="lr")
+    lines = [x for x in ax.lines if len(x.get_xdata()) == 2]
+    assert list(lines[0].get_ydata()) == pytest.approx([80.0, 79.0])
+    assert len(crosses(ax)) == 1  # all runs of nsrelu(0.1) with lr 0.2 diverged
+    assert (ax.get_xlabel(), ax.get_xscale()) == ("learning rate", "linear")
+    wide = groups.assign(lr=groups["lr"].map({0.1: 0.001, 0.2: 1.0}))
+    ax = panels.setting_curve(wide, x="lr")
+    ax.figure.draw_without_rendering()
+    assert ax.get_xscale() == "log"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.001", "1"]
+
+
+def test_a_profile_is_the_share_of_runs_above_each_value() -> None:
+    relu = FRAMES.runs[FRAMES.runs["act"] == "relu"].assign(test_accuracy=[0.9, 0.7, 0.8])
+    ax = panels.profile(name_groups(relu, CONFIG))
+    step = next(x for x in ax.lines if x.get_drawstyle() == "steps-post")
+    assert list(step.get_xdata()[1:-1]) == pytest.approx([70, 80, 90])
+    assert list(step.get_ydata()) == pytest.approx([100, 200 / 3, 100 / 3, 0, 0])
+    lost = relu.assign(state=["diverged", "completed", "completed"])
+    step = panels.profile(name_groups(lost, CONFIG)).lines[1]
+    assert list(step.get_ydata()) == pytest.approx([200 / 3, 100 / 3, 0, 0])
+
+
+def test_pairs_join_the_runs_of_a_seed() -> None:
+    runs = LOST.runs[LOST.runs["act"].isin(["relu", "nsrelu(1)"])]
+    ax = panels.pairs(name_groups(runs, CONFIG))
+    joins = [list(x.get_ydata()) for x in ax.lines if len(x.get_xdata()) == 2]
+    floor = ax.get_ylim()[0]
+    assert joins == [pytest.approx(ends) for ends in ([81, floor], [80, floor], [79, 80])]
+    assert len(crosses(ax)) == 2
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["nsrelu(1)"]
+    with pytest.raises(NothingToDrawError, match=r"a run of gelu with its seed"):
+        panels.pairs(name_groups(runs, CONFIG), baseline="gelu")
+
+
+def test_counts_of_units_become_shares_of_all_units() -> None:
+    metrics = add_unit_fractions(FRAMES.metrics, FRAMES.layers)
+    assert metrics["dormant_fraction"].to_numpy() == pytest.approx(metrics["dormant_units"] / 24)
+    assert metrics["dead_fraction"] is not None
+    assert add_unit_fractions(FRAMES.metrics, pd.DataFrame()) is FRAMES.metrics
+
+
+def test_a_runaway_activation_does_not_stretch_a_histogram() -> None:
+    values = {"relu": np.linspace(-1, 1, 200), "nsrelu(1)": np.linspace(-1e10, 1, 200)}
+    ax = panels.histogram(values)
+    assert ax.get_xlim() == pytest.approx((-1.02, 1.02), abs=0.01)
+    assert [t.get_text() for t in ax.texts] == ["100% beyond"]
+
+
+@pytest.mark.parametrize("name", ["$x^2$", "a$b$c", r"\alpha", "_x"])
+def test_names_are_taken_literally(name: str) -> None:
+    layers = FRAMES.layers.assign(layer=name)
+    relu = FRAMES.runs[FRAMES.runs["act"] == "relu"].assign(act=name)
+    ax = panels.gradient_depth(name_groups(relu, CONFIG), layers)
+    ax.figure.draw_without_rendering()
+    assert not ax.title.get_parse_math()
+    assert [t.get_text() for t in ax.get_yticklabels()] == [name]
+    spec = specs.plan_layers(group_results(replace(FRAMES, layers=layers))[0])
+    assert not figures.figure(spec).axes[0].title.get_parse_math()
+
+
+def lightness_and_hue(color: str, vision: np.ndarray) -> np.ndarray:
+    """CIELAB of a colour as seen by a person with that vision (Machado et al. 2009)."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(vision @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = xyz @ linear / [0.9505, 1, 1.089]
+    f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+VISIONS = {
+    "usual": np.eye(3),
+    "protan": np.array(
+        [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.052]]
+    ),
+    "deutan": np.array(
+        [[0.3673, 0.8606, -0.228], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.969]]
+    ),
+}
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_colours_of_usual_leaks_and_gates_differ(vision: str) -> None:
+    def distance(first: str, second: str) -> float:
+        colors = [activation_style(act).color for act in (first, second)]
+        one, two = (lightness_and_hue(color, VISIONS[vision]) for color in colors)
+        return float(np.linalg.norm(one - two))
+
+    assert distance("nsrelu(0.1)", "nsrelu(0.3)") > 20
+    gates = [f"{name}(0.1)" for name in ("nsrelu", "rescue", "up", "dead", "down", "leaky_relu")]
+    assert min(distance(*pair) for pair in itertools.combinations(gates, 2)) > 10
+    looks = {activation_style(gate).dash for gate in gates}
+    assert len(looks) == len(gates)

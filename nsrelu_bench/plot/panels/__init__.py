@@ -7,16 +7,20 @@ in silence. No pyplot: nothing here touches a global figure.
 """
 
 from nsrelu_bench.plot.panels.epochs import curves
-from nsrelu_bench.plot.panels.finals import leak_curve, pareto_front, tradeoff
+from nsrelu_bench.plot.panels.finals import leak_curve, pareto_front, setting_curve, tradeoff
 from nsrelu_bench.plot.panels.heat_maps import gradient_depth, phase
 from nsrelu_bench.plot.panels.histogram import histogram
+from nsrelu_bench.plot.panels.runs import pairs, profile
 
 __all__ = [
     "curves",
     "gradient_depth",
     "histogram",
     "leak_curve",
+    "pairs",
     "pareto_front",
     "phase",
+    "profile",
+    "setting_curve",
     "tradeoff",
 ]

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from nsrelu_bench.compare import is_percent, summarise
-from nsrelu_bench.plot.axes import axes_for, axis_label, finish, limits_around, set_log_scale
+from nsrelu_bench.plot.axes import (
+    axes_for,
+    finish,
+    mark_runs,
+    marks_along,
+    needs_log,
+    set_metric_axis,
+)
 from nsrelu_bench.plot.panel_data import (
     MAX_LINES,
     NothingToDrawError,
@@ -15,11 +22,10 @@ from nsrelu_bench.plot.panel_data import (
     epoch_values,
     group_label,
     label_column,
+    means,
+    warning_epochs,
 )
-from nsrelu_bench.plot.style import activation_style, cross
-
-#: Metrics that spread over orders of magnitude.
-LOG_METRICS = ("grad_norm", "pre_grad_norm", "train_loss", "val_loss", "test_loss")
+from nsrelu_bench.plot.style import WARNING, activation_style
 
 
 def curves(
@@ -32,76 +38,68 @@ def curves(
     """Draw a metric over the epochs: the mean of the completed runs with its 95 % t band.
 
     Each diverged run is a thin line of its own that ends in a cross, so that the mean is over the
-    same runs at every epoch.
+    same runs at every epoch. A collapsed run has a line too, and counts in the mean. A tick on the
+    axis is where the gradient of a run lost the true one.
 
     Args:
         groups: Runs as `name_groups` returns them.
-        metrics: One row per run and epoch.
+        metrics: One row per run and epoch, or those of one layer.
         metric: A column of `metrics`.
         ax: Where to draw; otherwise a new figure.
 
     Raises:
         NothingToDrawError: No run has the metric, or there are more than 12 groups.
     """
-    check_count(groups["group"].nunique(), MAX_LINES, "lines")
+    parts = list(groups.groupby("group", sort=False))
+    check_count(len(parts), MAX_LINES, "lines")
     values = epoch_values(groups, metrics, metric)
     if values.empty:
         raise NothingToDrawError(f"no run has {metric}")
-    axes, name = axes_for(ax), label_column(groups)
-    means = summarise(values[values["state"] == "completed"], ["group", "epoch"])
-    for place, (group, runs) in enumerate(groups.groupby("group", sort=False)):
-        mean = means.loc[[group]].reset_index() if group in means.index else means.iloc[:0]
-        _draw_mean(axes, mean, place, str(runs["act"].iloc[0]), metric, group_label(runs, name))
-    _set_limits(axes, values, metric)
-    _draw_diverged(axes, values)
+    axes, name, log = axes_for(ax), label_column(groups), needs_log(metric, values["value"])
+    completed = values[values["state"] == "completed"]
+    set_metric_axis(axes, _shown(values, metric), metric, log=log)
+    table = means(completed, ["group", "epoch"], metric, log=log)
+    for place, (group, runs) in enumerate(parts):
+        mean = table.loc[[group]].reset_index() if group in table.index else table.iloc[:0]
+        style = activation_style(str(runs["act"].iloc[0]))
+        axes.plot([], [], ls=style.dash, label=group_label(runs, name), **style.point)
+        if mean.empty:
+            continue
+        epochs = mean["epoch"]
+        axes.fill_between(epochs, mean["low"], mean["high"], color=style.color, alpha=0.15, lw=0)
+        axes.plot(epochs, mean["mean"], ls=style.dash, color=style.color, label=f"_{group}")
+        marks_along(axes, epochs, mean["mean"], place, len(parts), **style.point)
+    _draw_lost_runs(axes, values)
+    _draw_warnings(axes, warning_epochs(groups, metrics))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.set(xlabel="epoch", ylabel=axis_label(metric))
+    axes.set_xlabel("epoch")
     return finish(axes, ax)
 
 
-def _draw_mean(
-    axes: Axes, mean: pd.DataFrame, place: int, act: str, metric: str, label: str
-) -> None:
-    """Draw a group's mean and band, its marks at other epochs than those of its neighbours."""
-    style = activation_style(act)
-    line: dict[str, Any] = {"ls": style.dash, "label": label, **style.point}
-    if mean.empty:
-        axes.plot([], [], **line)
-        return
-    low, high = mean["low"], mean["high"]
-    if is_percent(metric):  # a t interval knows no bounds
-        low, high = low.clip(0, 100), high.clip(0, 100)
-    axes.fill_between(mean["epoch"], low, high, color=style.color, alpha=0.15, lw=0)
-    every = max(1, round(len(mean) / 6))
-    axes.plot(mean["epoch"], mean["mean"], markevery=(place % every, every), **line)
-
-
-def _set_limits(axes: Axes, values: pd.DataFrame, metric: str) -> None:
-    """Choose the scale and limits of the y axis from the completed runs, where there are some."""
+def _shown(values: pd.DataFrame, metric: str) -> "pd.Series[float]":
+    """Return the values that must be within the limits: of completed runs, where there are some."""
     completed = values[values["state"] == "completed"]
     trained = completed[completed["epoch"] > 0]
     if metric.endswith("accuracy") and trained["epoch"].nunique() > 2:
         completed = trained  # that an untrained net guesses would flatten all the rest
-    shown = (values if completed.empty else completed)["value"]
-    if metric in LOG_METRICS and (values["value"] > 0).all():
-        set_log_scale(axes, shown)
-    else:
-        axes.set_ylim(limits_around(shown))
+    return (values if completed.empty else completed)["value"]
 
 
-def _draw_diverged(axes: Axes, values: pd.DataFrame) -> None:
-    """Draw each diverged run up to its last finite value, within the limits that there are."""
-    low, high = axes.get_ylim()
-    diverged = values[values["state"] == "diverged"]
-    for _, run in diverged.groupby("run_id", sort=False):
-        color = activation_style(run["act"].iloc[0]).color
-        axes.plot(run["epoch"], run["value"], color=color, lw=cross()["markeredgewidth"] / 2)
-        last = run.iloc[-1]
-        mark = cross() | {"color": color, "clip_on": False, "zorder": 5}
-        if not low <= last["value"] <= high:
-            # On the edge that it left by, whatever the limits become.
-            edge = float(last["value"] > high)
-            axes.plot(last["epoch"], edge, transform=axes.get_xaxis_transform(), **mark)
-        else:
-            axes.plot(last["epoch"], last["value"], **mark)
-    axes.set_ylim(low, high)
+def _draw_lost_runs(axes: Axes, values: pd.DataFrame) -> None:
+    """Draw each diverged run up to its last finite value, and each collapsed run."""
+    limits, width = axes.get_ylim(), mpl.rcParams["lines.linewidth"] / 2
+    for outcome in ("collapsed", "diverged"):
+        runs = values[values["outcome"] == outcome]
+        for _, run in runs.groupby("run_id", sort=False):
+            color = activation_style(run["act"].iloc[0]).color
+            axes.plot(run["epoch"], run["value"], color=color, lw=width)
+        axes.set_ylim(limits)
+        last = runs.drop_duplicates("run_id", keep="last")
+        mark_runs(axes, last.assign(x=last["epoch"]), outcome)
+
+
+def _draw_warnings(axes: Axes, lost: pd.DataFrame) -> None:
+    """Put a tick on the axis of epochs where the gradient of a run lost the true one."""
+    for act, runs in lost.groupby("act", sort=False):
+        style: dict[str, Any] = WARNING | {"color": activation_style(str(act)).color}
+        axes.plot(runs["epoch"], [0] * len(runs), transform=axes.get_xaxis_transform(), **style)

@@ -1,27 +1,39 @@
-"""Panels of final metrics: against each other, and over the leak."""
+"""Panels of final metrics: one against another, and over a setting."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nsrelu_bench.compare import format_setting, summarise
-from nsrelu_bench.plot.axes import axes_for, axis_label, finish, limits_around
+from nsrelu_bench.compare import format_setting
+from nsrelu_bench.plot.axes import (
+    axes_for,
+    axis_label,
+    dodge,
+    finish,
+    limits_around,
+    mark_runs,
+    needs_log,
+    set_metric_axis,
+)
 from nsrelu_bench.plot.panel_data import (
     MAX_LINES,
     NothingToDrawError,
     check_count,
-    error_ends,
     final_values,
     group_label,
     has_several_leaks,
     label_column,
     leak_families,
-    mean_interval,
+    means,
+    outcomes,
+    setting_label,
 )
-from nsrelu_bench.plot.style import FRONT, activation_style, cross
+from nsrelu_bench.plot.style import FRONT, activation_style, run_mark
 
 FAR = 1e6  # beyond any axes
 
@@ -35,7 +47,8 @@ def tradeoff(
 ) -> Axes:
     """Draw one final metric against another: means with 95 % t intervals, and each seed's point.
 
-    The Pareto front goes through the means that no other one beats in both.
+    The Pareto front goes through the means that no other one beats in both. Collapsed runs have
+    marks in place of points.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -47,29 +60,54 @@ def tradeoff(
         NothingToDrawError: No completed run has both metrics, or there are more than 12 groups.
     """
     check_count(groups["group"].nunique(), MAX_LINES, "points")
-    points = groups.assign(x=final_values(groups, x), y=final_values(groups, y))
-    points = points.dropna(subset=["x", "y"])
+    points = groups.assign(
+        x=final_values(groups, x), value=final_values(groups, y), outcome=outcomes(groups)
+    ).dropna(subset=["x", "value"])
     if points.empty:
         raise NothingToDrawError(f"no completed run has both {x} and {y}")
     axes, size, name = axes_for(ax), mpl.rcParams["lines.markersize"], label_column(groups)
     middles = []
     for group, runs in groups.groupby("group", sort=False):
         style, seeds = activation_style(runs["act"].iloc[0]), points[points["group"] == group]
-        mark = style.point | {"ls": "none", "label": group_label(runs, name)}
+        label = group_label(runs, name)
         if seeds.empty:
-            axes.plot([], [], **mark)
+            axes.plot([], [], ls="none", label=label, **style.point)
             continue
-        axes.scatter(seeds["x"], seeds["y"], s=0.4 * size**2, color=style.color, alpha=0.4, lw=0)
-        (mid_x, half_x), (mid_y, half_y) = mean_interval(seeds["x"]), mean_interval(seeds["y"])
-        x_error, y_error = error_ends(mid_x, half_x, x), error_ends(mid_y, half_y, y)
-        axes.errorbar([mid_x], [mid_y], xerr=x_error, yerr=y_error, **mark)
-        middles.append((mid_x, mid_y))
+        axes.scatter(seeds["x"], seeds["value"], s=0.4 * size**2, c=style.color, alpha=0.4, lw=0)
+        middles.append(_draw_middle(axes, seeds, x, y, label))
     front = pareto_front(middles)
     corners = [(-FAR, front[0][1]), *front, (front[-1][0], -FAR)]
     axes.plot(*zip(*corners, strict=True), **FRONT)
-    axes.set(xlim=limits_around(points["x"]), ylim=limits_around(points["y"]))
+    axes.set(xlim=limits_around(points["x"]), ylim=limits_around(points["value"]))
     axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
+    mark_runs(axes, points[points["outcome"] == "collapsed"], "collapsed")
     return finish(axes, ax)
+
+
+def _draw_middle(
+    axes: Axes, seeds: pd.DataFrame, x: str, y: str, label: str
+) -> tuple[float, float]:
+    """Draw the means of a group's `x` and `value` with their intervals; return the means."""
+    keyed = seeds.assign(key=0)
+    across = means(keyed.assign(value=keyed["x"]), ["key"], x, log=False).iloc[0]
+    along = means(keyed, ["key"], y, log=False).iloc[0]
+    errors = [
+        [[side["mean"] - side["low"]], [side["high"] - side["mean"]]] for side in (across, along)
+    ]
+    style = activation_style(seeds["act"].iloc[0])
+    # A rim, so that a mark that covers another can be told from it.
+    mark = style.point | ({"markeredgecolor": "white"} if style.fill == style.color else {})
+    axes.errorbar(
+        [across["mean"]],
+        [along["mean"]],
+        xerr=errors[0],
+        yerr=errors[1],
+        ls="none",
+        label=label,
+        markeredgewidth=0.5,
+        **mark,
+    )
+    return float(across["mean"]), float(along["mean"])
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -86,8 +124,7 @@ def leak_curve(
 ) -> Axes:
     """Draw a final metric over the leak, one line per family; relu is the leak 0 of each.
 
-    Means with 95 % t intervals over completed runs; a cross on the axis where there is none. The
-    metric ``diverged_fraction`` is the share of the finished runs that diverged.
+    Marks and intervals as in `setting_curve`.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -101,34 +138,92 @@ def leak_curve(
     if not any(map(has_several_leaks, families.values())):
         raise NothingToDrawError("no activation has several leaks")
     leaks = sorted({leak for runs in families.values() for leak in runs["leak"]})
-    final = final_values(groups, metric).dropna()
-    if final.empty:
-        raise NothingToDrawError(f"no run has {metric}")
+    lines = {
+        f"{name}(0.1)": runs.assign(x=runs["leak"].map(leaks.index))
+        for name, runs in families.items()
+    }
     axes = axes_for(ax)
-    for name, runs in families.items():
-        _draw_family(axes, name, runs.assign(value=final), leaks, metric)
+    _draw_lines(axes, lines, metric)
     axes.set_xlim(-0.3, len(leaks) - 0.7)
     axes.set_xticks(range(len(leaks)), [format_setting(leak) for leak in leaks])
-    axes.set_ylim(limits_around(final))
-    axes.set(xlabel="leak (0: relu)", ylabel=axis_label(metric))
+    axes.set_xlabel("leak (0: relu)")
     return finish(axes, ax)
 
 
-def _draw_family(
-    axes: Axes, name: str, runs: pd.DataFrame, leaks: Sequence[float], metric: str
-) -> None:
-    """Draw the means of `value` by leak, and a cross where no run was completed."""
-    means = summarise(runs, ["act", "leak"]).reset_index().sort_values("leak")
-    places = [leaks.index(leak) for leak in means["leak"]]
-    line = activation_style(f"{name}(0.1)")
-    axes.plot(places, means["mean"], color=line.color, ls=line.dash, zorder=1)
-    halves = means["high"] - means["mean"]
-    if metric == "diverged_fraction":
-        halves = halves * np.nan
-    for place, act, mean, half in zip(places, means["act"], means["mean"], halves, strict=True):
-        error = error_ends(mean, half, metric)
-        axes.errorbar([place], [mean], yerr=error, **activation_style(act).point)
-    for act, leak in runs.groupby("act")["leak"].first().items():
-        if act not in set(means["act"]):
-            color, at = activation_style(str(act)).color, axes.get_xaxis_transform()
-            axes.plot(leaks.index(leak), 0.02, transform=at, color=color, **cross())
+def setting_curve(
+    groups: pd.DataFrame, *, x: str, metric: str = "test_accuracy", ax: Axes | None = None
+) -> Axes:
+    """Draw a final metric over a numeric setting, one line per activation.
+
+    Means with 95 % t intervals over completed runs, of several activations side by side; a cross on
+    the axis where none was completed; a mark for each collapsed run. The metric
+    ``diverged_fraction`` is the share of the finished runs that diverged.
+
+    Args:
+        groups: Runs as `name_groups` returns them, in which only `x` varies.
+        x: A numeric setting.
+        metric: A final metric.
+        ax: Where to draw; otherwise a new figure.
+
+    Raises:
+        NothingToDrawError: No run has the metric, or there are more than 12 activations.
+    """
+    runs = groups.assign(x=pd.to_numeric(groups[x])).dropna(subset=["x"])
+    by_line = {str(line): part for line, part in runs.groupby("line", sort=False)}
+    check_count(len(by_line), MAX_LINES, "lines")
+    axes = axes_for(ax)
+    _draw_lines(axes, by_line, metric)
+    places = sorted(set(runs["x"]))
+    low, high = places[0], places[-1]
+    if low > 0 and high >= 10 * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.1, high * (high / low) ** 0.1)
+    else:
+        margin = 0.1 * (high - low) or 0.5
+        axes.set_xlim(low - margin, high + margin)
+    shown = places[:: -(-len(places) // 8)]
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_setting(value)))
+    axes.set_xlabel(setting_label(x))
+    return finish(axes, ax)
+
+
+def _draw_lines(axes: Axes, lines: dict[str, pd.DataFrame], metric: str) -> None:
+    """Draw lines over `x`, each in the colour of the activation that its key begins with.
+
+    Raises:
+        NothingToDrawError: No run has the metric.
+    """
+    runs = pd.concat(lines.values()).drop_duplicates("run_id")
+    final = final_values(runs, metric).dropna()
+    if final.empty:
+        raise NothingToDrawError(f"no run has {metric}")
+    log = needs_log(metric, final)
+    set_metric_axis(axes, final, metric, log=log)
+    drawn: set[tuple[str, float]] = set()  # relu is in every family
+    for place, (name, part) in enumerate(lines.items()):
+        values = part.assign(value=final_values(part, metric), outcome=outcomes(part))
+        table = means(values, ["act", "x"], metric, log=log).reset_index().sort_values("x")
+        if metric.endswith(("diverged_fraction", "collapsed_fraction")):
+            table[["low", "high"]] = np.nan
+        line, at = activation_style(name.split(" ")[0]), dodge(axes, place, len(lines))
+        axes.plot(table["x"], table["mean"], c=line.color, ls=line.dash, zorder=1, transform=at)
+        for _, point in table.iterrows():
+            if (point["act"], point["x"]) not in drawn:
+                error = [[point["mean"] - point["low"]], [point["high"] - point["mean"]]]
+                style = activation_style(point["act"]).point
+                axes.errorbar([point["x"]], [point["mean"]], yerr=error, transform=at, **style)
+            drawn.add((point["act"], point["x"]))
+        collapsed = values[values["outcome"] == "collapsed"].dropna(subset=["value"])
+        mark_runs(axes, collapsed, "collapsed", at)
+        _mark_missing(axes, part, table)
+
+
+def _mark_missing(axes: Axes, runs: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Put a cross on the axis where no run was completed."""
+    there = set(zip(table["act"], table["x"], strict=True))
+    for act, x in dict.fromkeys(zip(runs["act"], runs["x"], strict=True)):
+        if (act, x) not in there:
+            mark: dict[str, Any] = run_mark("diverged") | {"color": activation_style(act).color}
+            axes.plot([x], [0.02], transform=axes.get_xaxis_transform(), **mark)

@@ -12,15 +12,18 @@ from matplotlib.patches import Rectangle
 from nsrelu_bench.compare import format_setting, is_percent
 from nsrelu_bench.plot.axes import axes_for, axis_label, finish
 from nsrelu_bench.plot.panel_data import (
-    SETTING_LABELS,
     NothingToDrawError,
     cell_means,
     group_label,
     layer_grid,
+    setting_label,
 )
 from nsrelu_bench.plot.style import HATCH, HEAT, hatch_background, linear_norm, log_norm
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
+
+#: How a cell names runs that did not end well.
+ABBREVIATIONS = {"diverged": "div.", "collapsed": "coll."}
 
 
 def gradient_depth(
@@ -77,8 +80,8 @@ def phase(
 ) -> Axes:
     """Draw a final metric over two settings: a cell is the mean over its completed runs.
 
-    A cell some of whose runs diverged is hatched and says which share; one without a completed
-    run has no colour.
+    A cell some of whose runs diverged or collapsed is hatched and says which share; one without a
+    completed run has no colour.
 
     Args:
         runs: Runs as `name_groups` returns them; for ``x="leak"`` those of one family, with relu
@@ -94,23 +97,28 @@ def phase(
     """
     _check_unmixed(runs, x, y)
     grid = cell_means(runs, x, y, metric)
-    diverged = cell_means(runs, x, y, "diverged_fraction")
-    if diverged.empty:
+    lost = {
+        text: cell_means(runs, x, y, f"{outcome}_fraction").to_numpy(dtype=float)
+        for outcome, text in ABBREVIATIONS.items()
+    }
+    if grid.empty:
         raise NothingToDrawError("no run is finished")
     norm = norm or linear_norm([grid])
     axes, means = axes_for(ax), grid.to_numpy()
     hatch_background(axes)
     mesh = axes.pcolormesh(means, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
     mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
-    colors, shares = mpl.colormaps[HEAT](norm(means)), diverged.to_numpy(dtype=float)
+    colors = mpl.colormaps[HEAT](norm(means))
     for (row, column), mean in np.ndenumerate(means):
         empty = math.isnan(mean)
-        text = "" if empty or grid.shape[1] > 6 else _cell_text(mean, metric)
+        texts = [] if empty or grid.shape[1] > 6 else [_cell_text(mean, metric)]
+        shares = {text: share[row, column] for text, share in lost.items()}
+        texts += [f"{share:.0f}% {text}" for text, share in shares.items() if share > 0]
         color = "white" if empty else to_hex(colors[row, column])
-        _mark_cell(axes, (column, row), text, float(shares[row, column]), color)
+        _mark_cell(axes, (column, row), texts, color, hatched=any(s > 0 for s in shares.values()))
     axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [format_setting(v) for v in grid.columns])
     axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [format_setting(v) for v in grid.index])
-    axes.set(xlabel=SETTING_LABELS.get(x, x), ylabel=SETTING_LABELS.get(y, y))
+    axes.set(xlabel=setting_label(x), ylabel=setting_label(y))
     return finish(axes, ax)
 
 
@@ -124,18 +132,18 @@ def _check_unmixed(runs: pd.DataFrame, x: str, y: str) -> None:
                 )
 
 
-def _mark_cell(axes: Axes, place: tuple[int, int], text: str, diverged: float, color: str) -> None:
-    """Write into a cell of that colour, and hatch it where some percent of its runs diverged."""
-    box = None
-    if diverged > 0:
-        text = f"{text}\n{diverged:.0f}% div.".strip()
+def _mark_cell(
+    axes: Axes, place: tuple[int, int], texts: list[str], color: str, *, hatched: bool
+) -> None:
+    """Write lines of text into a cell of that colour, over a hatching if there is one."""
+    box = {"facecolor": color, "edgecolor": "none", "pad": 1} if hatched else None
+    if hatched:
         axes.add_patch(Rectangle(place, 1, 1, **HATCH))
-        box = {"facecolor": color, "edgecolor": "none", "pad": 1}
     light = np.dot(to_rgb(color), LUMINANCE) > 0.45
     axes.text(
         place[0] + 0.5,
         place[1] + 0.5,
-        text,
+        "\n".join(texts),
         color="black" if light else "white",
         ha="center",
         va="center",

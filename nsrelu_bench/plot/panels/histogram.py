@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nsrelu_bench.compare import act_order
 from nsrelu_bench.plot.axes import axes_for, finish
@@ -15,8 +15,10 @@ from nsrelu_bench.plot.style import activation_style
 def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | None = None) -> Axes:
     """Draw the distribution of pre-activations, one line per activation.
 
-    The axis holds the middle 99.8 % of all values; the legend says which share is <= 0 and how
-    many are not finite, which are not drawn.
+    The axis holds the middle 98 % of the values of each activation. One whose values spread more
+    than five times as far as the median activation's, because its pre-activations run away, does
+    not stretch it; the share of its values that is beyond is written in its colour. The legend
+    says which share is <= 0 and how many values are not finite, which are not drawn.
 
     Args:
         values: The inputs of an activation's sites, of any shape, by the activation's label.
@@ -29,13 +31,10 @@ def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | Non
     check_count(len(values), MAX_LINES, "lines")
     arrays = {act: np.asarray(given, dtype=float).ravel() for act, given in values.items()}
     finite = {act: array[np.isfinite(array)] for act, array in arrays.items()}
-    pooled = np.concatenate([*finite.values(), []])
-    if not pooled.size:
-        raise NothingToDrawError("there are no finite values")
-    low, high = np.quantile(pooled, [0.001, 0.999])
+    low, high = _range([array for array in finite.values() if array.size])
     margin = 0.02 * (high - low) or 1.0
     edges = np.linspace(low - margin, high + margin, bins + 1)
-    axes = axes_for(ax)
+    axes, far = axes_for(ax), list[tuple[str, str]]()
     for act in sorted(finite, key=act_order):
         array, style = finite[act], activation_style(act)
         lost = len(arrays[act]) - len(array)
@@ -44,7 +43,29 @@ def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | Non
         heights = np.histogram(array, edges)[0] / max(array.size, 1) / np.diff(edges)
         name = f"{act} ({', '.join(notes)})" if notes else act
         axes.stairs(heights, edges, color=style.color, ls=style.dash, label=name)
+        beyond = np.mean((array < edges[0]) | (array > edges[-1])) if array.size else 0
+        if beyond > 0.025:
+            far.append((f"{beyond:.0%} beyond", style.color))
+    for line, (text, color) in enumerate(far):
+        at, size = (0.03, 0.97 - 0.1 * line), "x-small"
+        axes.text(*at, text, transform=axes.transAxes, color=color, fontsize=size, va="top")
     axes.axvline(0, color="0.7", lw=0.6, zorder=0)
     axes.set(xlim=(edges[0], edges[-1]), xlabel="input of the activation", ylabel="density")
     axes.set_ylim(bottom=0)
     return finish(axes, ax)
+
+
+def _range(arrays: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return the ends of an axis for these values.
+
+    Raises:
+        NothingToDrawError: There is none.
+    """
+    if not arrays:
+        raise NothingToDrawError("there are no finite values")
+    ends = np.array([np.quantile(array, [0.01, 0.99]) for array in arrays])
+    spread = ends[:, 1] - ends[:, 0]
+    if spread.any():
+        typical = np.quantile(spread[spread > 0], 0.5, method="lower")
+        ends = ends[spread <= 5 * typical]
+    return float(ends[:, 0].min()), float(ends[:, 1].max())

@@ -1,0 +1,76 @@
+"""Results whose runs are selected and grouped once, for all figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nsrelu_bench.compare import find_baseline, name_groups, select, varying_settings
+from nsrelu_bench.errors import lookup
+from nsrelu_bench.plot.panel_data import MAX_PANELS, add_unit_fractions, check_count
+from nsrelu_bench.records import Results
+
+
+@dataclass(frozen=True)
+class GroupedResults:
+    """Results whose runs have been grouped.
+
+    Attributes:
+        groups: The runs as `name_groups` returns them.
+        metrics: One row per run and epoch.
+        layers: One row per run, epoch and layer.
+        quantiles: Quantiles of the pre-activations by run and layer.
+        varying: The settings, beside the activation, that vary.
+        section: What the runs have in common that others don't: "lr 0.1"; "" for all runs.
+        baseline: The activation that others are paired with.
+        x: The setting that `line` goes over; None for the first that varies.
+    """
+
+    groups: pd.DataFrame
+    metrics: pd.DataFrame
+    layers: pd.DataFrame
+    quantiles: pd.DataFrame
+    varying: Sequence[str] = ()
+    section: str = ""
+    baseline: str = "relu"
+    x: str | None = None
+
+    def facets(self, each: int = 1) -> list[tuple[str, pd.DataFrame]]:
+        """Split the runs by the settings that vary, for `each` panels per setting.
+
+        Raises:
+            NothingToDrawError: That would be more panels than can be read.
+        """
+        parts = [(str(name), part) for name, part in self.groups.groupby("setting", sort=False)]
+        check_count(len(parts) * each, MAX_PANELS, "panels")
+        return parts
+
+
+def group_results(
+    results: Results,
+    *,
+    where: Sequence[str] = (),
+    by: Sequence[str] = (),
+    baseline: str = "relu",
+    x: str | None = None,
+) -> list[GroupedResults]:
+    """Select and group runs; one `GroupedResults` for each combination of the settings `by`.
+
+    Raises:
+        UsageError: A condition, setting or baseline makes no sense.
+        BenchError: The runs can't be grouped.
+    """
+    settings = dict.fromkeys(c for c in results.config_columns if c in results.runs)
+    for name in (*by, *([] if x is None else [x])):
+        lookup(settings, name, "setting")
+    runs = results.runs[results.runs["act"].notna()]
+    chosen = find_baseline(runs, baseline)
+    runs = select(runs, where, keep=chosen)
+    metrics = add_unit_fractions(results.metrics, results.layers)
+    found = []
+    named = name_groups(runs, results.config_columns, by)
+    for section, groups in named.groupby("section", sort=False):
+        varying = [c for c in varying_settings(groups, results.config_columns) if c not in by]
+        frames = (groups, metrics, results.layers, results.quantiles)
+        found.append(GroupedResults(*frames, varying, str(section), chosen, x))
+    return found

@@ -1,0 +1,135 @@
+"""Panels that show every run: score distributions, and seeds paired with the baseline."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from nsrelu_bench.compare import score_distribution
+from nsrelu_bench.plot.axes import axes_for, finish, mark_runs, needs_log, set_metric_axis
+from nsrelu_bench.plot.panel_data import (
+    FINISHED,
+    MAX_LINES,
+    NothingToDrawError,
+    check_count,
+    final_values,
+    group_label,
+    label_column,
+    outcomes,
+)
+from nsrelu_bench.plot.style import activation_style
+
+
+def profile(groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | None = None) -> Axes:
+    """Draw the share of a group's runs that end above each value: each run is one step.
+
+    A diverged run ends above no value, so that its group begins below 100 %.
+
+    Args:
+        groups: Runs as `name_groups` returns them.
+        metric: A final metric.
+        ax: Where to draw; otherwise a new figure.
+
+    Raises:
+        NothingToDrawError: No run has the metric, or there are more than 12 groups.
+
+    Source: Agarwal et al. 2021, section 4.2.
+    """
+    check_count(groups["group"].nunique(), MAX_LINES, "lines")
+    runs = groups.assign(x=final_values(groups, metric), outcome=outcomes(groups))
+    final = runs["x"].dropna()
+    if final.empty:
+        raise NothingToDrawError(f"no run has {metric}")
+    axes, name, log = axes_for(ax), label_column(groups), needs_log(metric, final)
+    set_metric_axis(axes, final, metric, log=log, which="x")
+    axes.set(ylim=(-3, 103), ylabel="runs above (%)")
+    left, right = axes.get_xlim()
+    for _, part in runs.groupby("group", sort=False):
+        style = activation_style(part["act"].iloc[0])
+        finished = part[part["state"].isin(FINISHED) & (part["x"].notna() | _lost(part))]
+        label = group_label(part, name)
+        axes.plot([], [], ls=style.dash, label=label, **style.point)
+        if finished.empty:
+            continue
+        scores, shares = score_distribution(finished["x"].fillna(-np.inf).to_numpy())
+        shares, start = 100 * shares, 100.0
+        if np.isneginf(scores[0]):
+            start, scores, shares = float(shares[0]), scores[1:], shares[1:]
+        line: dict[str, Any] = {"ls": style.dash, "color": style.color, "drawstyle": "steps-post"}
+        axes.plot([left, *scores, right], [start, *shares, 0], **line)
+        heights = dict(zip(scores, [start, *shares], strict=False))
+        steps = finished.dropna(subset=["x"])
+        steps = steps.assign(value=steps["x"].map(heights))
+        well = steps[steps["outcome"] == "completed"]
+        axes.plot(well["x"], well["value"], ls="none", **style.point)
+        mark_runs(axes, steps[steps["outcome"] == "collapsed"], "collapsed")
+    axes.set_xlim(left, right)
+    return finish(axes, ax)
+
+
+def _lost(runs: pd.DataFrame) -> "pd.Series[bool]":
+    return runs["state"] == "diverged"
+
+
+def pairs(
+    groups: pd.DataFrame,
+    *,
+    baseline: str = "relu",
+    metric: str = "test_accuracy",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw each run beside the baseline's run of the same seed, joined by a line.
+
+    Marks are means over the pairs. A diverged run has a cross on the lower edge.
+
+    Args:
+        groups: Runs as `name_groups` returns them, that differ in activation and seed alone.
+        baseline: The label of an activation.
+        metric: A final metric.
+        ax: Where to draw; otherwise a new figure.
+
+    Raises:
+        NothingToDrawError: No run has the metric or a partner, or there are more than 12 groups.
+    """
+    runs = groups.assign(value=final_values(groups, metric), outcome=outcomes(groups))
+    runs = runs[runs["state"].isin(FINISHED) & (runs["value"].notna() | _lost(runs))]
+    base = runs[runs["act"] == baseline].drop_duplicates("seed")
+    pairs_of = {
+        str(line): part.merge(base, on="seed", suffixes=("", "_base"))
+        for line, part in runs[runs["act"] != baseline].groupby("line", sort=False)
+    }
+    pairs_of = {line: part for line, part in pairs_of.items() if len(part)}
+    if not pairs_of:
+        raise NothingToDrawError(f"no run has {metric} and a run of {baseline} with its seed")
+    check_count(len(pairs_of), MAX_LINES, "activations")
+    joined = pd.concat(pairs_of.values())
+    final = pd.concat([joined["value"], joined["value_base"]]).dropna()
+    if final.empty:
+        raise NothingToDrawError(f"no run has {metric}")
+    axes = axes_for(ax)
+    set_metric_axis(axes, final, metric, log=needs_log(metric, final))
+    for place, part in enumerate(pairs_of.values()):
+        _draw_pairs(axes, part, place, baseline)
+    axes.set_xlim(-0.6, len(pairs_of) - 0.4)
+    axes.set_xticks(range(len(pairs_of)), list(pairs_of), rotation=30, ha="right")
+    axes.set_xlabel(f"{baseline} (left) and each activation (right)")
+    return finish(axes, ax)
+
+
+def _draw_pairs(axes: Axes, part: pd.DataFrame, place: int, baseline: str) -> None:
+    """Draw the pairs of one activation around a place on the x axis."""
+    floor = axes.get_ylim()[0]
+    left, right = place - 0.22, place + 0.22
+    style, base = activation_style(part["act"].iloc[0]), activation_style(baseline)
+    width = mpl.rcParams["lines.linewidth"]
+    for ends in part[["value_base", "value"]].fillna(floor).to_numpy():
+        axes.plot([left, right], ends, color=style.color, lw=0.5 * width, alpha=0.7, zorder=1)
+    for x, suffix, look in ((left, "_base", base), (right, "", style)):
+        values = part[f"value{suffix}"]
+        side = pd.DataFrame({"x": x, "value": values.fillna(floor), "act": part[f"act{suffix}"]})
+        for outcome in ("diverged", "collapsed"):
+            mark_runs(axes, side[part[f"outcome{suffix}"] == outcome], outcome)
+        if values.notna().any():
+            axes.plot([x], [values.mean()], ls="none", zorder=3, **look.point)
