@@ -1,6 +1,7 @@
 """Commands that read results: compare, plot, report."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ if TYPE_CHECKING:
 
 from nsrelu_bench.cli.app import command
 from nsrelu_bench.cli.options import (
-    METRICS,
     AsJson,
     Baseline,
     By,
@@ -22,6 +22,7 @@ from nsrelu_bench.cli.options import (
     split_names,
     terminal_width,
 )
+from nsrelu_bench.config import SETTINGS
 
 
 @command(
@@ -96,15 +97,19 @@ def compare(
 def plot(
     paths: Paths = None,
     kind: Kind = None,
-    metric: Annotated[
+    metric: Metric = None,
+    x: Annotated[
         str | None,
         make_option(
-            *("--metric", "Metric in place of a figure's own; see list metrics"),
+            *("--x", "Numeric setting for the figure line, such as lr", "the first that varies"),
             metavar="NAME",
-            names=METRICS,
+            names=SETTINGS,
             variable=False,
         ),
     ] = None,
+    by: By = None,
+    where: Where = None,
+    baseline: Baseline = "relu",
     fmt: Annotated[
         str,
         make_option(
@@ -137,18 +142,23 @@ def plot(
     from nsrelu_bench.plot import draw_all
     from nsrelu_bench.records import find_drawable, load
 
-    studies = [study for path in paths or [Path("results")] for study in find_drawable(path)]
-    for study in studies:
+    found = [study for path in paths or [Path("results")] for study in find_drawable(path)]
+    studies = list({study.resolve(): study for study in found}.values())
+    for study, name in zip(studies, shortest_ends(studies), strict=True):
         frames = load(study)
         _tell_failed(frames.runs)
         drawn = draw_all(
             frames,
-            study / "figures" if out is None else out / study.name if studies[1:] else out,
+            study / "figures" if out is None else out / name if studies[1:] else out,
             kinds=split_names(kind),
-            formats=fmt.split(","),
+            formats=split_names([fmt]) or (),
             style=style,
-            metric=metric,
+            metric=split_names(metric),
             tell=lambda line: print(line, file=sys.stderr),
+            where=where or (),
+            by=split_names(by) or (),
+            baseline=baseline,
+            x=x,
         )
         print(*drawn, sep="\n", end="\n" * bool(drawn))
 
@@ -161,6 +171,9 @@ def plot(
 )
 def report(
     paths: Paths = None,
+    metric: Metric = None,
+    by: By = None,
+    where: Where = None,
     baseline: Baseline = "relu",
     tune: Tune = None,
     out: Annotated[
@@ -183,8 +196,21 @@ def report(
             out=out or chosen[0] / "report.html",
             baseline=baseline,
             tune=split_names(tune) or (),
+            metric=split_names(metric),
+            by=split_names(by),
+            where=where or (),
         )
     )
+
+
+def shortest_ends(paths: Sequence[Path]) -> list[Path]:
+    """Return the shortest ends of different paths that tell them apart: A/small and B/small."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    for length in range(1, max(map(len, parts), default=0)):
+        ends = [Path(*part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [Path(*part) for part in parts]
 
 
 def _tell_failed(runs: "pd.DataFrame", most: int = 5) -> None:

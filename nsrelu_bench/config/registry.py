@@ -69,10 +69,14 @@ SCORES: dict[str, str] = {
 FIGURES: dict[str, str] = {
     "curves": "metrics over epochs",
     "tradeoff": "accuracy against sparsity",
-    "units": "dead, dormant and revived units over epochs",
+    "units": "units that are dead, came back, are submerged or dormant, over epochs",
     "gradient_depth": "gradient norm by layer",
     "cosine": "cosine of the surrogate and the true gradient over epochs",
     "leak": "metrics over the leak",
     "phase": "accuracy over two settings",
     "histogram": "distribution of the inputs of the activations",
+    "line": "final metrics over a numeric setting",
+    "layers": "a metric of each layer over epochs",
+    "profile": "share of the runs above each accuracy",
+    "pairs": "each seed with the baseline and with another activation",
 }

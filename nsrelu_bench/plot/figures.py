@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nsrelu_bench.errors import lookup
+from nsrelu_bench.config import FIGURES
+from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.files import replace_file, wrap_write_errors
 from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.layout import (
@@ -27,7 +28,7 @@ from nsrelu_bench.plot.layout import (
 )
 from nsrelu_bench.plot.legend import activation_entries
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.plot.specs import FIGURES, FigureSpec
+from nsrelu_bench.plot.specs import PLANS, FigureSpec
 from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import ENVIRONMENT, Results
 
@@ -87,7 +88,7 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
 def draw_all(
     frames: Results,
     out_dir: Path,
-    kinds: Sequence[str] | None = None,
+    kinds: Iterable[str] | None = None,
     formats: Sequence[str] = ("png", "svg"),
     style: str = "paper",
     metric: str | Sequence[str] | None = None,
@@ -111,13 +112,17 @@ def draw_all(
         where: Conditions that runs must meet, as in `compare`; the baseline always stays.
         by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
         baseline: The activation that others are paired with.
-        x: The numeric setting that the figure `line` goes over; the first that varies.
+        x: The numeric setting that the figure `line` goes over, or the first that varies. Only
+            that figure is drawn unless others are asked for.
 
     Raises:
         UsageError: There is no such kind, format, style, metric or setting.
         BenchError: A file can't be written.
     """
-    plans = {kind: lookup(FIGURES, kind, "figure") for kind in kinds or FIGURES}
+    kinds = kinds or (FIGURES if x is None else ["line"])
+    plans = {kind: lookup(PLANS, kind, "figure") for kind in kinds}
+    if x is not None and "line" not in plans:
+        raise UsageError(f"x is for the figure line, got {', '.join(plans)}")
     metrics = [metric] if isinstance(metric, str) else list(metric or ())
     for fmt in formats:
         lookup(FORMATS, fmt, "format")

@@ -21,24 +21,19 @@ from nsrelu_bench.compare import (
     sheets_of,
     verdict_clauses,
 )
+from nsrelu_bench.config import FIGURES
 from nsrelu_bench.files import write_text
 from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.plot.specs import FIGURES
+from nsrelu_bench.plot.specs import PLANS
 from nsrelu_bench.records import Results, find_runs, load
 
-#: What a figure shows, in the order of the page.
-CAPTIONS = {
-    "tradeoff": "Accuracy against sparsity: means with 95 % t intervals over seeds, a dot a run.",
-    "curves": "Over the epochs: means over completed runs with 95 % t bands.",
-    "units": "Units that are dead, submerged, dormant or came back, over the epochs.",
-    "leak": "What the leak does; leak 0 is relu.",
-    "cosine": "Cosine between the gradient that trains and the true one; 1 where they agree.",
-    "gradient_depth": "Gradient norm by layer and epoch; grey is zero, hatched is no value.",
-    "histogram": "Inputs of the activations at each site after the last epoch, over all seeds.",
-    "phase": "Final metric over two settings; hatched cells have diverged runs.",
-}
+#: The figures in the order of the page.
+ORDER = (
+    *("tradeoff", "profile", "pairs", "curves", "units", "layers", "leak", "line", "phase"),
+    *("cosine", "gradient_depth", "histogram"),
+)
 
 #: More lost runs than this are counted, not listed.
 MAX_LOST = 200
@@ -48,14 +43,22 @@ MAX_LOST = 200
 class Drawing:
     """A figure for wide and narrow windows, or the reason why there is none."""
 
-    kind: str
-    caption: str
+    name: str
+    caption: str = ""
     wide: str = ""
     narrow: str = ""
     missing: str = ""
 
 
-def write_report(*paths: Path, out: Path, baseline: str = "relu", tune: Sequence[str] = ()) -> Path:
+def write_report(
+    *paths: Path,
+    out: Path,
+    baseline: str = "relu",
+    tune: Sequence[str] = (),
+    metric: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+) -> Path:
     """Write the report on the runs at some paths to one HTML file; returns its path.
 
     The page needs no network. Its bytes depend on the runs, the paths and the options alone.
@@ -65,8 +68,10 @@ def write_report(*paths: Path, out: Path, baseline: str = "relu", tune: Sequence
     """
     command = ["nsrelu-bench", "report", *map(str, paths)]
     command += ["--baseline", baseline] * (baseline != "relu")
-    for setting in tune:
-        command += ["--tune", setting]
+    options = {"--metric": metric or (), "--by": by or (), "--where": where, "--tune": tune}
+    command += [
+        text for flag, values in options.items() for value in values for text in (flag, value)
+    ]
     folders = {folder.resolve() for path in paths for folder in find_runs(path)}
     page = render(
         load(*paths),
@@ -74,6 +79,9 @@ def write_report(*paths: Path, out: Path, baseline: str = "relu", tune: Sequence
         command=shlex.join(command),
         baseline=baseline,
         tune=tune,
+        metric=metric,
+        by=by,
+        where=where,
     )
     write_text(out, page)
     return out
@@ -86,6 +94,9 @@ def render(
     command: str = "nsrelu-bench report",
     baseline: str = "relu",
     tune: Sequence[str] = (),
+    metric: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
+    where: Sequence[str] = (),
 ) -> str:
     """Return the page as text.
 
@@ -95,13 +106,24 @@ def render(
         command: What makes the page again.
         baseline: As for `compare`.
         tune: As for `compare`.
+        metric: As for `compare`; figures draw them too.
+        by: As for `compare`; each value has figures of its own.
+        where: As for `compare`.
 
     Raises:
         BenchError: The runs can't be compared.
     """
-    comparison = compare(frames.runs, frames.config_columns, baseline=baseline, tune=tune)
-    results = group_results(frames)[0]
-    named = results.groups
+    comparison = compare(
+        frames.runs,
+        frames.config_columns,
+        baseline=baseline,
+        metrics=metric,
+        by=by,
+        where=where,
+        tune=tune,
+    )
+    sections = group_results(frames, where=where, by=by or (), baseline=baseline)
+    named = pd.concat(results.groups for results in sections)
     unreadable = frames.runs[frames.runs["act"].isna()]
     lost = pd.concat([named[named["state"] != "completed"], unreadable])
     environments = list(environments)
@@ -120,7 +142,11 @@ def render(
         verdicts=verdict_clauses(comparison),
         sheets=sheets_of(comparison),
         notes=notes(comparison),
-        drawings=[_draw(kind, caption, results) for kind, caption in CAPTIONS.items()],
+        drawings=[
+            _draw(kind, results, metric or (), f"{kind}-{number}" if sections[1:] else kind)
+            for number, results in enumerate(sections, 1)
+            for kind in ORDER
+        ],
         lost=_lost_runs(lost.head(MAX_LOST)),
         unlisted=max(len(lost) - MAX_LOST, 0),
         settings=_settings(named, frames.config_columns),
@@ -137,13 +163,15 @@ def _counts(runs: pd.DataFrame) -> str:
     return f"{len(runs)} runs: {', '.join(counts)}"
 
 
-def _draw(kind: str, caption: str, results: GroupedResults) -> Drawing:
+def _draw(kind: str, results: GroupedResults, metrics: Sequence[str], name: str) -> Drawing:
+    section = f"{results.section}: " if results.section else ""
     try:
-        spec = FIGURES[kind](results, ())
-        wide, narrow = (to_svg(spec, f"{kind}-{s}", s) for s in ("paper", "column"))
+        spec = PLANS[kind](results, metrics)
+        wide, narrow = (to_svg(spec, f"{name}-{s}", s) for s in ("paper", "column"))
     except NothingToDrawError as reason:
-        return Drawing(kind, caption, missing=str(reason))
-    return Drawing(kind, caption, Markup(wide), Markup(narrow))  # noqa: S704
+        return Drawing(name, missing=f"{section}{reason}")
+    caption = section + FIGURES[kind]
+    return Drawing(name, caption, Markup(wide), Markup(narrow))  # noqa: S704
 
 
 def _lost_runs(runs: pd.DataFrame) -> list[list[str]]:

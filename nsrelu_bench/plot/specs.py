@@ -1,4 +1,4 @@
-"""Which panels each figure has. `FIGURES` names them; `figures` draws them side by side.
+"""Which panels each figure has. `PLANS` has them by name; `figures` draws them side by side.
 
 A plan takes results that are grouped, and the metrics to draw in place of the figure's own.
 """
@@ -394,8 +394,8 @@ def plan_histogram(results: GroupedResults, metrics: Sequence[str] = ()) -> Figu
     )
 
 
-#: Every figure by the name of its file.
-FIGURES: dict[str, Callable[[GroupedResults, Sequence[str]], FigureSpec]] = {
+#: How each of the `FIGURES` is planned.
+PLANS: dict[str, Callable[[GroupedResults, Sequence[str]], FigureSpec]] = {
     "curves": plan_curves,
     "tradeoff": plan_tradeoff,
     "units": plan_units,

@@ -59,7 +59,7 @@ def test_a_report_is_written_beside_its_runs(trained: Path) -> None:
     ("arguments", "code", "line"),
     [
         ("compare --out .", 1, r"\.: can't be written \(Is a directory\)"),
-        ("plot --metric nope", 2, r"unknown metric 'nope'; choose from: collapsed, .*"),
+        ("plot --metric nope", 2, r"unknown metric 'nope'; choose from: collapsed_fraction, .*"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: str, code: int, line: str, trained: Path) -> None:

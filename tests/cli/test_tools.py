@@ -6,7 +6,7 @@ from helpers.command_line import ask
 
 from nsrelu_bench.activations import functional
 from nsrelu_bench.config import DATASETS, FIGURES, GATES, MEASURES, MODELS
-from nsrelu_bench.plot import figures
+from nsrelu_bench.plot import specs
 
 
 @pytest.mark.slow
@@ -78,4 +78,4 @@ def test_list_names_everything_of_a_kind(kind: str, names: list[str]) -> None:
 
 
 def test_every_figure_is_described() -> None:
-    assert list(figures.FIGURES) == list(FIGURES)
+    assert list(specs.PLANS) == list(FIGURES)

@@ -27,7 +27,7 @@ def line(ax: Axes, label: str):
 
 
 def plan(kind: str, frames: MadeUp, metric: str | None = None) -> specs.FigureSpec:
-    return specs.FIGURES[kind](group_results(frames)[0], [metric] if metric else [])
+    return specs.PLANS[kind](group_results(frames)[0], [metric] if metric else [])
 
 
 def drawn(kind: str, frames: MadeUp) -> Figure:
@@ -82,7 +82,7 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
 
 
 @pytest.mark.parametrize("frames", [LOST, GRID], ids=["lost", "grid"])
-@pytest.mark.parametrize("kind", specs.FIGURES)
+@pytest.mark.parametrize("kind", specs.PLANS)
 def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
         figure = drawn(kind, frames)
@@ -150,7 +150,7 @@ def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
     paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
     missing = ["units", "cosine", "phase", "line"]
-    names = set(specs.FIGURES) - set(missing)
+    names = set(specs.PLANS) - set(missing)
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
     units = "dead_fraction or revived_fraction or submerged_fraction or dormant_fraction"
@@ -302,7 +302,7 @@ def test_several_metrics_are_drawn_side_by_side() -> None:
     [results] = group_results(FRAMES)
     wanted = ["dead_fraction", "grad_norm"]
     for kind in ("curves", "tradeoff", "leak", "layers", "profile", "pairs"):
-        assert len(specs.FIGURES[kind](results, wanted).panels) in (2, 6)
+        assert len(specs.PLANS[kind](results, wanted).panels) in (2, 6)
     with pytest.raises(NothingToDrawError, match="gradient_depth shows one metric at a time, not"):
         specs.plan_gradient_depth(results, wanted)
 

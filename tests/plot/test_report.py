@@ -12,9 +12,9 @@ from helpers.tiny_runs import tiny
 
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.verdicts import verdict_clauses
+from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.plot import report
-from nsrelu_bench.plot.specs import FIGURES
 from nsrelu_bench.sweep.execution import execute_run
 
 ENVIRONMENT = {
@@ -82,10 +82,10 @@ def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
 def test_every_figure_is_shown_or_said_to_be_missing(
     lost_page: str,
 ) -> None:
-    assert set(report.CAPTIONS) == set(FIGURES)
+    assert set(report.ORDER) == set(FIGURES)
     page = Page(lost_page)
     drawn = {kind for kind in FIGURES if kind in page.ids}
-    assert set(FIGURES) - drawn == {"phase"}
+    assert set(FIGURES) - drawn == {"phase", "line"}
     assert "No figure phase: none of the pairs" in page.text
     assert page.tags.count("svg") == 2 * len(drawn)
 
@@ -136,12 +136,12 @@ def test_runs_with_different_settings_are_listed_with_all_values() -> None:
 
 def test_many_lost_runs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MAX_LOST", 1)
-    monkeypatch.setattr(report, "CAPTIONS", {})
+    monkeypatch.setattr(report, "ORDER", ())
     assert "And 1 more." in report.render(LOST)
 
 
 def test_a_study_of_the_baseline_alone_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "CAPTIONS", {"curves": ""})
+    monkeypatch.setattr(report, "ORDER", ("curves",))
     relu: MadeUp = replace(FRAMES, runs=FRAMES.runs[FRAMES.runs["act"] == "relu"])
     text = Page(report.render(relu)).text
     assert "There is nothing beside relu to compare with it." in text

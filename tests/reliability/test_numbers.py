@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.command_line import ask
@@ -23,7 +24,7 @@ from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.files import write_json
 from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.probe import ActivationProbe
-from nsrelu_bench.plot.panel_data import error_ends
+from nsrelu_bench.plot.panel_data import means
 from nsrelu_bench.sweep.execution import execute_run
 from nsrelu_bench.training import loop as train
 from nsrelu_bench.training.loop import Epoch
@@ -253,7 +254,9 @@ def test_json_never_has_nan(tmp_path: Path) -> None:
 
 
 def test_the_interval_of_a_fraction_is_drawn_within_its_bounds() -> None:
-    assert error_ends(95.0, 20.0, "test_accuracy") == [[20.0], [5.0]]
-    assert error_ends(10.0, 20.0, "dead_fraction") == [[10.0], [20.0]]
-    assert error_ends(10.0, 20.0, "grad_norm") == [[20.0], [20.0]]
-    assert all(math.isnan(end) for (end,) in error_ends(95.0, math.nan, "test_accuracy"))
+    values = pd.DataFrame({"key": 0, "value": [90.0, 99.0]})
+    for metric, ends in {"test_accuracy": (37.3, 100), "grad_norm": (37.3, 151.7)}.items():
+        drawn = means(values, ["key"], metric, log=False)[["low", "high"]].iloc[0]
+        assert tuple(drawn) == pytest.approx(ends, abs=0.05)
+    one = means(values.iloc[:1], ["key"], "dead_fraction", log=False)
+    assert one[["low", "high"]].isna().all(axis=None)
