@@ -13,7 +13,7 @@ from nsrelu_bench.activations import NSReLU, functional, modules
 from nsrelu_bench.config import activation_spec, registry
 from nsrelu_bench.data import loading
 from nsrelu_bench.measures import measure
-from nsrelu_bench.plot import report, specs
+from nsrelu_bench.plot import specs
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +31,7 @@ def short(value: object) -> str:
 CARD, ROW = r"^### (\S+)$", r"^\| `(\w+)`"
 PARAMETERS = {name for parameters in activation_spec.FUNCTIONS.values() for name in parameters}
 
+SITES = found_in("tests/test_models.py", r'"(\w+)": \d')
 MEASURE_TESTS = {
     word
     for path in (ROOT / "tests" / "measures").glob("*.py")
@@ -54,14 +55,14 @@ CODE: list[tuple[str, str, Collection[str]]] = [
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
     ("model", "MODELS of models.py", models.MODELS),
     ("data set", "LOADERS of data/loading.py", loading.LOADERS),
-    ("figure", "FIGURES of plot/specs.py", specs.FIGURES),
-    ("figure", "CAPTIONS of plot/report.py", report.CAPTIONS),
+    ("figure", "PLANS of plot/specs.py", specs.PLANS),
 ]
 
 #: Where else each must be, among others.
 TEXTS: list[tuple[str, str, Collection[str]]] = [
     ("activation", "docs/activations.md: a card", found_in("docs/activations.md", CARD)),
     ("model", "docs/models.md: a row", found_in("docs/models.md", ROW)),
+    ("model", "SITES of tests/test_models.py", SITES),
     ("data set", "docs/datasets.md: a row", found_in("docs/datasets.md", ROW)),
     ("measure", "docs/metrics.md: a section", found_in("docs/metrics.md", CARD)),
     ("measure", "the tests of measures", MEASURE_TESTS),
