@@ -57,7 +57,18 @@ MEASURES: dict[str, str] = {
     "lifetime_sparsity": "how few of the examples a unit responds to",
     "population_sparsity": "how few of the units respond to an example",
     "effective_rank": "effective number of dimensions of the outputs (costly in wide layers)",
+    "living_zero_fraction": "fraction of the outputs of units that are not dead that are 0",
+    "pre_rms": "root mean square of the inputs",
+    "weight_norm": "norm of the parameters; per layer, of the weights that feed it",
+    "submerged_depth": "how far below 0 submerged units are at their highest, in pre_rms",
+    "extra_grad_up": "norm of what a surrogate adds that raises inputs (a backward pass)",
+    "extra_grad_down": "norm of what a surrogate adds that lowers inputs (a backward pass)",
+    "extra_grad_fraction": "what a surrogate adds, as a share of squared norms (the same pass)",
 }
+
+#: Those that came after run ids were published. A choice that names none of them has the id that it
+#: had, and takes all or none of them (`_read_measures` in run.py).
+LATER_MEASURES = tuple(MEASURES)[1 + list(MEASURES).index("effective_rank") :]
 
 #: What is computed on each part of the data.
 SCORES: dict[str, str] = {

@@ -35,6 +35,7 @@ from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     DATASETS,
     FIXED_DEPTH,
+    LATER_MEASURES,
     MEASURES,
     MODELS,
     OPTIMIZERS,
@@ -326,7 +327,11 @@ def _device(name: str) -> str:
 
 
 def _read_measures(text: str) -> list[str]:
-    """Read which measures to take: all, none, names, or names with a minus to leave out."""
+    """Read which measures to take: all, none, names, or names with a minus to leave out.
+
+    A choice that names no measure of `LATER_MEASURES` takes all of them if it takes more than half
+    of the others, else none: so each text means one choice, and keeps the run id that it had.
+    """
     names = [part.strip() for part in text.split(",")]
     left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
     if names == ["none"]:
@@ -339,17 +344,20 @@ def _read_measures(text: str) -> list[str]:
         taken = set(names)
     for name in (*left_out, *sorted(taken)):
         lookup(MEASURES, name, "measure")
+    later = set(LATER_MEASURES)
+    if not later & {name.removeprefix("-") for name in names}:
+        first = taken - later
+        taken = first | later if 2 * len(first) > len(MEASURES) - len(later) else first
     return [name for name in MEASURES if name in taken]
 
 
 def _measures_text(taken: Sequence[str]) -> str:
     """Write which measures to take in the shortest of the ways that `_read_measures` reads."""
-    if not taken:
-        return "none"
     left_out = [f"-{name}" for name in MEASURES if name not in taken]
-    if not left_out:
-        return "all"
-    return ",".join(left_out if len(left_out) < len(taken) else taken)
+    if not taken or not left_out:
+        return "all" if taken else "none"
+    ways = [",".join(way) for way in sorted((taken, left_out), key=len)]
+    return next(way for way in ways if _read_measures(way) == list(taken))
 
 
 def run_config(settings: Mapping[str, Any], place: Callable[[str], str] = str) -> RunConfig:

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -18,12 +18,19 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def run_eagerly() -> Iterator[None]:
-    """Run compiled models uncompiled while this is open: compiled code calls no hooks."""
-    if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled
-        with torch.compiler.set_stance("force_eager"):
+    """Run compiled models uncompiled while this is open, and transformers off their fast path.
+
+    Neither compiled code nor the fast path calls the hooks of an activation.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    # Without dynamo nothing can be compiled.
+    loaded = "torch._dynamo" in sys.modules
+    try:
+        with torch.compiler.set_stance("force_eager") if loaded else nullcontext():
             yield
-    else:
-        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """All measures of a classifier on a probe set, without changing its training."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat, starmap
@@ -14,6 +14,7 @@ from nsrelu_bench.activations import true_gradients
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled, undisturbed
+from nsrelu_bench.measures.layout import Axis
 from nsrelu_bench.measures.metrics import MEASURES, DeadUnitHistory
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.sites import (
@@ -56,6 +57,7 @@ def measure(
     batch_size: int = 250,
     measures: Collection[str] = tuple(MEASURES),
     previous: Measurement | None = None,
+    unit_axis: Axis | Mapping[str, Axis] | None = None,
 ) -> Measurement:
     """Measure a classifier on a probe set, with the mean cross-entropy as loss, in eval mode.
 
@@ -69,6 +71,7 @@ def measure(
         batch_size: Examples per pass; changes time and memory, not the result.
         measures: Names from `MEASURES`; docs/metrics.md lists what each costs.
         previous: The measurement before this one, to count units that died or came back.
+        unit_axis: The axis of a site's values that holds the units, as for `ActivationProbe`.
 
     Raises:
         UsageError: A measure is unknown, there are no examples or not as many labels, or
@@ -81,7 +84,8 @@ def measure(
         )
     wanted = check_measures(measures, MEASURES)
     model = uncompiled(model)
-    probe = ActivationProbe(model, measures=wanted & SITE_MEASURES.keys() - {"grad_norm"})
+    # Gradients of the weights come from `_run`, which has them of all parameters.
+    probe = _WholeProbe(model, None, wanted & SITE_MEASURES.keys() - {"grad_norm"}, unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
     parameters = [p for p in model.parameters() if p.requires_grad and wanted & GRADIENT_MEASURES]
     parts = torch.split(images, batch_size), torch.split(labels, batch_size)
@@ -91,16 +95,17 @@ def measure(
             result = _run(model, batches, parameters)
         true = _true_gradients(model, batches, parameters) if wanted & SURROGATE_MEASURES else []
 
-    finite = result.finite and not any(site.nonfinite for site in probe.sites.values())
+    sites = probe.sites
+    finite = result.finite and not any(site.nonfinite for site in sites.values())
     pairs = zip(result.gradients, true or repeat(None), strict=False)
     weights = dict(zip(parameters, starmap(weight_update, pairs), strict=True))
-    histories = _histories(probe.sites, previous) if finite and at_sites else {}
+    histories = _histories(sites, previous) if finite and at_sites else {}
 
-    layers = site_rows(probe.sites, weights, wanted, finite)
+    layers = site_rows(sites, weights, wanted, finite)
     totals: Row = {}
     if finite:
         totals = {"loss": result.loss, "accuracy": result.accuracy}
-        totals |= site_values(probe.sites.values(), weights.values(), wanted)
+        totals |= site_values(sites.values(), weights.values(), model.parameters(), wanted)
         totals |= _count_changes(histories, previous)
         for row in layers:
             row |= _count_changes({row["layer"]: histories[row["layer"]]}, previous)
@@ -116,6 +121,12 @@ def measure(
         finite=finite,
         histories=histories,
     )
+
+
+class _WholeProbe(ActivationProbe):
+    """A probe that sums each batch by itself, so that the bits depend on `batch_size` alone."""
+
+    POOLED = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ def _true_gradients(
 
 
 def _histories(sites: dict[str, Site], previous: Measurement | None) -> dict[str, DeadUnitHistory]:
-    dead = {name: metrics.dead_mask(site.post) for name, site in sites.items() if site.post}
+    dead = {name: metrics.dead_mask(site.post) for name, site in sites.items()}
     if previous is None or not previous.histories:
         return {name: DeadUnitHistory.first(mask) for name, mask in dead.items()}
     before = {name: len(history.dead) for name, history in previous.histories.items()}

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from nsrelu_bench.config import MEASURES as SITE_MEASURES
 from nsrelu_bench.measures.sums import (
+    ExtraSums,
     GradSums,
+    ParameterSums,
     PostSums,
     PreSums,
+    ResponseSums,
     Sums,
     WeightSums,
     treves_rolls,
@@ -39,6 +42,18 @@ def zero_fraction(*sites: PostSums) -> float | None:
         return None
     zeros = sum(int(s.zeros.sum()) for s in sites)
     return zeros / sum(s.observations * s.units for s in sites)
+
+
+def living_zero_fraction(*sites: PostSums) -> float | None:
+    """Return the fraction of `post` that is exactly 0 among units that are not dead, in [0, 1].
+
+    None where all units are dead.
+    """
+    if not _usable(sites):
+        return None
+    living = [(s, ~dead_mask(s)) for s in sites]
+    values = sum(s.observations * int(mask.sum()) for s, mask in living)
+    return sum(int(s.zeros[mask].sum()) for s, mask in living) / values if values else None
 
 
 def negative_fraction(*sites: PreSums) -> float | None:
@@ -81,12 +96,32 @@ def submerged_fraction(*sites: PreSums) -> float | None:
     return None if submerged is None else submerged / sum(len(s.nonpositive) for s in sites)
 
 
+def pre_rms(*sites: PreSums) -> float | None:
+    """Return the root mean square of `pre`."""
+    if not _usable(sites):
+        return None
+    values = sum(s.observations * len(s.nonpositive) for s in sites)
+    return math.sqrt(sum(s.square for s in sites) / values)
+
+
+def submerged_depth(*sites: PreSums) -> float | None:
+    """Return how far below 0 the greatest `pre` of a submerged unit is, averaged over such units.
+
+    In units of the site's `pre_rms`. None where there is no submerged unit.
+    """
+    if not _usable(sites):
+        return None
+    depths = [depth for s in sites for depth in _depths(s)]
+    return sum(depths) / len(depths) if depths else None
+
+
 def dormant_mask(site: PostSums, tau: float = DORMANT_TAU) -> Tensor:
     """Return which units, (U,) bool, have at most tau times the layer's mean of mean abs(post).
 
     Source: Sokar et al. 2023, arXiv:2302.12902, definition 3.1. In a layer of zeros all are.
     """
-    return site.magnitude <= tau * site.magnitude.mean()
+    magnitude = _response(site).magnitude
+    return magnitude <= tau * magnitude.mean()
 
 
 def dormant_units(*sites: PostSums) -> int | None:
@@ -144,6 +179,35 @@ def zero_grad_units(*sites: GradSums) -> int | None:
     return _count_units(zero_grad_mask, sites)
 
 
+def extra_grad_up(*sites: ExtraSums) -> float | None:
+    """Return the L2 norm of the extra gradient at `pre` where descent on it raises `pre`.
+
+    The extra gradient is what a site's backward passes on beyond its forward's own derivative.
+    """
+    return math.sqrt(sum(s.up for s in sites)) if _usable(sites) else None
+
+
+def extra_grad_down(*sites: ExtraSums) -> float | None:
+    """Return the L2 norm of the extra gradient at `pre` where descent on it lowers `pre`."""
+    return math.sqrt(sum(s.down for s in sites)) if _usable(sites) else None
+
+
+def extra_grad_fraction(*sites: ExtraSums) -> float | None:
+    """Return the extra gradient's share of the squared norms, extra plus true, in [0, 1].
+
+    None where both are 0.
+    """
+    if not _usable(sites):
+        return None
+    extra, true = sum(s.up + s.down for s in sites), sum(s.true_square for s in sites)
+    return extra / (extra + true) if extra + true else None
+
+
+def weight_norm(*parameters: ParameterSums) -> float | None:
+    """Return the L2 norm of parameters."""
+    return math.sqrt(sum(p.square for p in parameters)) if _usable(parameters) else None
+
+
 def grad_norm(*weights: WeightSums) -> float | None:
     """Return the L2 norm of the gradient that training follows."""
     return math.sqrt(sum(w.square for w in weights)) if _usable(weights) else None
@@ -192,13 +256,30 @@ def _mean(index: Callable[[PostSums], float], sites: tuple[PostSums, ...]) -> fl
     return sum(values) / len(values) if values else None
 
 
+def _response(site: PostSums) -> ResponseSums:
+    if site.response is None:
+        raise ValueError("the sums were gathered with response=False: they have counts alone")
+    return site.response
+
+
 def _lifetime(site: PostSums) -> float:
-    sparsity = treves_rolls(site.magnitude, site.square, site.observations)
-    return float(sparsity[site.square > 0].mean())
+    sums = _response(site)
+    sparsity = treves_rolls(sums.magnitude, sums.square, site.observations)
+    return float(sparsity[sums.square > 0].mean())
 
 
 def _population(site: PostSums) -> float:
-    return float(site.population / site.responses)
+    sums = _response(site)
+    return float(sums.population / sums.responses)
+
+
+def _depths(site: PreSums) -> list[float]:
+    """Return the depth of each submerged unit, in units of the site's `pre_rms`."""
+    if site.highest is None:
+        return []
+    heights: list[float] = site.highest[submerged_mask(site)].tolist()
+    rms = pre_rms(site)
+    return [-height / rms if rms else 0.0 for height in heights]
 
 
 def _effective_rank(site: PostSums) -> float:

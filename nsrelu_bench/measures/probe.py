@@ -1,22 +1,28 @@
 """The probe: hooks that measure a model's activation sites while it is open."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from nsrelu_bench.errors import BenchError
+from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
+from nsrelu_bench.measures.layout import Axis, Layout, check_unit_axis, find_axes, units_second
+from nsrelu_bench.measures.origins import MODULES, Axes, Layer, Origin, OriginTracker
+from nsrelu_bench.measures.running import GradientSums, PassSums, RunningSums, Total
 from nsrelu_bench.measures.sites import (
     ACTIVATIONS,
+    EXTRA_MEASURES,
     PRE_GRADIENT_MEASURES,
+    RESPONSE_MEASURES,
     SITE_MEASURES,
     Row,
     Site,
@@ -24,14 +30,62 @@ from nsrelu_bench.measures.sites import (
     find_sites,
     first_tensor,
     site_rows,
-    units_second,
 )
-from nsrelu_bench.measures.sums import grad_update, post_update, pre_update, weight_update
+from nsrelu_bench.measures.sums import (
+    ExtraSums,
+    GradSums,
+    PostSums,
+    PreSums,
+    extra_update,
+    grad_update,
+    post_update,
+    pre_update,
+    weight_update,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_Origins = dict[Node, tuple[nn.Parameter, ...]]
+_Key = tuple[str, int]  # the name of a module, and its call in a pass, from 1
+
+
+class _Record:
+    """What was seen at one site in all passes."""
+
+    def __init__(self, wanted: frozenset[str], pooled: int) -> None:
+        gram, response = "effective_rank" in wanted, bool(wanted & RESPONSE_MEASURES)
+        self.weights: tuple[nn.Parameter, ...] = ()
+        self.pre = RunningSums(pre_update, pooled)
+        self.post: RunningSums[PostSums] = RunningSums(
+            partial(post_update, gram=gram, response=response), pooled
+        )
+        self.grad: GradientSums[GradSums] = GradientSums()
+        self.extra: GradientSums[ExtraSums] = GradientSums()
+
+
+@dataclass
+class _Visit:
+    """What is seen at one site in the pass that runs."""
+
+    layout: Layout
+    record: _Record
+    pre: Tensor | PreSums
+    post: Tensor | PostSums | None = None  # until the activation has answered
+    grad: PassSums[GradSums] | None = None
+    extra: PassSums[ExtraSums] | None = None
+    call: SurrogateCall | None = None
+    view: OverwrittenView | None = None
+
+
+@dataclass
+class _Pass:
+    """The pass that runs."""
+
+    tracker: OriginTracker | None  # None: all layouts are known
+    visits: dict[_Key, _Visit] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    feeding: set[Layer] = field(default_factory=set)  # layers that feed a site already
+    depth: int = 1  # of calls of the model by itself
 
 
 class ActivationProbe:
@@ -45,48 +99,58 @@ class ActivationProbe:
     once has the sites "name#1", "name#2", ... in the order of the calls. All passes add up that
     end without an error. Calls outside of a pass do not count, be it of a part of the model or
     the recomputation of activation checkpointing. Gradient measures need a backward pass, and
-    several add up as in `.grad`; they are of the gradient that the pass followed.
+    several add up as in `.grad`; they are of the gradient that the pass followed. A backward pass
+    inside of the model's forward does not count.
 
     The model, its mode and its outputs stay as they are, and nothing of the probe is left when
-    it is closed. While it is open compiled models run uncompiled: compiled code calls no hooks.
+    it is closed. While it is open compiled models run uncompiled, and PyTorch's fast path for
+    transformers is off: neither calls hooks. docs/probe.md has the details.
 
     Args:
-        model: Any module. At the sites values are (N, U), (N, U, ...) after a convolution, or
-            (N, ..., U) after a linear layer; where neither came before, (N, ..., U) if they have
-            three dimensions and (N, U, ...) if more. Of several inputs or outputs the first
-            tensor counts.
+        model: Any module. Of several inputs or outputs of a site the first tensor counts.
         sites: Names of modules, as in `named_modules()`, or types of modules; by default all of
             a type in `ACTIVATIONS`. Modules inside a site are none.
         measures: Names of `MEASURES`, of those that can be seen from inside a model; by default
-            all of these. The others (loss, accuracy, lives, true gradients) need `measure`.
+            all of these. The others (loss, accuracy, units that died, true gradients) need
+            `measure`.
+        unit_axis: The axis of a site's values that holds the units (a tuple: those that do
+            together), for all sites or by the site's name. Without it, it is the axis of the
+            features of the last linear layer or of the channels of the last convolution, followed
+            through all operations since; of a module with an attribute `unit_axis`, that.
 
     Raises:
-        UsageError: A name in `sites` or `measures` is unknown.
-        BenchError: There is no activation module, or (in a pass) a site can't be measured.
+        UsageError: A name in `sites`, `measures` or `unit_axis` is unknown.
+        BenchError: There is no activation module, or (in a pass) a site can't be measured, or it
+            is not certain which of its axes holds the units.
     """
+
+    #: Batches of at most so many values are summed together with others.
+    POOLED = 2**14
 
     def __init__(
         self,
         model: nn.Module,
         sites: Iterable[str | type[nn.Module]] | None = None,
         measures: Collection[str] = tuple(SITE_MEASURES),
+        unit_axis: Axis | Mapping[str, Axis] | None = None,
     ) -> None:
         self._model = uncompiled(model)
         self._modules = find_sites(self._model, ACTIVATIONS if sites is None else sites)
         self._wanted = check_measures(measures, SITE_MEASURES)
-        self._sites: dict[tuple[str, int], Site] = {}  # by module name and call, from 1
-        self._pass: dict[tuple[str, int], Site] | None = None  # those of the pass that runs
-        self._feed: nn.Module | None = None  # the last layer with weights that ran in it
-        self._origins: _Origins = {}  # by autograd's node: the weights of layers that ran in it
-        self._taken: set[Node] = set()  # those of layers that feed a site before
-        self._view: tuple[Tensor, int] | None = None  # an input that is a view, and its version
+        self._unit_axis = check_unit_axis(unit_axis, self._modules)
+        self._records: dict[_Key, _Record] = {}
+        self._layouts: dict[_Key, Layout] = {}
+        self._unseen: set[str] = set()  # modules that no pass has called so far
+        self._pass: _Pass | None = None
         self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._watched: set[nn.Parameter] = set()
         self._hooks: ExitStack | None = None
 
     def __enter__(self) -> Self:
         if self._hooks is not None:
             raise BenchError("this ActivationProbe is open already")
-        self._sites, self._gradients, self._pass = {}, {}, None
+        self._records, self._layouts, self._pass = {}, {}, None
+        self._gradients, self._watched, self._unseen = {}, set(), set(self._modules)
         self._hooks = ExitStack()
         self._hooks.enter_context(run_eagerly())
         self._register()
@@ -98,29 +162,33 @@ class ActivationProbe:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._leave()
         if self._hooks is not None:
             self._hooks.close()
-        self._hooks = self._pass = self._feed = self._view = None
-        self._origins, self._taken = {}, set()
+        self._hooks = None
+        self._layouts = {}
 
     @property
     def sites(self) -> dict[str, Site]:
         """What was seen, by the name of the site, in the order of the first pass."""
-        calls = Counter(name for name, _ in self._sites)
-        return {
-            f"{name}#{call}" if calls[name] > 1 else name: site
-            for (name, call), site in self._sites.items()
-        }
+        calls = Counter(name for name, _ in self._records)
+        found = {}
+        for (name, call), record in self._records.items():
+            pre, post = record.pre.sums, record.post.sums
+            if pre and post:
+                site = Site(record.weights, pre, post, record.grad.sums, record.extra.sums)
+                found[f"{name}#{call}" if calls[name] > 1 else name] = site
+        return found
 
     def frame(self) -> "pd.DataFrame":
-        """Return one row a site: layer, units, the measures.
+        """Return one row per site: layer, units, the measures.
 
         Raises:
             BenchError: No pass was run.
         """
         import pandas as pd
 
-        if not self._sites:
+        if not self._records:
             raise BenchError(
                 "the probe saw no pass: inside its `with`, call the very module it was given"
             )
@@ -130,112 +198,181 @@ class ActivationProbe:
     def _register(self) -> None:
         self._keep(self._model.register_forward_pre_hook(self._begin))
         for module in self._model.modules():
-            if weights := _weights(module):
-                self._keep(module.register_forward_hook(self._fed))
-                for weight in weights if "grad_norm" in self._wanted else ():
-                    if weight.requires_grad:
-                        self._watch(weight, partial(self._weight_gradient, weight))
+            if isinstance(module, MODULES):
+                self._keep(module.register_forward_hook(self._after_layer))
         for name, module in self._modules.items():
             before, after = partial(self._before, name), partial(self._after, name)
             self._keep(module.register_forward_pre_hook(before, with_kwargs=True))
             self._keep(module.register_forward_hook(after))
         self._keep(self._model.register_forward_hook(self._end))
+        # Also after an error.
+        self._keep(self._model.register_forward_hook(self._finally, always_call=True))
 
     def _keep(self, hook: RemovableHandle) -> None:
         if self._hooks is not None:
             self._hooks.callback(hook.remove)
 
-    def _watch(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
-        self._keep(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+    # The pass ---------------------------------------------------------------------------------
 
     def _begin(self, *_: object) -> None:
-        self._pass, self._feed, self._view = {}, None, None
-        self._origins, self._taken = {}, set()
+        if self._pass is not None:
+            self._pass.depth += 1
+            return
+        self._pass = _Pass(OriginTracker(self._model) if self._unseen else None)
+        if self._pass.tracker:
+            self._pass.tracker.__enter__()  # type: ignore[no-untyped-call]
 
-    def _fed(self, module: nn.Module, _: object, output: object) -> None:
-        self._feed = module
-        if isinstance(output, Tensor) and output.grad_fn is not None:
-            self._origins[output.grad_fn] = _weights(module)
+    def _end(self, *_: object) -> None:
+        """Add the pass, which went well, to those before."""
+        if self._pass is None or self._pass.depth > 1:
+            return
+        for key, visit in self._pass.visits.items():
+            if visit.post is None:
+                continue
+            record = self._records.setdefault(key, visit.record)
+            record.weights = record.weights or visit.layout.weights
+            record.pre.add(visit.pre)
+            record.post.add(visit.post)
+            if visit.grad:
+                record.grad.add(visit.grad)
+            if visit.extra:
+                record.extra.add(visit.extra)
+            self._layouts.setdefault(key, visit.layout)
+            self._unseen.discard(key[0])
 
-    def _feeding(self, pre: Tensor) -> tuple[nn.Parameter, ...]:
-        """Return the weights that feed a site: of the layers that the graph leads back to first.
+    def _finally(self, *_: object) -> None:
+        if self._pass is not None:
+            self._pass.depth -= 1
+            if not self._pass.depth:
+                self._leave()
 
-        Those that feed a site before are left out, unless there is none else: in a stream that
-        every block adds to, a site has the weights of the last block, not of all.
-        """
-        near = _nearest(pre.grad_fn, self._origins)
-        feeding = [node for node in near if node not in self._taken] or near
-        self._taken.update(feeding)
-        return tuple(weight for node in feeding for weight in self._origins[node])
+    def _leave(self) -> None:
+        if self._pass is not None and self._pass.tracker:
+            self._pass.tracker.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._pass = None
 
-    def _before(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
+    def _after_layer(self, module: nn.Module, inputs: object, output: object) -> None:
+        if self._pass is not None and self._pass.tracker:
+            self._pass.tracker.add_module(module, inputs, output)
+
+    # A site -----------------------------------------------------------------------------------
+
+    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Row) -> None:
         """Look at the input before the activation can overwrite it."""
         if self._pass is None:
             return
         pre = first_tensor((*args, *kwargs.values()), name)
-        layout = partial(units_second, feed=self._feed, site=name)
-        weights = self._feeding(pre)
-        key = name, 1 + sum(other == name for other, _ in self._pass)
-        self._pass[key] = Site(weights, pre_update(layout(pre)))
-        if pre.requires_grad and self._wanted & PRE_GRADIENT_MEASURES:
-            # On a tensor that is then changed in place, a hook from before the change gets the
-            # gradient at the value before. Not so on a view: the change gives it a new history.
-            self._view = (pre, pre._version) if pre._is_view() else None
-            self._watch(pre, partial(self._pre_gradient, key, layout))
+        if torch._C._functorch.is_batchedtensor(pre):
+            raise BenchError(f"site {name!r} runs under vmap, which hides its values from a probe")
+        self._pass.calls[name] += 1
+        key = name, self._pass.calls[name]
+        layout = self._find_layout(key, module, pre)
+        record = self._records.get(key) or _Record(self._wanted, self.POOLED)
+        visit = _Visit(layout, record, record.pre.gather(units_second(pre, layout.pre)))
+        self._pass.visits[key] = visit
+        if pre.requires_grad and self._wanted & (PRE_GRADIENT_MEASURES | EXTRA_MEASURES):
+            self._watch_input(visit, module, pre)
 
-    def _after(self, name: str, _: nn.Module, __: object, output: object) -> None:
+    def _watch_input(self, visit: _Visit, module: nn.Module, pre: Tensor) -> None:
+        """Gather the gradient at the input of a site once there is a backward pass."""
+        tied = is_tied(module) if self._wanted & EXTRA_MEASURES else None
+        total = Total()
+        grad: PassSums[GradSums] = PassSums(total)
+        extra: PassSums[ExtraSums] = PassSums(total)
+        visit.grad, visit.extra = grad, extra if tied else None
+        visit.call = SurrogateCall(module, pre) if tied is False else None
+        axes = visit.layout.pre
+
+        def add(gradient: Tensor) -> None:
+            if self._counts(gradient):
+                (whole,) = total.add(gradient.detach())
+                grad.sums = sums = grad_update(units_second(whole, axes))
+                extra.sums = ExtraSums(sums.nonfinite, 0.0, 0.0, float(sums.square))
+
+        # On a tensor that is then changed in place, a hook from before the change gets the
+        # gradient at the value before. Not so on a view: the change gives it a new history.
+        visit.view = OverwrittenView(pre, add) if pre._is_view() else None
+        pre.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _watch_output(self, visit: _Visit, call: SurrogateCall, post: Tensor) -> None:
+        """Gather what a surrogate adds to the gradient once there is a backward pass."""
+        total = Total()
+        visit.extra = extra = PassSums[ExtraSums](total)
+
+        def add(gradient: Tensor) -> None:
+            if self._counts(gradient) and (gradients := call.gradients(gradient.detach())):
+                extra.sums = extra_update(*total.add(*gradients))
+
+        post.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _counts(self, gradient: Tensor) -> bool:
+        """Return whether a gradient is of a backward pass that counts: behind the forward pass."""
+        inside = self._hooks is None or self._pass is not None
+        return not inside and not torch._C._functorch.is_batchedtensor(gradient)
+
+    def _after(self, name: str, module: nn.Module, _: object, output: object) -> None:
         if self._pass is None:
             return
-        if self._view is not None and self._view[0]._version > self._view[1]:
-            raise BenchError(
-                f"site {name!r} overwrites a view in place, which hides the gradient at its input:"
-                f" use inplace=False, or leave out {' and '.join(sorted(PRE_GRADIENT_MEASURES))}"
-            )
-        site = self._pass[name, sum(other == name for other, _ in self._pass)]
-        post = units_second(first_tensor(output, name), self._feed, name)
-        site.post = post_update(post, gram="effective_rank" in self._wanted)
-        self._view = None
+        key = name, self._pass.calls[name]
+        visit = self._pass.visits[key]
+        if visit.view:
+            visit.view.watch()
+            visit.view = None
+        post = first_tensor(output, name)
+        if visit.layout.post is None:
+            visit.layout.post = self._find_post_axes(key, module, visit.layout, post)
+        visit.post = visit.record.post.gather(units_second(post, visit.layout.post))
+        if visit.call and post.requires_grad:
+            self._watch_output(visit, visit.call, post)
 
-    def _end(self, *_: object) -> None:
-        """Add the pass, which went well, to those before."""
-        for key, site in (self._pass or {}).items():
-            before = self._sites.setdefault(key, site)
-            if before is not site and before.post and site.post:
-                before.pre, before.post = before.pre + site.pre, before.post + site.post
-                before.weights = before.weights or site.weights
-        self._pass, self._origins, self._taken = None, {}, set()
+    # Layouts ----------------------------------------------------------------------------------
 
-    def _pre_gradient(
-        self, key: tuple[str, int], layout: Callable[[Tensor], Tensor], gradient: Tensor
-    ) -> None:
-        site, sums = self._sites[key], grad_update(layout(gradient))
-        site.grad = site.grad + sums if site.grad else sums
+    def _find_layout(self, key: _Key, module: nn.Module, pre: Tensor) -> Layout:
+        """Return where the units of a site are, and the weights that feed it."""
+        name, _ = key
+        tracker = self._pass.tracker if self._pass else None
+        if tracker is None:
+            of_module = (layout for (other, _), layout in self._layouts.items() if other == name)
+            known = self._layouts.get(key) or next(of_module, None)
+            if known and known.dims == pre.dim():
+                return known
+        origin = tracker.origin(pre) if tracker else Origin()
+        axes = find_axes(name, pre, self._asked_axes(key, module), origin.axes)
+        return Layout(axes, pre.dim(), self._feeding(origin))
 
-    def _weight_gradient(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        before = self._gradients.get(weight)
-        self._gradients[weight] = gradient if before is None else before + gradient
+    def _feeding(self, origin: Origin) -> tuple[nn.Parameter, ...]:
+        """Return the weights that feed a site.
 
+        Those that feed a site before are left out, unless there are no others: in a stream that
+        every block adds to, a site has the weights of the last block, not of all.
+        """
+        taken = self._pass.feeding if self._pass else set()
+        layers = [layer for layer in origin.layers if layer not in taken] or origin.layers
+        taken.update(layers)
+        weights = tuple(dict.fromkeys(weight for layer in layers for weight in layer.weights))
+        for weight in weights if "grad_norm" in self._wanted else ():
+            if weight.requires_grad and weight not in self._watched:
+                self._watched.add(weight)
+                self._keep(weight.register_hook(partial(self._add_weight_gradient, weight)))  # type: ignore[no-untyped-call]
+        return weights
 
-def _nearest(node: Node | None, origins: _Origins) -> list[Node]:
-    """Return those of `origins` that are met first on each way back from a node."""
-    found: list[Node] = []
-    seen: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in origins:
-            found.append(node)
-        else:
-            waiting += [before for before, _ in node.next_functions]
-    return found
+    def _add_weight_gradient(self, weight: nn.Parameter, gradient: Tensor) -> None:
+        if self._counts(gradient):
+            before = self._gradients.get(weight)
+            self._gradients[weight] = gradient if before is None else before + gradient
 
+    def _find_post_axes(self, key: _Key, module: nn.Module, layout: Layout, post: Tensor) -> Axes:
+        tracker = self._pass.tracker if self._pass else None
+        known = tracker.origin(post).axes if tracker else None
+        if not known and post.dim() == layout.dims:
+            known = layout.pre
+        return find_axes(key[0], post, self._asked_axes(key, module), known)
 
-def _weights(module: nn.Module) -> tuple[nn.Parameter, ...]:
-    """Return the weights of a layer that mixes units; of others, as normalisations, none."""
-    own = module._parameters.get("weight")
-    if isinstance(module, nn.Linear | _ConvNd) or (own is not None and own.dim() > 1):
-        return tuple(p for name, p in module.named_parameters() if name != "bias")
-    return ()
+    def _asked_axes(self, key: _Key, module: nn.Module) -> Axes | None:
+        """Return the axes of the units that the user or the module names."""
+        name, call = key
+        asked = self._unit_axis.get(f"{name}#{call}", self._unit_axis.get(name))
+        own = getattr(module, "unit_axis", None)
+        if asked is None and own is not None:
+            return own if isinstance(own, tuple) else (own,)
+        return asked

@@ -5,13 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from nsrelu_bench.activations import Surrogate
 from nsrelu_bench.errors import BenchError, lookup
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.metrics import MEASURES
-from nsrelu_bench.measures.sums import GradSums, PostSums, PreSums, Sums, WeightSums
+from nsrelu_bench.measures.sums import (
+    ExtraSums,
+    GradSums,
+    PostSums,
+    PreSums,
+    Sums,
+    WeightSums,
+    parameter_update,
+)
 
 Row = dict[str, Any]
 
@@ -59,10 +66,20 @@ _COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
     "zero_grad_units": ("grad", metrics.zero_grad_units),
     "surrogate_cosine": ("weights", metrics.surrogate_cosine),
     "sign_disagreement": ("weights", metrics.sign_disagreement),
+    "living_zero_fraction": ("post", metrics.living_zero_fraction),
+    "pre_rms": ("pre", metrics.pre_rms),
+    "weight_norm": ("parameters", metrics.weight_norm),
+    "submerged_depth": ("pre", metrics.submerged_depth),
+    "extra_grad_up": ("extra", metrics.extra_grad_up),
+    "extra_grad_down": ("extra", metrics.extra_grad_down),
+    "extra_grad_fraction": ("extra", metrics.extra_grad_fraction),
 }
+RESPONSE_MEASURES = {"dormant_units", "lifetime_sparsity", "population_sparsity"}
 SURROGATE_MEASURES = {"surrogate_cosine", "sign_disagreement"}
 PRE_GRADIENT_MEASURES = {"pre_grad_norm", "zero_grad_units"}
-GRADIENT_MEASURES = {"grad_norm", *PRE_GRADIENT_MEASURES, *SURROGATE_MEASURES}
+EXTRA_MEASURES = {"extra_grad_up", "extra_grad_down", "extra_grad_fraction"}
+GRADIENT_MEASURES = {"grad_norm", *PRE_GRADIENT_MEASURES, *EXTRA_MEASURES, *SURROGATE_MEASURES}
+WEIGHT_MEASURES = {"grad_norm", "weight_norm", *SURROGATE_MEASURES}
 SITE_MEASURES = {
     name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - SURROGATE_MEASURES
 }
@@ -70,22 +87,23 @@ SITE_MEASURES = {
 
 @dataclass
 class Site:
-    """What was seen at one site."""
+    """The sums over what was seen at one site."""
 
-    weights: tuple[nn.Parameter, ...]  # of the layer that feeds it
+    weights: tuple[nn.Parameter, ...]  # of the layers that feed it
     pre: PreSums
-    post: PostSums | None = None  # until the activation has answered
-    grad: GradSums | None = None  # until there was a backward pass
+    post: PostSums
+    grad: GradSums | None  # None: there was no backward pass
+    extra: ExtraSums | None
 
     @property
     def units(self) -> int:
         """Number of units."""
-        return self.post.units if self.post else len(self.pre.nonpositive)
+        return self.post.units
 
     @property
     def nonfinite(self) -> bool:
         """Whether any value at the site is not finite."""
-        return bool(self.pre.nonfinite or (self.post and self.post.nonfinite))
+        return bool(self.pre.nonfinite or self.post.nonfinite)
 
 
 def find_sites(model: nn.Module, sites: Iterable[str | type[nn.Module]]) -> dict[str, nn.Module]:
@@ -123,20 +141,6 @@ def first_tensor(values: object, site: str) -> Tensor:
     raise BenchError(f"site {site!r} takes or gives no tensor: name other sites")
 
 
-def units_second(values: Tensor, feed: nn.Module | None, site: str) -> Tensor:
-    """Return the values as (N, U, ...)."""
-    if values.dim() < 2:
-        raise BenchError(
-            f"site {site!r} has values of shape {tuple(values.shape)}; needed: (examples, units)"
-            " or more"
-        )
-    if isinstance(feed, nn.Linear):
-        last = values.shape[-1] == feed.out_features
-    else:
-        last = values.dim() == 3 and not isinstance(feed, _ConvNd)
-    return values.movedim(-1, 1) if last else values
-
-
 def site_rows(
     sites: dict[str, Site],
     weights: Mapping[nn.Parameter, WeightSums],
@@ -145,8 +149,8 @@ def site_rows(
 ) -> list[Row]:
     """Compute the measures of each site.
 
-    From the first that is not finite on there are none: what comes later has been computed from
-    NaN, even where it looks like numbers. Gradients come from the far end: there are none at all.
+    From the first site that is not finite they are empty: what comes later was computed from NaN,
+    even where it looks like numbers. Gradients come from the far end: they are empty everywhere.
     """
     finite = finite and not any(site.nonfinite for site in sites.values())
     rows, intact = [], True
@@ -156,19 +160,25 @@ def site_rows(
         computed = wanted if finite else wanted - GRADIENT_MEASURES
         row: Row = {"layer": name, "units": site.units}
         row |= dict.fromkeys(name for name in _COMPUTE if name in wanted)
-        rows.append(row | (site_values([site], feeding, computed) if intact else {}))
+        values = site_values([site], feeding, site.weights, computed) if intact else {}
+        rows.append(row | values)
     return rows
 
 
 def site_values(
-    sites: Collection[Site], weights: Collection[WeightSums], wanted: frozenset[str]
+    sites: Collection[Site],
+    weights: Collection[WeightSums],
+    parameters: Iterable[nn.Parameter],
+    wanted: frozenset[str],
 ) -> Row:
-    """Compute the measures of some sites together."""
+    """Compute the measures of some sites together, and of their weights and parameters."""
     sums: dict[str, Iterable[Sums | None]] = {
         "pre": [site.pre for site in sites],
         "post": [site.post for site in sites],
         "grad": [site.grad for site in sites if site.grad],
+        "extra": [site.extra for site in sites if site.extra],
         "weights": weights,
+        "parameters": map(parameter_update, parameters if "weight_norm" in wanted else ()),
     }
     chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
     return {name: compute(*sums[kind]) for name, kind, compute in chosen}

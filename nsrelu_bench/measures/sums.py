@@ -8,7 +8,7 @@ batches: counts not at all, the rest up to float rounding.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
 from operator import add
 from typing import Any, Self
@@ -20,7 +20,7 @@ from nsrelu_bench.errors import UsageError
 
 # Elements worked on at a time: their temporaries stay in the cache and off the page table, which
 # makes the sums over a convolution's output several times faster.
-_PIECE = 2**18
+PIECE = 2**18
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sums:
 
     def __add__(self, other: Self) -> Self:
         pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
-        sums: list[Any] = [None if a is None else a + b for a, b in pairs]
+        sums: list[Any] = [None if a is None or b is None else a + b for a, b in pairs]
         return type(self)(*sums)
 
 
@@ -41,6 +41,24 @@ class PreSums(Sums):
 
     observations: int  # examples x positions
     nonpositive: Tensor  # (U,) int64
+    square: float  # sum of pre^2
+    highest: Tensor | None  # (U,) greatest pre, inf where it is above 0; None: it is for all units
+
+    def __add__(self, other: Self) -> Self:
+        both = super().__add__(other)
+        if self.highest is None or other.highest is None:
+            return both
+        return replace(both, highest=torch.maximum(self.highest, other.highest))
+
+
+@dataclass(frozen=True)
+class ResponseSums(Sums):
+    """Sums over the size of the output of a site."""
+
+    magnitude: Tensor  # (U,) sum of abs(post)
+    square: Tensor  # (U,) sum of post^2
+    population: Tensor  # () sum of the population sparsity over `responses`
+    responses: Tensor  # () int64: observations in which some unit is not 0
 
 
 @dataclass(frozen=True)
@@ -49,10 +67,7 @@ class PostSums(Sums):
 
     observations: int
     zeros: Tensor  # (U,) int64
-    magnitude: Tensor  # (U,) sum of abs(post)
-    square: Tensor  # (U,) sum of post^2
-    population: Tensor  # () sum of the population sparsity over `responses`
-    responses: Tensor  # () int64: observations in which some unit is not 0
+    response: ResponseSums | None
     gram: Tensor | None  # (U, U) float64: sum over examples of post post^T, averaged over positions
 
     @property
@@ -79,6 +94,15 @@ class GradSums(Sums):
 
 
 @dataclass(frozen=True)
+class ExtraSums(Sums):
+    """Sums over what a surrogate adds to the true gradient at the input of a site."""
+
+    up: float  # sum of squares where descent on it raises the input
+    down: float  # where descent on it lowers the input
+    true_square: float
+
+
+@dataclass(frozen=True)
 class WeightSums(Sums):
     """Sums over the gradient of some parameters that training follows, g, and the true one, t."""
 
@@ -89,22 +113,41 @@ class WeightSums(Sums):
     opposite: int  # parameters in which g and t have opposite signs
 
 
+@dataclass(frozen=True)
+class ParameterSums(Sums):
+    """Sums over the values of some parameters."""
+
+    square: float
+
+
 def pre_update(pre: Tensor) -> PreSums:
     """Gather the sums of one batch of `pre`, shaped (N, U) or (N, U, ...)."""
     return reduce(add, map(_pre_piece, _pieces(pre)))
 
 
-def post_update(post: Tensor, gram: bool = True) -> PostSums:
+def post_update(post: Tensor, gram: bool = True, response: bool = True) -> PostSums:
     """Gather the sums of one batch of `post`, shaped (N, U) or (N, U, ...).
 
-    With `gram=False` the Gram matrix is left out, and with it the effective rank.
+    With `gram=False` the Gram matrix is left out, and with it the effective rank; with
+    `response=False` all that needs more than counts of zeros.
     """
-    return reduce(add, (_post_piece(piece, gram) for piece in _pieces(post)))
+    return reduce(add, (_post_piece(piece, gram, response) for piece in _pieces(post)))
 
 
 def grad_update(gradient: Tensor) -> GradSums:
     """Gather the sums of one batch of the loss gradient at `pre`, (N, U) or (N, U, ...)."""
     return reduce(add, map(_grad_piece, _pieces(gradient)))
+
+
+def extra_update(gradient: Tensor, true_gradient: Tensor) -> ExtraSums:
+    """Compare what a site passes on to `pre` with what its true gradient would pass on.
+
+    Both are of the same loss gradient at `post`, shaped alike; the extra gradient is their
+    difference.
+    """
+    extra = gradient.detach() - true_gradient.detach()
+    up, down, true = map(square_of, (extra.clamp(max=0), extra.clamp(min=0), true_gradient))
+    return ExtraSums(not all(map(math.isfinite, (up, down, true))), up, down, true)
 
 
 def weight_update(gradient: Tensor, true_gradient: Tensor | None = None) -> WeightSums:
@@ -123,10 +166,32 @@ def weight_update(gradient: Tensor, true_gradient: Tensor | None = None) -> Weig
     return WeightSums(nonfinite, g.numel(), square, true_square, float(g @ t), opposite)
 
 
+def parameter_update(parameter: Tensor) -> ParameterSums:
+    """Gather the sums of a parameter's values."""
+    square = square_of(parameter)
+    return ParameterSums(not math.isfinite(square), square)
+
+
 def all_finite(values: Tensor) -> bool:
     """Return whether no value is infinite or NaN."""
     # The sum is faster, and decides wherever it is finite itself.
     return math.isfinite(values.detach().sum()) or bool(values.isfinite().all())
+
+
+def square_of(values: Tensor) -> float:
+    """Return the sum of squares, accurate also where float32 squares overflow or vanish."""
+    x = values.detach()
+    norm = float(torch.linalg.vector_norm(x))
+    if not 1e-12 < norm < 1e12:
+        norm = float(torch.linalg.vector_norm(x, dtype=torch.float64))
+    return norm * norm
+
+
+def treves_rolls(total: Tensor, square: Tensor, n: int) -> Tensor:
+    """Return (1 - mean(r)^2 / mean(r^2)) / (1 - 1/n) of n responses; NaN where undefined."""
+    if n == 1:
+        return torch.full_like(total, math.nan)
+    return ((1 - total.square() / (n * square)) / (1 - 1 / n)).clamp(0, 1)
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
@@ -140,32 +205,49 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
     x = values.detach().reshape(*values.shape[:2], -1)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    rows = max(1, _PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
+    rows = max(1, PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
     yield from torch.split(x, rows)
 
 
 def _pre_piece(x: Tensor) -> PreSums:
     examples, _, positions = x.shape
-    return PreSums(not all_finite(x), examples * positions, _count(torch.le, x))
+    observations, square = examples * positions, square_of(x)
+    nonpositive = _count(torch.le, x)
+    highest = None
+    if int(nonpositive.max()) == observations:
+        submerged = nonpositive == observations
+        highest = torch.full_like(x[0, :, 0], math.inf)
+        highest[submerged] = x[:, submerged].amax((0, 2))
+    nonfinite = not (math.isfinite(square) or all_finite(x))
+    return PreSums(nonfinite, observations, nonpositive, square, highest)
 
 
-def _post_piece(x: Tensor, gram: bool) -> PostSums:
-    examples, units, positions = x.shape
-    response, magnitude, nonfinite = _magnitude(x)
-    squares = response.square()
-    row_square = squares.sum(1)
-    responds = row_square > 0
-    sparsity = treves_rolls(response.sum(1), row_square, units)
+def _post_piece(x: Tensor, gram: bool, response: bool) -> PostSums:
+    examples, _, positions = x.shape
+    sums = _response_piece(x) if response else None
+    nonfinite = sums.nonfinite if sums else not all_finite(x)
     rows = (x.mean(2) if positions > 1 else x.squeeze(2)).double() if gram else x
     return PostSums(
         nonfinite=nonfinite,
         observations=examples * positions,
         zeros=_count(torch.eq, x),
+        response=sums,
+        gram=rows.T @ rows if gram else None,
+    )
+
+
+def _response_piece(x: Tensor) -> ResponseSums:
+    response, magnitude, nonfinite = _magnitude(x)
+    squares = response.square()
+    row_square = squares.sum(1)
+    responds = row_square > 0
+    sparsity = treves_rolls(response.sum(1), row_square, x.shape[1])
+    return ResponseSums(
+        nonfinite=nonfinite,
         magnitude=magnitude,
         square=squares.sum((0, 2)).double(),
         population=torch.where(responds, sparsity, 0).sum(dtype=torch.float64),
         responses=torch.count_nonzero(responds),
-        gram=rows.T @ rows if gram else None,
     )
 
 
@@ -193,10 +275,3 @@ def _count(compare: Callable[..., Tensor], x: Tensor) -> Tensor:
     # Above 2^24 float32 has no odd whole numbers.
     dtype = torch.float64 if x.shape[0] * x.shape[2] > 2**24 else x.dtype
     return compare(x, 0, out=torch.empty_like(x)).sum((0, 2), dtype=dtype).long()
-
-
-def treves_rolls(total: Tensor, square: Tensor, n: int) -> Tensor:
-    """Return (1 - mean(r)^2 / mean(r^2)) / (1 - 1/n) of n responses; NaN where undefined."""
-    if n == 1:
-        return torch.full_like(total, math.nan)
-    return ((1 - total.square() / (n * square)) / (1 - 1 / n)).clamp(0, 1)

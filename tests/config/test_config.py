@@ -11,13 +11,15 @@ from nsrelu_bench import models
 from nsrelu_bench.activations.modules import build
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config.activation_spec import FUNCTIONS, GATES
-from nsrelu_bench.config.registry import DATASETS, MEASURES, MODELS
+from nsrelu_bench.config.registry import DATASETS, LATER_MEASURES, MEASURES, MODELS
 from nsrelu_bench.config.run import RunConfig, override, read_run, run_config
 from nsrelu_bench.config.study import make_study, read_study
 from nsrelu_bench.config.yaml import parse_yaml, read_setting, read_yaml, write_yaml
 from nsrelu_bench.errors import UsageError, unknown
 
 ACTIVATIONS = labels.ACTIVATION_NAMES
+LATER = LATER_MEASURES
+FIRST = tuple(name for name in MEASURES if name not in LATER)
 
 
 def message(**settings: object) -> str:
@@ -178,14 +180,32 @@ def test_a_mistake_is_one_line_naming_setting_and_choices(
         ("dead_units, zero_fraction", "zero_fraction,dead_units"),
         ("-effective_rank", "-effective_rank"),
         ("all,-effective_rank", "-effective_rank"),
-        (",".join(list(MEASURES)[:-1]), "-effective_rank"),
+        (",".join(FIRST[:-1]), "-effective_rank"),
+        (",".join(FIRST), "all"),
         (",".join(MEASURES), "all"),
+        (",".join(f"-{name}" for name in FIRST), "none"),
         (",".join(f"-{name}" for name in MEASURES), "none"),
+        (",".join(FIRST[:9]), ",".join(FIRST[:9])),
+        (",".join(FIRST[:10]), ",".join(f"-{name}" for name in FIRST[10:])),
+        (",".join(f"-{name}" for name in FIRST[9:]), ",".join(FIRST[:9])),
+        ("-pre_rms", "-pre_rms"),
+        ("pre_rms", "pre_rms"),
+        (",".join((*FIRST, "pre_rms")), ",".join(f"-{n}" for n in LATER if n != "pre_rms")),
+        (",".join((*FIRST[:9], *LATER)), ",".join((*FIRST[:9], *LATER))),
     ],
 )
 def test_measures_are_chosen_by_name_or_left_out(text: str, canonical: str) -> None:
     assert RunConfig(measures=text).measures == canonical
     assert RunConfig(measures=canonical).measured == RunConfig(measures=text).measured
+
+
+@given(st.sets(st.sampled_from(list(MEASURES)), min_size=1), st.booleans())
+def test_every_choice_of_measures_has_one_text(names: set[str], minus: bool) -> None:
+    text = RunConfig(measures=",".join(f"-{name}" if minus else name for name in names)).measures
+    again = RunConfig(measures=text)
+    assert again.measures == text
+    if names & set(LATER):
+        assert set(again.measured) == (set(MEASURES) - names if minus else names)
 
 
 @pytest.mark.parametrize("text", ["", "dead_units,-effective_rank", "none,dead_units", "all,none"])

@@ -76,6 +76,12 @@ def test_measure_agrees_with_numpy(impl, batch_size):
         "zero_grad_units": 0,
         "surrogate_cosine": cosine(whole, whole_true),
         "sign_disagreement": (whole * whole_true < 0).mean(),
+        "living_zero_fraction": (post[:, (post != 0).any(0)] == 0).mean(),
+        "pre_rms": np.sqrt((pre**2).mean()),
+        "weight_norm": math.sqrt(sum(p.detach().square().sum() for p in model.parameters())),
+        "extra_grad_up": np.linalg.norm(d_pre[(pre <= 0) & (d_pre < 0)]),
+        "extra_grad_down": np.linalg.norm(d_pre[(pre <= 0) & (d_pre > 0)]),
+        "extra_grad_fraction": (d_pre[pre <= 0] ** 2).sum() / (d_pre**2).sum(),
     }
     assert {name: found.totals[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     row = only(found.layers)
@@ -83,6 +89,7 @@ def test_measure_agrees_with_numpy(impl, batch_size):
     assert row["grad_norm"] == pytest.approx(np.linalg.norm(followed[0]), rel=1e-5)
     assert row["surrogate_cosine"] == pytest.approx(cosine(followed[0], true[0]), rel=1e-5)
     assert row["sign_disagreement"] == (followed[0] * true[0] < 0).mean()
+    assert row["weight_norm"] == pytest.approx(model.linear1.weight.norm().item())
     assert 0 < found.totals["sign_disagreement"] < found.totals["surrogate_cosine"] < 0.999
 
 
@@ -102,6 +109,8 @@ def test_the_batch_size_changes_no_measure(make):
 
 def test_every_measure_has_a_column():
     model = cnn(lambda: NSReLU(0.1))
+    for layer in (model.norm1, model.conv2):
+        layer.bias.data[0] = -100  # a submerged unit at each site
     first = measure(model, *batch(model))
     second = measure(model, *batch(model), previous=first)
     assert list(first.totals) == list(MEASURES)
@@ -132,7 +141,9 @@ def test_a_tied_pair_has_cosine_one(activation):
     found = measure(model, *batch(model))
     for values in (found.totals, *found.layers):
         assert values["surrogate_cosine"] == 1
-        assert values["sign_disagreement"] == 0
+        for name in ("sign_disagreement", "extra_grad_up", "extra_grad_down"):
+            assert values[name] == 0
+        assert values["extra_grad_fraction"] == 0
 
 
 def test_above_all_surrogates_the_cosine_is_one():
@@ -142,6 +153,56 @@ def test_above_all_surrogates_the_cosine_is_one():
     first, last = measure(model, *batch(model)).layers
     assert first["surrogate_cosine"] < 0.99
     assert last["surrogate_cosine"] == 1
+
+
+def finite_differences(f, x, h=1e-6):
+    """The derivative of an elementwise function in float64."""
+    return (f(x + h) - f(x - h)) / (2 * h)
+
+
+@pytest.mark.parametrize(
+    ("pair", "slope", "derivative"),
+    [
+        (("relu", "gelu"), F.gelu, lambda x: (x > 0).double()),
+        (("relu", "silu"), F.silu, lambda x: (x > 0).double()),
+        (("leaky_relu(0.1)", "relu"), F.relu, lambda x: torch.where(x > 0, 1.0, 0.1)),
+        (("silu", "relu"), F.relu, lambda x: finite_differences(F.silu, x)),
+    ],
+)
+def test_the_extra_gradient_is_the_difference_of_slopes(pair, slope, derivative):
+    model = nn.Sequential(nn.Linear(5, 7), Surrogate(*pair), nn.Linear(7, 3)).double()
+    images, labels = torch.randn(30, 5, dtype=torch.double), torch.arange(30) % 3
+    found = measure(model, images, labels, batch_size=11).layers[0]
+    pre = model[0](images).detach()
+    post = model[1](pre).requires_grad_()
+    F.cross_entropy(model[2](post), labels).backward()
+    true = post.grad * derivative(pre)
+    extra = post.grad * finite_differences(slope, pre) - true
+    assert found["extra_grad_up"] == pytest.approx(extra.clamp(max=0).norm().item(), rel=1e-5)
+    assert found["extra_grad_down"] == pytest.approx(extra.clamp(min=0).norm().item(), rel=1e-5)
+    share = extra.square().sum() / (extra.square().sum() + true.square().sum())
+    assert found["extra_grad_fraction"] == pytest.approx(share.item(), rel=1e-5)
+
+
+def test_a_surrogate_inside_another_module_has_no_extra_gradient():
+    block = nn.Sequential(NSReLU(0.1), nn.Dropout(0.5))
+    model = nn.Sequential(nn.Linear(4, 5), block, nn.Linear(5, 3), nn.ReLU())
+    with ActivationProbe(model, sites=["1", "3"]) as probe:
+        model(torch.randn(9, 4)).sum().backward()
+    assert probe.frame()["extra_grad_fraction"].isna().tolist() == [True, False]
+
+
+def test_the_extra_gradient_draws_no_random_numbers():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), Surrogate("relu", "rrelu"), nn.Linear(5, 3))
+    images = torch.randn(9, 4)
+    states = []
+    for open_probe in (True, False):
+        torch.manual_seed(2)
+        with ActivationProbe(model) if open_probe else torch.enable_grad():
+            model(images).sum().backward()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 # Histories of units ---------------------------------------------------------------------------
@@ -324,7 +385,8 @@ def test_a_model_without_gradients_has_no_gradient_measures():
     assert empty == {
         *("died_units", "revived_units", "grad_norm", "pre_grad_norm", "zero_grad_units"),
         *("surrogate_cosine", "sign_disagreement"),
-    }
+        *("extra_grad_up", "extra_grad_down", "extra_grad_fraction"),
+    } | ({"submerged_depth"} - {name for name in found.totals if found.totals["submerged_units"]})
 
 
 # Not finite -------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import dataclasses
 import doctest
 import math
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from nsrelu_bench.config.registry import MEASURES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.metrics import (
     DeadUnitHistory,
+    extra_update,
     grad_update,
+    parameter_update,
     post_update,
     pre_update,
     weight_update,
@@ -90,8 +94,21 @@ def slow_effective_rank(post):
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
+def slow_living(post):
+    living = [unit for unit in units_of(post) if any(value != 0 for value in unit)]
+    return float(np.mean(np.concatenate(living) == 0)) if living else None
+
+
+def slow_depth(pre):
+    rms = math.sqrt(np.mean(pre.astype(np.float64) ** 2))
+    highest = [max(unit) for unit in units_of(pre)]
+    depths = [-value / rms if rms else 0.0 for value in highest if value <= 0]
+    return float(np.mean(depths)) if depths else None
+
+
 SLOW_POST = {
     metrics.zero_fraction: lambda post: np.mean(post == 0),
+    metrics.living_zero_fraction: slow_living,
     metrics.dead_units: slow_dead,
     metrics.dead_fraction: lambda post: slow_dead(post) / post.shape[1],
     metrics.dormant_units: slow_dormant,
@@ -105,6 +122,8 @@ SLOW_PRE = {
     metrics.submerged_fraction: lambda pre: np.mean(
         [all(v <= 0 for v in u) for u in units_of(pre)]
     ),
+    metrics.pre_rms: lambda pre: math.sqrt(sum(float(v) ** 2 for v in pre.ravel()) / pre.size),
+    metrics.submerged_depth: slow_depth,
 }
 SLOW_GRAD = {
     metrics.pre_grad_norm: lambda g: math.sqrt(sum(float(v) ** 2 for v in g.ravel())),
@@ -159,6 +178,29 @@ def test_measures_of_the_weights_agree_with_numpy(pairs):
         assert metrics.surrogate_cosine(*sums) == pytest.approx(g @ t / norms, abs=1e-12)
     else:
         assert metrics.surrogate_cosine(*sums) == (1.0 if (g == t).all() else None)
+
+
+@QUICK
+@given(st.lists(PAIRS, min_size=1, max_size=3))
+def test_measures_of_the_extra_gradient_agree_with_numpy(pairs):
+    sums = [extra_update(tensor(d), tensor(t)) for d, t in pairs]
+    d, t = (np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True))
+    up = sum(e**2 for e in d - t if e < 0)
+    down = sum(e**2 for e in d - t if e > 0)
+    whole = up + down + sum(t**2)
+    assert metrics.extra_grad_up(*sums) == pytest.approx(math.sqrt(up))
+    assert metrics.extra_grad_down(*sums) == pytest.approx(math.sqrt(down))
+    fraction = metrics.extra_grad_fraction(*sums)
+    assert fraction == (pytest.approx((up + down) / whole) if whole else None)
+    assert metrics.extra_grad_up(reduce(add, sums)) == pytest.approx(math.sqrt(up))
+
+
+@QUICK
+@given(st.lists(ARRAYS, min_size=1, max_size=3))
+def test_the_weight_norm_agrees_with_numpy(arrays):
+    expected = np.linalg.norm(np.concatenate([array.ravel() for array in arrays]))
+    sums = [parameter_update(tensor(array)) for array in arrays]
+    assert metrics.weight_norm(*sums) == pytest.approx(expected)
 
 
 @QUICK
@@ -261,9 +303,17 @@ def test_squares_neither_overflow_nor_vanish(scale):
     small, normal = post_update(x * scale), post_update(x)
     for function in SLOW_POST:
         assert function(small) == pytest.approx(function(normal), rel=1e-5)
+    for function in SLOW_PRE:
+        ratio = scale if function is metrics.pre_rms else 1
+        found = function(pre_update(-x * scale))
+        assert found == pytest.approx(function(pre_update(-x)) * ratio, rel=1e-5)
     norm = metrics.pre_grad_norm(grad_update(x))
     assert metrics.pre_grad_norm(grad_update(x * scale)) == pytest.approx(norm * scale, rel=1e-5)
     assert metrics.grad_norm(weight_update(x * scale)) > 0
+    whole = metrics.weight_norm(parameter_update(x))
+    assert metrics.weight_norm(parameter_update(x * scale)) == pytest.approx(whole * scale)
+    extra = extra_update(x * scale, torch.zeros_like(x))
+    assert metrics.extra_grad_down(extra) == pytest.approx(whole * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -341,9 +391,19 @@ def test_values_that_are_not_finite_give_no_measure(bad, where):
         assert function(weight_update(x)) is None
         assert function(weight_update(good, x)) is None
         assert function(weight_update(x, good)) is None
+    for function in (metrics.extra_grad_up, metrics.extra_grad_down, metrics.extra_grad_fraction):
+        assert function(extra_update(x, good)) is None
+        assert function(extra_update(good, x)) is None
+    assert metrics.weight_norm(parameter_update(good), parameter_update(x)) is None
 
 
-@pytest.mark.parametrize("function", [*SLOW_POST, *SLOW_PRE, *SLOW_GRAD, metrics.grad_norm])
+NO_SITES = (
+    *(*SLOW_POST, *SLOW_PRE, *SLOW_GRAD, metrics.grad_norm, metrics.weight_norm),
+    *(metrics.extra_grad_up, metrics.extra_grad_down, metrics.extra_grad_fraction),
+)
+
+
+@pytest.mark.parametrize("function", NO_SITES)
 def test_no_sites_give_no_measure(function):
     assert function() is None
 
@@ -357,6 +417,14 @@ def test_large_finite_values_are_finite():
 def test_effective_rank_needs_the_gram_matrix():
     with pytest.raises(ValueError, match=r"^the sums were gathered with gram=False: "):
         metrics.effective_rank(post_update(torch.eye(3), gram=False))
+
+
+def test_counts_need_no_responses():
+    counts = post_update(torch.eye(3), response=False)
+    assert metrics.zero_fraction(counts + counts) == 6 / 9
+    for function in (metrics.dormant_units, metrics.lifetime_sparsity, metrics.population_sparsity):
+        with pytest.raises(ValueError, match=r"^the sums were gathered with response=False: "):
+            function(counts)
 
 
 # Documentation ----------------------------------------------------------------------------

@@ -157,27 +157,36 @@ def test_the_mode_is_left_alone():
     assert zeros[0] != zeros[1]
 
 
-class Flat(nn.Module):
-    def __init__(self) -> None:
+class Viewed(nn.Module):
+    """An activation of a view."""
+
+    def __init__(self, view, inplace) -> None:
         super().__init__()
-        self.linear, self.act = nn.Linear(FEATURES, 8), nn.ReLU(inplace=True)
+        self.linear, self.view, self.act = nn.Linear(FEATURES, 8), view, nn.ReLU(inplace)
 
     def forward(self, x):
-        return self.act(self.linear(x).view(-1, 2, 4)).flatten(1)
+        return self.act(self.view(self.linear(x) * 1))
 
 
-def test_an_overwritten_view_is_a_clear_error():
-    model = Flat()
-    images = torch.randn(N, FEATURES)
-    with ActivationProbe(model) as probe, pytest.raises(BenchError, match="inplace=False"):
-        model(images)
-    assert traces(model) == traces(Flat())
-    with ActivationProbe(model, measures=["dead_units"]) as probe:
-        model(images)
-    model.act.inplace = False
-    with ActivationProbe(model) as probe:
-        model(images).sum().backward()
-    assert probe.frame()["pre_grad_norm"][0] > 0
+VIEWS = {
+    "whole": lambda x: x.view(-1, 2, 4),
+    "moved": lambda x: x.view(-1, 2, 4).transpose(1, 2),
+    "half": lambda x: x[:, 2:6],
+    "every second": lambda x: x[:, ::2].unflatten(1, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_overwritten_view_has_the_gradient_at_its_input(view):
+    frames = []
+    for inplace in (False, True):
+        torch.manual_seed(2)
+        model = Viewed(VIEWS[view], inplace)
+        with ActivationProbe(model) as probe:
+            model(torch.randn(N, FEATURES)).square().sum().backward()
+        frames.append(probe.frame())
+    assert frames[0].equals(frames[1])
+    assert frames[0]["pre_grad_norm"][0] > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""Gradients at a site: of an input that is overwritten, and what a surrogate adds to them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nsrelu_bench.activations import Surrogate, true_gradients
+
+
+def is_tied(module: nn.Module) -> bool | None:
+    """Return whether a site has the true gradient; None if an untied activation is only a part."""
+    with true_gradients(module) as untied:
+        if not untied:
+            return True
+        return False if isinstance(module, Surrogate) else None
+
+
+class SurrogateCall:
+    """One call of an untied activation, of which the two gradients can be computed.
+
+    Args:
+        module: The activation.
+        pre: Its input, before it is called.
+    """
+
+    def __init__(self, module: nn.Module, pre: Tensor) -> None:
+        self._module = module
+        overwritten = getattr(module, "inplace", False)
+        self._pre = pre.detach().clone() if overwritten else pre.detach()
+        self._version = self._pre._version
+
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what the call passes on of the gradient at its output, and what it truly should.
+
+        None if the input has been overwritten since.
+        """
+        if self._pre._version != self._version:
+            return None
+        followed = self._pass_back(gradient)
+        with true_gradients(self._module):
+            return followed, self._pass_back(gradient)
+
+    def _pass_back(self, gradient: Tensor) -> Tensor:
+        with torch.enable_grad(), torch.random.fork_rng(devices=()):
+            pre = self._pre.detach().requires_grad_()
+            # Not by calling the module, which would run the hooks of others too.
+            post = self._module.forward(pre.clone())
+            (passed,) = torch.autograd.grad(post, pre, gradient)
+        return passed
+
+
+class OverwrittenView:
+    """The gradient at a view that an activation may change in place.
+
+    Changing a view gives it and its base a new history, in which a hook on the view from before is
+    lost. The history of the base from before is still behind the new one, and gets the gradient
+    at the values before the change, with that of other uses of the base.
+
+    Args:
+        view: The input, before the activation is called.
+        use: Takes the gradient at it, of its shape.
+    """
+
+    def __init__(self, view: Tensor, use: Callable[[Tensor], None]) -> None:
+        base = view._base
+        self._view, self._version, self._use = view, view._version, use
+        self._node = None if base is None else base.grad_fn
+        if base is not None:
+            self._output = base.output_nr
+            self._base_layout = base.size(), base.stride()
+            offset = view.storage_offset() - base.storage_offset()
+            self._view_layout = view.size(), view.stride(), offset
+
+    def watch(self) -> None:
+        """Watch the base if the view has been changed since."""
+        if self._view._version > self._version and self._node is not None:
+            self._node.register_prehook(self._take)
+
+    def _take(self, gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[self._output]
+        if gradient is not None:
+            size, stride = self._base_layout
+            laid_out = gradient.new_empty_strided(size, stride).copy_(gradient.detach())
+            self._use(laid_out.as_strided(*self._view_layout))
