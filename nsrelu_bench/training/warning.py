@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nsrelu_bench.activations import true_gradients
 from nsrelu_bench.measures import undisturbed
 
-#: A first layer's cosine below this is a lost gradient.
+#: A first layer's cosine below this is a lost gradient; docs/metrics.md says from which data.
 LOST_BELOW = 0.7
 
 #: Steps between two looks: each costs about as much as two steps.
