@@ -27,14 +27,14 @@ def read_bytes(path: Path, limit: int = MAX_READ_BYTES) -> bytes:
         OSError: It can't be read, is larger, or is something else: a pipe or a device might
             never end.
     """
-    with _open_regular(path, limit) as file:
+    with open_regular(path, limit) as file:
         return file.read()
 
 
 def file_sha256(path: Path, length: int | None = None) -> str:
     """Return the SHA-256 of a regular file, or of its first `length` bytes."""
     digest = hashlib.sha256()
-    with _open_regular(path, MAX_HASHED_BYTES) as file:
+    with open_regular(path, MAX_HASHED_BYTES) as file:
         left = MAX_HASHED_BYTES if length is None else length
         while left and (chunk := file.read(min(left, 1 << 20))):
             digest.update(chunk)
@@ -42,8 +42,15 @@ def file_sha256(path: Path, length: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def _open_regular(path: Path, limit: int) -> BinaryIO:
-    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 -- Path has no opener
+def open_regular(path: Path, limit: int = MAX_READ_BYTES, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file of at most `limit` bytes to read; without `follow`, not through a link.
+
+    Raises:
+        OSError: It can't be opened, is larger, or is something else: a pipe or a device might
+            never end.
+    """
+    no_link = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    file = open(path, "rb", opener=lambda name, flags: _open_at_once(name, flags | no_link))  # noqa: SIM115 -- Path has no opener
     state = os.fstat(file.fileno())
     problem = "is not a regular file" if not stat.S_ISREG(state.st_mode) else ""
     if problem or state.st_size > limit:

@@ -106,7 +106,10 @@ class RunConfig(BaseModel):
         "activation", "Implementation of a pair of two functions", "native"
     )
     dataset: Choice = setting(
-        "data", "Data set by name, or folder:PATH of your own images", "mnist5k", names=DATASETS
+        "data",
+        "Data set by name, folder:PATH of your own images, or package.module:function of your own",
+        "mnist5k",
+        names=DATASETS,
     )
     data_dir: str = setting("data", "Folder of downloaded data sets", "data", metavar="DIR")
     train_size: Count | None = setting(
@@ -213,7 +216,7 @@ class RunConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        if not name.removeprefix("folder:") or not name.startswith("folder:"):
+        if not re.fullmatch("folder:.+", name, re.DOTALL) and not PLUGIN.fullmatch(name):
             lookup(DATASETS, name, "dataset")
         return name
 

@@ -1,6 +1,7 @@
 """Data sets as tensors in memory."""
 
 from nsrelu_bench.data.augment import augment_batch
+from nsrelu_bench.data.cache import cache_folder, cache_problem
 from nsrelu_bench.data.dataset import Dataset, Split
 from nsrelu_bench.data.description import describe, format_description
 from nsrelu_bench.data.downloads import SOURCES as PUBLISHED
@@ -12,6 +13,8 @@ __all__ = [
     "Dataset",
     "Split",
     "augment_batch",
+    "cache_folder",
+    "cache_problem",
     "data_digest",
     "describe",
     "format_description",

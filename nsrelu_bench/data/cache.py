@@ -1,93 +1,141 @@
 """Decoded images on disk, so that they are decoded once.
 
-An entry is one uncompressed .npz file without pickles. It holds a stamp that says what it was made
-of, and zip's checksum of every array: one of another stamp, or damaged, is made again. It is put in
-place by a rename, and one process makes it while the others wait.
+An entry is one file: a line that names the format, the SHA-256 of what follows, a line of JSON with
+a stamp of the source and the shapes, then images and labels as plain bytes. It is used only if all
+of that is right, and if nobody but this user can write to the file and its folder. Anything else is
+made again. An entry is written by one process, under a temporary name, and then renamed;
+other processes wait for it.
 """
 
+import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-from filelock import FileLock
 
 from nsrelu_bench.data.dataset import Parts
+from nsrelu_bench.files import file_lock, open_regular
 
-#: Raised by one when what is stored, or how it is decoded, changes.
-FORMAT = 1
+#: The last number goes up by one when the format, or the decoding, changes.
+FORMAT = b"nsrelu-bench images 2\n"
+MAX_HEADER_BYTES = 1 << 16
+MAX_ENTRY_BYTES = 1 << 40
 
 
-def cached(source: str, stamp: str, make: Callable[[], Parts]) -> Parts:
-    """Return what `make` made for the same source and stamp, now or in an earlier process.
+def cached(
+    source: str,
+    stamp: str,
+    make: Callable[[], Parts],
+    is_valid: Callable[[Parts], bool] = lambda _: True,
+) -> Parts:
+    """Return what `make` returned for the same source and stamp, now or in an earlier process.
 
-    A cache that can't be read or written is no error: then it is made every time.
+    A cache that can't be read or written is not an error: then it is made every time.
 
     Args:
-        source: What it is made of, such as a folder; it has one place in the cache.
-        stamp: The state of the source; another stamp replaces what is there.
-        make: Reads the source.
+        source: What it is made from, such as a folder; it has one entry.
+        stamp: The state of the source; another stamp replaces the entry.
+        make: Reads the source; images are uint8.
+        is_valid: Returns whether an entry's images and labels can be those of this source.
     """
-    place = cache_place(source)
-    if place is None:
+    entry = cache_entry(source)
+    if entry is None:
         return make()
-    stamp = f"{FORMAT} {stamp}"
-    found = _read(place, stamp)
-    if found is None:
-        with alone_in(place.parent, place.stem):
-            found = _read(place, stamp)  # another process may have made it meanwhile
-            if found is None:
-                found = make()
-                _write(place, stamp, found)
-    return found
+    parts = _read(entry, stamp, is_valid)
+    if parts is None:
+        with lock_folder(entry.parent, entry.stem):
+            parts = _read(entry, stamp, is_valid)  # another process may have written it meanwhile
+            if parts is None:
+                parts = make()
+                _write(entry, _pack(stamp, parts))
+    return parts
 
 
-def cache_place(source: str) -> Path | None:
-    """Where the cache keeps what is made of a source; None where there is no place for a cache."""
+def cached_text(source: str, stamp: str, make: Callable[[], str]) -> str:
+    """Return the short text that `make` returned for the same source and stamp."""
+    entry = cache_entry(source)
+    if entry is None:
+        return make()
+    entry, name = entry.with_suffix(".txt"), sha256(os.fsencode(stamp)).hexdigest()
+    with suppress(OSError, ValueError), _open_own(entry) as file:
+        found, _, text = file.read(MAX_HEADER_BYTES).decode().partition(" ")
+        if found == name:
+            return text
+    text = make()
+    _write(entry, [f"{name} {text}".encode()])
+    return text
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of the cache; None if this user has no home."""
     folder = os.environ.get("NSRELU_CACHE_DIR", "")
     shared = os.environ.get("XDG_CACHE_HOME", "")
     try:
         if folder:
-            chosen = Path(folder).expanduser()
-        elif Path(shared).is_absolute():
-            chosen = Path(shared) / "nsrelu-bench"
-        else:
-            chosen = Path.home() / ".cache" / "nsrelu-bench"
-    except RuntimeError:  # nobody's home
+            return Path(folder).expanduser()
+        if Path(shared).is_absolute():
+            return Path(shared) / "nsrelu-bench"
+        return Path.home() / ".cache" / "nsrelu-bench"
+    except RuntimeError:  # no home
+        return None
+
+
+def cache_problem(folder: Path) -> str:
+    """Return why a folder can't hold the cache; nothing if it can, or does not exist yet."""
+    try:
+        state = folder.stat()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if not stat.S_ISDIR(state.st_mode):
+        return f"{folder}: is not a folder"
+    if not _is_own(state):
+        return f"{folder}: others can write there; chmod go-w it, or set NSRELU_CACHE_DIR"
+    return ""
+
+
+def cache_entry(source: str) -> Path | None:
+    """Return the place of a source in the cache; None if there is no cache."""
+    folder = cache_folder()
+    if folder is None or cache_problem(folder):
         return None
     readable = re.sub(r"[^A-Za-z0-9]+", "-", source)[-40:].strip("-")
-    return chosen / f"{readable}-{sha256(os.fsencode(source)).hexdigest()[:16]}.npz"
+    return folder / f"{readable}-{sha256(os.fsencode(source)).hexdigest()[:16]}.images"
 
 
 def cache_file(source: str) -> Path | None:
-    """The file that the cache holds of a source; None where there is none."""
-    place = cache_place(source)
+    """Return the file of a source in the cache; None if there is none."""
+    entry = cache_entry(source)
     with suppress(OSError):
-        if place is not None and place.is_file():
-            return place
+        if entry is not None and entry.is_file():
+            return entry
     return None
 
 
 def stamp_of(path: str, state: os.stat_result) -> str:
-    """Tell a state of a file from all others without reading it.
+    """Return a text that differs between any two states of a file, without reading it.
 
-    The time of the last change of the file's record, unlike that of its content, can't be set:
-    files of the same size unpacked with the same time differ in it.
+    Unlike the time of the last change of a file's content, that of its record can't be set: files
+    of one size, unpacked with one time, differ in it.
     """
     return f"{path}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
 
 
 @contextmanager
-def alone_in(folder: Path, name: str) -> Iterator[None]:
-    """Let one process at a time work on `name` in a folder; nothing to guard if it is read-only."""
-    lock = FileLock(folder / f".{name}.lock")
+def lock_folder(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time work on `name` in a folder; a read-only folder needs no lock."""
+    lock = file_lock(folder / f".{name}.lock", timeout_s=-1)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.acquire()
     except OSError:
         yield
@@ -98,30 +146,83 @@ def alone_in(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _read(place: Path, stamp: str) -> Parts | None:
+def _read(entry: Path, stamp: str, is_valid: Callable[[Parts], bool]) -> Parts | None:
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["stamp"]) != stamp:
-                return None
-            return {
-                str(part): (arrays[f"{part}_images"], arrays[f"{part}_labels"])
-                for part in arrays["parts"]
-            }
-    except Exception:  # not there, or damaged, which raises anything: it is made again
+        with _open_own(entry) as file:
+            parts = _unpack(file, stamp)
+    except Exception:  # not there, or damaged in any way: it is made again
         return None
+    return parts if is_valid(parts) else None
 
 
-def _write(place: Path, stamp: str, parts: Parts) -> None:
-    arrays: dict[str, npt.NDArray[Any]] = {"stamp": np.array(stamp), "parts": np.array([*parts])}
-    for part, (images, labels) in parts.items():
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    begun = place.with_suffix(".part")
+def _open_own(path: Path) -> BinaryIO:
+    """Open a regular file that only this user can have written."""
+    file = open_regular(path, MAX_ENTRY_BYTES, follow=False)
+    if not _is_own(os.fstat(file.fileno())):
+        file.close()
+        raise PermissionError(f"{path} may be another user's")
+    return file
+
+
+def _is_own(state: os.stat_result) -> bool:
+    """Return whether only this user can write there; Windows has no such bits."""
+    if not hasattr(os, "geteuid"):
+        return True
+    return state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _pack(stamp: str, parts: Parts) -> list[bytes | memoryview]:
+    """Return the content of an entry in pieces."""
+    arrays = []
+    for images, labels in parts.values():
+        arrays += [np.ascontiguousarray(images, np.uint8), np.ascontiguousarray(labels, "<i8")]
+    shapes = {part: list(images.shape) for part, (images, _) in parts.items()}
+    header = json.dumps({"stamp": stamp, "shapes": shapes}).encode() + b"\n"
+    digest = sha256(header)
+    for array in arrays:
+        digest.update(array.data)
+    return [FORMAT, digest.hexdigest().encode() + b"\n", header, *(a.data for a in arrays)]
+
+
+def _unpack(file: BinaryIO, stamp: str) -> Parts:
+    """Read an entry.
+
+    Raises:
+        ValueError: It is damaged, or has another stamp. Other damage raises other errors.
+    """
+    if file.readline(len(FORMAT)) != FORMAT:
+        raise ValueError("another format")
+    expected, line = file.readline(65).strip().decode(), file.readline(MAX_HEADER_BYTES)
+    header = json.loads(line)
+    shapes = {part: tuple(map(int, shape)) for part, shape in header["shapes"].items()}
+    size = sum(math.prod(shape) + 8 * shape[0] for shape in shapes.values())
+    if header["stamp"] != stamp or size != os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError("another source or size")
+    digest, parts = sha256(line), {}
+    for part, shape in shapes.items():
+        parts[part] = np.empty(shape, np.uint8), np.empty(shape[0], "<i8")
+        for array in parts[part]:
+            file.readinto(array.data.cast("B"))  # type: ignore[attr-defined]
+            digest.update(array.data)
+    if digest.hexdigest() != expected:
+        raise ValueError("damaged")
+    return parts
+
+
+def _write(entry: Path, content: Iterable[bytes | memoryview]) -> None:
+    """Put a file in its place, whole; whatever killed processes left of it is removed."""
     with suppress(OSError):
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in entry.parent.glob(f".{entry.name}.*.part"):
+            left.unlink(missing_ok=True)
+        # Readable by this user alone; created anew, so that it is never another's file or link.
+        descriptor, name = tempfile.mkstemp(".part", f".{entry.name}.", entry.parent)
         try:
-            with begun.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+            with os.fdopen(descriptor, "wb") as file:
+                for piece in content:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
-            begun.replace(place)
+            Path(name).replace(entry)
         finally:
-            begun.unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.data import downloads, image_folder
-from nsrelu_bench.data.cache import cache_file
+from nsrelu_bench.data import downloads
+from nsrelu_bench.data.cache import cache_file, cache_folder, cache_problem
 from nsrelu_bench.data.downloads import SOURCES, find_form
+from nsrelu_bench.data.image_folder import scan_folder
 from nsrelu_bench.data.loading import FOLDER, folder_path, load_dataset
 
 #: The splits and their purposes.
@@ -18,8 +21,9 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         The examples of each split, shape and classes; mean and standard deviation of the training
-        split, per channel, on a scale from 0 to 1; bytes in memory; the SHA-256 of all images and
-        labels; the files and how they were checked; its file in the cache.
+        split, per channel, of bytes on a scale from 0 to 1; bytes in memory; the SHA-256 of all
+        images and labels; the files and how they were checked; its file in the cache, and what is
+        wrong with the cache.
 
     Raises:
         BenchError: As `load_dataset`.
@@ -28,17 +32,21 @@ def describe(config: RunConfig) -> dict[str, Any]:
     splits = {name: getattr(data, name) for name in SPLITS}
     files, key = _files(config)
     cached = cache_file(key) if key else None
+    folder = cache_folder() if key else None
+    scale = 255 if data.train.images.dtype == torch.uint8 else 1
     return {
         "name": config.dataset,
         **{name: len(split) for name, split in splits.items()},
         "shape": list(data.shape),
         "classes": data.classes,
-        "mean": (data.mean / 255).flatten().tolist(),
-        "std": (data.std / 255).flatten().tolist(),
+        "mean": (data.mean / scale).flatten().tolist(),
+        "std": (data.std / scale).flatten().tolist(),
         "memory_bytes": sum(s.images.nbytes + s.labels.nbytes for s in splits.values()),
         "sha256": data.digest,
         "files": files,
         "cache": str(cached) if cached else None,
+        "cache_problem": (cache_problem(folder) if folder else "no home") if key else None,
+        "dtype": str(data.train.images.dtype).removeprefix("torch."),
     }
 
 
@@ -47,7 +55,7 @@ def _files(config: RunConfig) -> tuple[list[dict[str, str]], str | None]:
     name, data_dir = config.dataset, Path(config.data_dir)
     if name.startswith(FOLDER):
         root = folder_path(name)
-        return [{"path": str(root), "checked": "every image decoded"}], image_folder.cache_key(root)
+        return [{"path": str(root), "checked": "every image decoded"}], scan_folder(root).key
     form = find_form(name, data_dir) if name in SOURCES else None
     if form is None:
         return [], None
@@ -65,14 +73,15 @@ def format_description(about: dict[str, Any]) -> str:
     """Format what `describe` returns, one line per fact."""
     channels, height, width = about["shape"]
     splits = (f"{about[split]:,} {use}" for split, use in SPLITS.items())
+    scale = " (of 1)" if about["dtype"] == "uint8" else f" ({about['dtype']})"
     lines = {
         "images": ", ".join(splits),
         "shape": f"{channels} x {height} x {width}, {about['classes']} classes",
-        "mean": ", ".join(f"{value:.4f}" for value in about["mean"]) + " (of 1)",
+        "mean": ", ".join(f"{value:.4f}" for value in about["mean"]) + scale,
         "std": ", ".join(f"{value:.4f}" for value in about["std"]),
         "memory": f"{about['memory_bytes'] / 2**20:.1f} MiB",
         "sha256": about["sha256"],
-        "cache": about["cache"] or "none",
+        "cache": about["cache"] or about["cache_problem"] or "none",
     }
     rows = [*lines.items()]
     rows += [("file", f"{file['path']} ({file['checked']})") for file in about["files"]]

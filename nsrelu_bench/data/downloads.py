@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
-from nsrelu_bench.data.cache import alone_in, cached, stamp_of
+from nsrelu_bench.data.cache import cached, lock_folder, stamp_of
 from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.data.formats import (
     EMNIST_FILES,
@@ -71,6 +71,13 @@ def read_published(name: str, data_dir: Path) -> Parts:
     Raises:
         BenchError: A file is missing and can't be fetched, or is damaged.
     """
+
+    def is_valid(parts: Parts) -> bool:
+        classes = SOURCES[name].classes
+        return parts.keys() == {"train", "test"} and all(
+            labels.min() >= 0 and labels.max() < classes for _, labels in parts.values()
+        )
+
     form = find_form(name, data_dir)
     if form is None:
         _fetch(name, data_dir)
@@ -81,7 +88,7 @@ def read_published(name: str, data_dir: Path) -> Parts:
             return _check_and_read(name, form, paths)
         stamp = "".join(stamp_of(path.name, path.stat()) for path in paths)
         key = cache_key(name, data_dir)
-        return cached(key, stamp, lambda: _check_and_read(name, form, paths))
+        return cached(key, stamp, lambda: _check_and_read(name, form, paths), is_valid)
     except OSError as error:
         raise BenchError(f"{error.filename or data_dir}: {error_reason(error)}") from error
 
@@ -145,7 +152,7 @@ def _fetch(name: str, data_dir: Path) -> None:
             f" not load ({error_reason(error)}); install the version that matches your torch,"
             " or use mnist5k, which needs none"
         ) from error
-    with alone_in(data_dir, "nsrelu-bench"):
+    with lock_folder(data_dir, "nsrelu-bench"):
         for file in source.forms[0].files:
             path = data_dir / file.path
             if path.is_file():

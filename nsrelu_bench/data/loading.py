@@ -1,29 +1,33 @@
 """The data set that a configuration names, loaded once per process."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from nsrelu_bench.config import RunConfig
+from nsrelu_bench.config import PLUGIN, RunConfig
+from nsrelu_bench.data.cache import cached_text
 from nsrelu_bench.data.dataset import Dataset, from_parts
 from nsrelu_bench.data.downloads import SOURCES, read_published
 from nsrelu_bench.data.embedded import digits, mnist5k, synthetic
-from nsrelu_bench.data.image_folder import read_folder
+from nsrelu_bench.data.image_folder import ImageFolder, read_folder, scan_folder
+from nsrelu_bench.data.own import load_own
 from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.plugins import source_digest
 
 #: Precedes the path of a folder of images.
 FOLDER = "folder:"
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Load the data set of a run.
+    """Load the data set of a run, anew in this process only if its files changed.
 
     Raises:
         BenchError: It is not there and can't be fetched, or `train_size` is more than there is.
     """
-    data = _load(config.dataset, config.data_dir)
+    data = _load(config)
     if config.train_size is None:
         return data
     if config.train_size > len(data.train):
@@ -37,19 +41,17 @@ def load_dataset(config: RunConfig) -> Dataset:
 def data_digest(config: RunConfig) -> str:
     """Return the SHA-256 of all images and labels of a run's data set, in the order of the splits.
 
-    It is that of the whole data set as it was read, whatever `train_size` takes of it.
+    It is that of the whole data set as it was read, whatever `train_size` takes of it. That of a
+    folder of images is kept in the cache: while no file changes, no image is read for it.
 
     Raises:
         BenchError: As `load_dataset`.
     """
-    return _load(config.dataset, config.data_dir).digest
-
-
-@functools.lru_cache(maxsize=2)
-def _load(name: str, data_dir: str) -> Dataset:
-    if name.startswith(FOLDER):
-        return _load_folder(folder_path(name))
-    return lookup(LOADERS, name, "dataset")(Path(data_dir))
+    if config.dataset.startswith(FOLDER):
+        folder = scan_folder(folder_path(config.dataset))
+        key = f"SHA-256 of {folder.key}"
+        return cached_text(key, folder.stamp, lambda: _load_folder(folder).digest)
+    return _load(config).digest
 
 
 def folder_path(name: str) -> Path:
@@ -57,22 +59,50 @@ def folder_path(name: str) -> Path:
     return Path(name.removeprefix(FOLDER)).expanduser()
 
 
+def _load(config: RunConfig) -> Dataset:
+    name = config.dataset
+    if name.startswith(FOLDER):
+        return _load_folder(scan_folder(folder_path(name)))
+    if PLUGIN.fullmatch(name):
+        return _load_own(name, config.data_dir, _working_folder(), source_digest(name))
+    return _load_named(name, config.data_dir, _working_folder())
+
+
+def _working_folder() -> str:
+    """Return what a relative path starts from; nothing if the folder was deleted."""
+    try:
+        return os.getcwd()  # noqa: PTH109 -- part of a key
+    except OSError:
+        return ""
+
+
+@functools.lru_cache(maxsize=2)
+def _load_folder(folder: ImageFolder) -> Dataset:
+    """Load a folder of images; a tenth of the training images validates unless there is `val/`."""
+    parts = read_folder(folder)
+    data = from_parts(parts, len(folder.classes), val=max(1, len(parts["train"][1]) // 10))
+    counts = torch.bincount(data.train.labels, minlength=data.classes)
+    for name, count in zip(folder.classes, counts, strict=True):
+        if not count:
+            raise BenchError(
+                f"{folder.root / 'train' / name}: has too few images to train and to validate"
+            )
+    return data
+
+
+@functools.lru_cache(maxsize=2)
+def _load_own(name: str, data_dir: str, _working_folder: str, _source: str) -> Dataset:
+    return load_own(name, Path(data_dir))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_named(name: str, data_dir: str, _working_folder: str) -> Dataset:
+    return lookup(LOADERS, name, "dataset")(Path(data_dir))
+
+
 def _load_published(name: str, data_dir: Path) -> Dataset:
     source = SOURCES[name]
     return from_parts(read_published(name, data_dir), source.classes, source.val)
-
-
-def _load_folder(root: Path) -> Dataset:
-    """Load a folder of images; a tenth of the training images validates unless there is `val/`."""
-    parts, names = read_folder(root)
-    data = from_parts(parts, len(names), val=max(1, len(parts["train"][1]) // 10))
-    counts = torch.bincount(data.train.labels, minlength=len(names))
-    for name, count in zip(names, counts, strict=True):
-        if not count:
-            raise BenchError(
-                f"{root / 'train' / name}: has too few images to train and to validate"
-            )
-    return data
 
 
 #: Data sets by name; each is loaded from a folder of data, which embedded ones do not need.

@@ -71,6 +71,7 @@ def examine(data_dir: Path, results: Path) -> list[Finding]:
         _folder("results", results, "choose another with --results"),
         _temporary(),
         _figure_cache(),
+        _image_cache(),
     ]
 
 
@@ -364,3 +365,17 @@ def _figure_cache() -> Finding:
         trouble = "is a temporary folder; set MPLCONFIGDIR to one that can be written"
         return Finding("folder", "figure cache", str(folder), "warning", trouble)
     return Finding("folder", "figure cache", str(folder))
+
+
+def _image_cache() -> Finding:
+    """Examine the folder of decoded images; without it they are decoded by every process."""
+    if import_error("nsrelu_bench.data"):
+        return Finding("folder", "image cache", "-")
+    from nsrelu_bench.data import cache_folder, cache_problem
+
+    folder = cache_folder()
+    problem = cache_problem(folder) if folder else "no home; set NSRELU_CACHE_DIR"
+    trouble = f"is not used: {problem}" if problem else ""
+    return Finding(
+        "folder", "image cache", str(folder or "-"), "warning" if trouble else "well", trouble
+    )

@@ -159,7 +159,7 @@ def test_mnist5k_works_without_torchvision(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BenchError, match=r"torchvision::nms does not exist.*mnist5k"):
         load_dataset(RunConfig(dataset="mnist", data_dir=str(tmp_path / "none")))
-    loading._load.cache_clear()
+    loading._load_named.cache_clear()
     assert len(load_dataset(RunConfig()).train) == 3500
 
 
@@ -204,7 +204,7 @@ def test_the_command_data_prints_text_or_json(
     text = capsys.readouterr().out
     describe_command("folder:mine", as_json=True)
     about = json.loads(capsys.readouterr().out)
-    assert about["cache"].endswith(".npz")
+    assert about["cache"].endswith(".images")
     assert about["files"] == [{"path": "mine", "checked": "every image decoded"}]
     assert text.splitlines() == [
         "folder:mine",

@@ -1,6 +1,10 @@
 """A folder of one's own images as a data set."""
 
+import io
 import os
+import struct
+import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +14,9 @@ import pytest
 from PIL import Image
 
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import Dataset, cache, image_folder, load_dataset
-from nsrelu_bench.data.image_folder import SUFFIXES, read_folder
+from nsrelu_bench.data import Dataset, cache, data_digest, image_folder, load_dataset, loading
+from nsrelu_bench.data.dataset import Parts
+from nsrelu_bench.data.image_folder import FORMATS, SUFFIXES, read_folder, scan_folder
 from nsrelu_bench.errors import BenchError
 
 Pixels = npt.NDArray[np.uint8]
@@ -42,9 +47,21 @@ def load(root: Path) -> Dataset:
     return load_dataset(RunConfig(dataset=f"folder:{root}"))
 
 
+def read(root: Path) -> Parts:
+    return read_folder(scan_folder(root))
+
+
+def same(first: Parts, second: Parts) -> bool:
+    return list(first) == list(second) and all(
+        np.array_equal(a, b)
+        for part in first
+        for a, b in zip(first[part], second[part], strict=True)
+    )
+
+
 def test_images_are_sorted_by_name_with_the_class_as_label(root: Path) -> None:
-    parts, names = read_folder(root)
-    assert names == ["cat", "dog"]
+    assert scan_folder(root).classes == ("cat", "dog")
+    parts = read(root)
     assert list(parts) == ["train", "test"]
     images, labels = parts["train"]
     expected = [picture(100 * label + index) for label in range(2) for index in range(10)]
@@ -69,20 +86,27 @@ def test_a_folder_val_validates_where_there_is_one(root: Path) -> None:
     assert loaded.inputs(loaded.train.images).double().mean((0, 2, 3)).abs().max() < 1e-6
 
 
-def test_it_agrees_with_torchvisions_imagefolder(root: Path) -> None:
+@pytest.mark.parametrize(
+    "nested",
+    [
+        [],
+        ["more/deep.png", "zz.png", "a/z.png", "a-b/1.png", "a/b/1.png", "A/x.png", "more/0/9.png"],
+    ],
+)
+def test_it_agrees_with_torchvisions_imagefolder(nested: list[str], root: Path) -> None:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    save(root / "train" / "cat" / "more" / "deep.png", picture(3))
+    for seed, name in enumerate(nested):
+        save(root / "train" / "cat" / name, picture(50 + seed))
     theirs = ImageFolder(str(root / "train"))
-    (images, labels), names = read_folder(root)[0]["train"], read_folder(root)[1]
-    assert names == theirs.classes
+    folder = scan_folder(root)
+    assert list(folder.classes) == theirs.classes
     assert set(SUFFIXES) == set(IMG_EXTENSIONS)
-    both = list(zip(images, labels.tolist(), strict=True))
-    assert len(both) == len(theirs) == 21
-    key = {image.tobytes(): label for image, label in both}
-    for image, label in theirs:
-        assert key[np.asarray(image).transpose(2, 0, 1).tobytes()] == label
+    images, labels = read_folder(folder)["train"]
+    assert labels.tolist() == theirs.targets
+    for image, (expected, _) in zip(images, theirs, strict=True):
+        assert np.array_equal(image, np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_one_image_in_colour_makes_all_rgb(tmp_path: Path) -> None:
@@ -90,13 +114,13 @@ def test_one_image_in_colour_makes_all_rgb(tmp_path: Path) -> None:
         for index in range(4):
             save(tmp_path / part / "only" / f"{index}.png", picture(index, 6, 5))
     save(tmp_path / "train" / "only" / "bits.png", picture(5, 6, 5) > 127)
-    (images, _), _ = read_folder(tmp_path)[0]["train"], None
+    images, _ = read(tmp_path)["train"]
     assert images.shape == (5, 1, 6, 5)
     assert np.array_equal(images[0, 0], picture(0, 6, 5))
     assert set(np.unique(images[4])) == {0, 255}
 
     save(tmp_path / "test" / "only" / "2.png", picture(2))
-    parts, _ = read_folder(tmp_path)
+    parts = read(tmp_path)
     assert parts["train"][0].shape == (5, 3, 6, 5)
     for channel in range(3):
         assert np.array_equal(parts["test"][0][3, channel], picture(3, 6, 5))
@@ -107,7 +131,7 @@ def test_other_files_and_hidden_ones_are_left_out(root: Path) -> None:
     (root / "train" / "cat" / "notes.txt").write_text("x")
     (root / "train" / "cat" / "._00.png").write_text("x")
     (root / "train" / ".hidden").mkdir()
-    assert len(read_folder(root)[0]["train"][1]) == 20
+    assert len(read(root)["train"][1]) == 20
 
 
 def remove(path: Path) -> None:
@@ -151,22 +175,37 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no image": (
         lambda r: (r / "train" / "cat" / "05.png").write_text("not an image"),
         "train/cat/05.png",
-        "is no image that can be read (cannot identify image file ",
+        "is not an image in one of the formats JPEG, PNG, PPM, BMP, TIFF, WEBP; rep",
     ),
     "empty": (
         lambda r: (r / "train" / "cat" / "05.png").write_bytes(b""),
         "train/cat/05.png",
-        "is no image that can be read (cannot identify image file ",
+        "is not an image in one of the formats JPEG, PNG, PPM, BMP, TIFF, WEBP; rep",
     ),
     "cut": (
         lambda r: (p := r / "train" / "cat" / "05.png").write_bytes(p.read_bytes()[:-40]),
         "train/cat/05.png",
-        "is no image that can be read (",
+        "can't be decoded (",
     ),
     "16 bits": (
         lambda r: save(r / "train" / "cat" / "05.png", picture(1, 6, 5).astype(np.uint16)),  # type: ignore[arg-type]
         "train/cat/05.png",
-        "is no image that can be read (I;16 has more than 8 bits a channel)",
+        "can't be decoded (more than 8 bits per channel); replace it or take it out",
+    ),
+    "pipe": (
+        lambda r: os.mkfifo(r / "train" / "cat" / "zz.png"),
+        "train/cat/zz.png",
+        "is not a regular file; replace it or take it out",
+    ),
+    "endless device": (
+        lambda r: (r / "train" / "cat" / "zz.png").symlink_to("/dev/zero"),
+        "train/cat/zz.png",
+        "is not a regular file; replace it or take it out",
+    ),
+    "link to a folder above": (
+        lambda r: (r / "train" / "cat" / "more").symlink_to(r / "train" / "cat"),
+        "train/cat/more",
+        "is a link to a folder above it; remove it",
     ),
     "dangling link": (
         lambda r: (r / "train" / "cat" / "zz.png").symlink_to(r / "gone"),
@@ -178,12 +217,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_bad_data_is_one_line_that_names_the_file(mistake: str, root: Path) -> None:
-    spoil, place, told = MISTAKES[mistake]
+    spoil, place, message = MISTAKES[mistake]
     spoil(root)
     for _ in range(2):  # nothing of it is left in the cache
         with pytest.raises(BenchError) as error:
             load(root)
-        assert str(error.value).startswith(f"{root / place}: {told}")
+        assert str(error.value).startswith(f"{root / place}: {message}")
         assert "\n" not in str(error.value)
 
 
@@ -218,13 +257,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = decoded(monkeypatch)
-    first, _ = read_folder(root)
+    first = read(root)
     assert len(seen) == 24
     monkeypatch.chdir(root.parent)
-    for again in (read_folder(root)[0], read_folder(Path("mine"))[0]):
-        for part, arrays in first.items():
-            for array, other in zip(arrays, again[part], strict=True):
-                assert np.array_equal(array, other)
+    assert same(first, read(root))
+    assert same(first, read(Path("mine")))
     assert len(seen) == 24
 
 
@@ -254,17 +291,123 @@ def test_a_change_in_the_folder_is_seen(
     alter: Callable[[Path], object], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(root / "train" / "cat" / "05.bmp", picture(5))
-    before, _ = read_folder(root)
+    before, digest = read(root), data_digest(RunConfig(dataset=f"folder:{root}"))
+    loaded = load(root)
+    assert load(root) is loaded
     alter(root)
-    after, _ = read_folder(root)
-    monkeypatch.setattr(cache, "cache_place", lambda _: None)
-    truth, _ = read_folder(root)
-    assert list(after) == list(truth)
-    for part, arrays in truth.items():
-        for array, other in zip(arrays, after[part], strict=True):
-            assert np.array_equal(array, other)
-    assert any(
-        part not in before or not np.array_equal(a, b)
-        for part in after
-        for a, b in zip(after[part], before.get(part, after[part]), strict=True)
-    )
+    after = read(root)
+    assert load(root) is not loaded  # in one process, too
+    assert data_digest(RunConfig(dataset=f"folder:{root}")) == load(root).digest != digest
+    monkeypatch.setattr(cache, "cache_entry", lambda _: None)
+    assert same(after, read(root))
+    assert not same(after, before)
+
+
+def test_a_digest_is_kept_while_no_file_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(dataset=f"folder:{root}")
+    digest = load(root).digest
+    assert data_digest(config) == digest
+    monkeypatch.setattr(image_folder, "read_folder", lambda _: pytest.fail("was read"))
+    loading._load_folder.cache_clear()
+    assert data_digest(config) == digest
+
+
+def png(color: int, depth: int, channels: int, palette: bytes = b"", alpha: bytes = b"") -> bytes:
+    """A PNG of 5x6 random pixels, also of kinds that Pillow can't write."""
+    row = 5 * channels * depth // 8
+    rows = np.random.default_rng(0).integers(0, 256, (6, row), dtype=np.uint8)
+    if palette:
+        rows %= len(palette) // 3
+    pixels = b"".join(b"\0" + line.tobytes() for line in rows)
+    header = struct.pack(">IIBBBBB", 5, 6, depth, color, 0, 0, 0)
+    chunks = {b"IHDR": header, b"PLTE": palette, b"tRNS": alpha, b"IDAT": zlib.compress(pixels)}
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks.items(), (b"IEND", b""))
+        if data or kind == b"IEND"
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def tiff(dtype: str) -> bytes:
+    """An uncompressed RGB TIFF of 5x6 pixels."""
+    pixels = np.arange(90).astype(dtype)
+    bits = struct.pack("<3H", *[pixels.itemsize * 8] * 3)
+    tags = [(256, 3, 1, 5), (257, 3, 1, 6), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 14), (277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, pixels.nbytes)]
+    start = 14 + pixels.nbytes
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = struct.pack("<2sHI", b"II", 42, start) + bits
+    return head + pixels.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def saved(mode: str, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(3)).convert(mode).save(stream, kind)
+    return stream.getvalue()
+
+
+RED_GREEN = bytes([200, 0, 0, 0, 100, 0])
+
+#: Images of 5x6 pixels, and the channels that they are decoded to; None where they are refused.
+KINDS: dict[str, tuple[bytes, int | None]] = {
+    "gray.png": (png(0, 8, 1), 1),
+    "gray-16.png": (png(0, 16, 1), None),
+    "colour.png": (png(2, 8, 3), 3),
+    "colour-16.png": (png(2, 16, 3), None),
+    "gray-alpha.png": (png(4, 8, 2), 1),
+    "gray-alpha-16.png": (png(4, 16, 2), None),
+    "colour-alpha.png": (png(6, 8, 4), 3),
+    "colour-alpha-16.png": (png(6, 16, 4), None),
+    "palette.png": (png(3, 8, 1, RED_GREEN), 3),
+    "palette-alpha.png": (png(3, 8, 1, RED_GREEN, b"\0\x7f"), 3),
+    "colour.ppm": (b"P6 5 6 255\n" + bytes(90), 3),
+    "colour-16.ppm": (b"P6 5 6 65535\n" + bytes(180), None),
+    "colour-10.ppm": (b"P6 5 6 1023\n" + bytes(180), None),
+    "colour-plain-16.ppm": (b"P3 5 6 65535\n" + b"9 " * 90, None),
+    "gray-16.pgm": (b"P5 5 6 65535\n" + bytes(60), None),
+    "colour.tiff": (tiff("<u1"), 3),
+    "colour-16.tiff": (tiff("<u2"), None),
+    "cmyk.jpg": (saved("CMYK", "JPEG"), 3),
+    "gray.jpg": (saved("L", "JPEG"), 1),
+    "colour.webp": (saved("RGB", "WEBP"), 3),
+    "colour.bmp": (saved("RGB", "BMP"), 3),
+    "a-gif.png": (saved("RGB", "GIF"), None),
+    "an-eps.png": (saved("RGB", "EPS"), None),
+    "an-eps-of-text.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\nshowpage\n", None),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_image_is_decoded_or_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("starts a program"))
+    path = tmp_path / name
+    content, channels = KINDS[name]
+    path.write_bytes(content)
+    if channels is None:
+        with pytest.raises(BenchError, match=r"8 bits per channel|one of the formats JPEG, PNG"):
+            image_folder._decode_image(str(path))
+        return
+    pixels = image_folder._decode_image(str(path))
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (channels, 6, 5))
+    with Image.open(path) as image:
+        opaque = image.convert("RGBA").convert("RGB") if image.mode == "P" else image
+        expected = np.asarray(opaque.convert("L" if channels == 1 else "RGB"))
+    assert np.array_equal(pixels.transpose(1, 2, 0).squeeze(), expected)
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "palette-alpha.png"
+    path.write_bytes(KINDS[path.name][0])
+    colours = image_folder._decode_image(str(path)).reshape(3, -1).T
+    assert {tuple(colour) for colour in colours.tolist()} == {(200, 0, 0), (0, 100, 0)}
+
+
+def test_the_formats_are_those_of_the_file_names() -> None:
+    Image.init()
+    named = {Image.EXTENSION[suffix] for suffix in SUFFIXES}
+    assert named == set(FORMATS)

@@ -295,6 +295,17 @@ def test_a_temporary_figure_cache_is_a_warning(
     assert doctor._figure_cache().state == "well"
 
 
+def test_an_image_cache_that_is_not_used_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSRELU_CACHE_DIR", str(tmp_path))
+    assert doctor._image_cache() == Finding("folder", "image cache", str(tmp_path))
+    tmp_path.chmod(0o777)
+    assert doctor._image_cache().trouble == (
+        f"is not used: {tmp_path}: others can write there; chmod go-w it, or set NSRELU_CACHE_DIR"
+    )
+
+
 def test_data_that_was_downloaded_is_found(tmp_path: Path) -> None:
     data = tmp_path / "data"
     first, second, *_ = SOURCES["mnist"].forms
