@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nsrelu_bench.config import FIGURES, MEASURES, SCORES, SETTINGS, Setting
+from nsrelu_bench.config import FIGURES, METRICS, SETTINGS, Setting
 from nsrelu_bench.errors import UsageError
 
 #: The variables that set options.
@@ -219,11 +219,6 @@ TensorBoard = Annotated[
 Quiet = Annotated[bool, make_option("--quiet", "Show no progress")]
 AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs", variable=False)]
 
-METRICS = {
-    f"{part}_{score}": f"{text} of the {data} data"
-    for part, data in {"train": "training", "val": "validation", "test": "test"}.items()
-    for score, text in SCORES.items()
-} | MEASURES
 
 Paths = Annotated[
     list[Path] | None,

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,10 +19,30 @@ from nsrelu_bench.cli.options import (
     Tune,
     Where,
     make_option,
+    number,
     split_names,
     terminal_width,
 )
-from nsrelu_bench.config import SETTINGS
+from nsrelu_bench.config import METRICS, SETTINGS
+
+Primary = Annotated[
+    str | None,
+    make_option(
+        *("--primary", "Metric that counts most", "the study's, or test_accuracy"),
+        metavar="NAME",
+        names=METRICS,
+        variable=False,
+    ),
+]
+Margin = Annotated[
+    list[str] | None,
+    make_option(
+        *("--margin", "Difference that counts as equivalent, of the primary or a named metric"),
+        default="1 point of accuracy, 2 of zeros",
+        metavar="[METRIC=]N",
+        variable=False,
+    ),
+]
 
 
 @command(
@@ -30,11 +50,31 @@ from nsrelu_bench.config import SETTINGS
     "nsrelu-bench compare results/quickstart",
     "nsrelu-bench compare results/leaks --baseline 'leaky_relu(0.1)' --tune lr",
     "nsrelu-bench compare results/leaks --by lr --format latex --out table.tex",
+    "nsrelu-bench compare results/leaks --primary test_loss --margin 0.05",
 )
 def compare(
     paths: Paths = None,
     baseline: Baseline = "relu",
     metric: Metric = None,
+    primary: Primary = None,
+    secondary: Annotated[
+        list[str] | None,
+        make_option(
+            *("--secondary", "Other metrics to test, with commas, or none"),
+            default="the study's, or zero_fraction,dead_fraction",
+            metavar="NAMES",
+            names=METRICS,
+            variable=False,
+        ),
+    ] = None,
+    margin: Margin = None,
+    detail: Annotated[
+        bool,
+        make_option(
+            *("--detail", "Also tables of failures, medians and chances of improvement"),
+            variable=False,
+        ),
+    ] = False,
     by: By = None,
     where: Where = None,
     tune: Tune = None,
@@ -66,26 +106,109 @@ def compare(
     from nsrelu_bench.files import write_text
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
-    runs = load_runs(*paths or [Path("results")])
+    chosen = paths or [Path("results")]
+    runs = load_runs(*chosen)
     _tell_failed(runs)
     comparison = statistics.compare(
         runs,
         CONFIG_COLUMNS,
         baseline=baseline,
         metrics=split_names(metric),
+        **_family(chosen, primary, split_names(secondary), margin),
         by=split_names(by),
         where=where or (),
         tune=split_names(tune) or (),
         sort=sort,
     )
     text = format_table(
-        comparison, "json" if as_json else fmt, terminal_width() if out is None else None
+        comparison,
+        "json" if as_json else fmt,
+        terminal_width() if out is None else None,
+        detail=detail,
     )
     if out is None:
         print(text, end="")
     else:
         write_text(out, text)
         print(out)
+
+
+@command(
+    "compare",
+    "nsrelu-bench power results/pilot --difference 1",
+    "nsrelu-bench power results/pilot --by lr --power 0.9",
+)
+def power(
+    paths: Paths = None,
+    difference: Annotated[
+        float | None,
+        make_option(
+            "--difference",
+            "Difference to show, in points where the metric is a percentage",
+            "the margin",
+            parser=number,
+            metavar="N",
+            variable=False,
+        ),
+    ] = None,
+    primary: Primary = None,
+    margin: Margin = None,
+    power: Annotated[
+        float | None,
+        make_option(
+            "--power",
+            "Chance of showing what is there",
+            "0.8",
+            parser=number,
+            metavar="P",
+            variable=False,
+        ),
+    ] = None,
+    baseline: Baseline = "relu",
+    by: By = None,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many seeds a study needs, from the spread of a pilot with a few."""
+    from nsrelu_bench.compare import comparison as statistics
+    from nsrelu_bench.compare import format_plan, scale_of
+    from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
+
+    chosen = paths or [Path("results")]
+    family = _family(chosen, primary, None, margin)
+    comparison = statistics.compare(
+        load_runs(*chosen),
+        CONFIG_COLUMNS,
+        baseline=baseline,
+        **family,
+        by=split_names(by),
+        where=where or (),
+    )
+    scale, _ = scale_of(comparison.main_metric)
+    text = format_plan(
+        comparison,
+        difference=None if difference is None else difference / scale,
+        power=0.8 if power is None else power,
+        as_json=as_json,
+        width=terminal_width(),
+    )
+    print(text, end="")
+
+
+def _family(
+    paths: Sequence[Path],
+    primary: str | None,
+    secondary: list[str] | None,
+    margins: list[str] | None,
+) -> dict[str, Any]:
+    """Return the family of tests: options win over what the studies declare."""
+    from nsrelu_bench.compare import declared_family, read_margins
+
+    given: dict[str, Any] = {"primary": primary, "secondary": secondary}
+    given |= declared_family(*paths, keys=[key for key, value in given.items() if value is None])
+    if given["secondary"] == ["none"]:
+        given["secondary"] = []
+    return given | {"margins": read_margins(margins or (), given["primary"] or "test_accuracy")}
 
 
 @command(

@@ -9,7 +9,6 @@ import typer
 
 from nsrelu_bench.cli.app import command
 from nsrelu_bench.cli.options import (
-    METRICS,
     AsJson,
     DataDir,
     Device,
@@ -28,6 +27,7 @@ from nsrelu_bench.config import (
     DATASETS,
     FIGURES,
     GATES,
+    METRICS,
     MODELS,
     SETTINGS,
     run_config,

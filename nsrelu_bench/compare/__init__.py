@@ -2,6 +2,7 @@
 
 from nsrelu_bench.compare.comparison import Comparison, compare, find_baseline, summarise
 from nsrelu_bench.compare.conditions import select
+from nsrelu_bench.compare.family import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     STATES,
@@ -13,7 +14,9 @@ from nsrelu_bench.compare.grouping import (
     rank,
     varying_settings,
 )
-from nsrelu_bench.compare.labels import is_percent, label
+from nsrelu_bench.compare.labels import is_percent, label, scale_of
+from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.power import format_plan, plan_seeds
 from nsrelu_bench.compare.sign_flips import sign_flip_interval, sign_flip_p, step_down_p
 from nsrelu_bench.compare.statistics import (
     clopper_pearson,
@@ -26,17 +29,20 @@ from nsrelu_bench.compare.statistics import (
     t_half_width,
 )
 from nsrelu_bench.compare.tables import format_table, sheets_of
-from nsrelu_bench.compare.verdicts import notes, verdict_clauses, verdicts
+from nsrelu_bench.compare.verdicts import verdict_clauses, verdicts
 
 __all__ = [
     "ACT_COLUMNS",
     "STATES",
     "Comparison",
+    "Family",
     "act_order",
     "clopper_pearson",
     "cohen_dz",
     "compare",
+    "declared_family",
     "find_baseline",
+    "format_plan",
     "format_setting",
     "format_table",
     "holm",
@@ -48,8 +54,11 @@ __all__ = [
     "name_groups",
     "notes",
     "parse_act",
+    "plan_seeds",
     "probability_of_improvement",
     "rank",
+    "read_margins",
+    "scale_of",
     "score_distribution",
     "select",
     "sheets_of",

@@ -6,22 +6,40 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.conditions import select
+from nsrelu_bench.compare.conditions import select, split_condition
+from nsrelu_bench.compare.family import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
+    ACT_COLUMNS,
     STATES,
     name_groups,
     rank,
     settings_of,
+    varies,
     varying_settings,
 )
-from nsrelu_bench.compare.sign_flips import sign_flip_p
-from nsrelu_bench.compare.statistics import cohen_dz, holm, t_half_width
+from nsrelu_bench.compare.labels import is_percent
+from nsrelu_bench.compare.outcomes import (
+    FAILED,
+    KEYS,
+    collapsed,
+    failed_to_train,
+    mean_over_replicates,
+    outcomes,
+    pair_with_baseline,
+)
+from nsrelu_bench.compare.statistics import (
+    LEAST_VALUES,
+    clopper_pearson,
+    interquartile_mean,
+    mcnemar_p,
+    t_half_width,
+    variance_components,
+)
 from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
 from nsrelu_bench.records import ENVIRONMENT, find_mixed
 
-#: What is measured by default, and what the verdicts speak of.
-#: LeakyReLU has no exact zeros: what is negative and submerged compares it too.
+#: What a table shows by default. LeakyReLU has no exact zeros: what is negative compares it too.
 TABLE_METRICS = (
     *("test_accuracy", "zero_fraction", "negative_fraction", "dead_fraction"),
     *("submerged_fraction", "grad_norm"),
@@ -40,32 +58,55 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-        rows: One row a group and metric. `section`, `group`, `act`, the settings that vary;
-            `runs`, and how many of them are `completed`, `diverged`, `failed`, `unfinished`;
-            `metric`, `n`, `mean`, `sd`, `low`, `high` over the completed runs that have the
-            metric; and against the baseline, over the `pairs` of runs with the same seed:
-            `baseline_mean`, `diff`, `diff_low`, `diff_high`, `p`, `p_holm`, `d_z`. NaN where
-            there is no value.
-        metrics: The metrics, in the order asked for.
+        rows: One row per group and metric. `section`, `group`, `act`, the settings that vary;
+            `runs`, and how many of them are `completed`, `diverged`, `failed`, `unfinished`, and
+            of the completed ones `collapsed`; `failed_to_train` (the share of finished runs that
+            diverged or collapsed) with `failed_low`, `failed_high`, and McNemar's `p_failed`;
+            `metric`; over the seeds of completed runs `n`, `mean`, `sd`, `low`, `high`; over all
+            finished runs, where a diverged one has the accuracy of chance, `itt_mean`, `itt_low`,
+            `itt_high`, `median`, `iqm`; with replicates `sd_seed`, `sd_rounding` and `rounding`,
+            the half-width of the differences that rounding alone gives; and the columns of
+            `family.assess_differences` for the differences to the baseline, by the same intention
+            to treat. NaN where there is no value.
+        seeds: One row per group, metric and seed: `value` over all finished runs, whether it
+            `survived` without divergence, and where it is paired `baseline` and `difference`.
+        metrics: The metrics of `rows`, in the order asked for.
+        family: The metrics that are tested together, and their margins.
+        tests_of: The number of tests of each study, which its p values are adjusted for.
         baseline: The label of the baseline; there may be no run of it.
         confidence: The coverage of the intervals.
         shared: For each section, the settings that its runs have in common.
         tuned: The settings that were chosen by validation accuracy.
-        mixed: What the runs were made with where that differs, such as versions of torch.
+        datasets: The data sets of the runs.
+        environment: What the numbers depend on beside the configuration, such as the version of
+            torch, where it is the same for all runs that say.
+        mixed: The same where it differs, with its values.
+        copies: For pairs of studies, how many runs of the first train as one of the second.
     """
 
     rows: pd.DataFrame
+    seeds: pd.DataFrame
     metrics: tuple[str, ...]
+    family: Family
+    tests_of: Mapping[str, int]
     baseline: str
     confidence: float
-    shared: dict[str, str]
+    shared: Mapping[str, str]
     tuned: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    copies: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def tests(self) -> int:
-        """How many p values Holm's adjustment is over."""
-        return int(self.rows["p"].notna().sum())
+        """The number of tests of all studies."""
+        return sum(self.tests_of.values())
+
+    @property
+    def main_metric(self) -> str:
+        """The metric whose differences a table gives: the primary one, or the first shown."""
+        return self.family.primary if self.family.primary in self.metrics else self.metrics[0]
 
 
 def summarise(frame: pd.DataFrame, keys: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
@@ -87,6 +128,9 @@ def compare(
     *,
     baseline: str = "relu",
     metrics: Sequence[str] | None = None,
+    primary: str | None = None,
+    secondary: Sequence[str] | None = None,
+    margins: Mapping[str, float] | None = None,
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
     tune: Sequence[str] = (),
@@ -96,17 +140,22 @@ def compare(
     """Compare each group of runs with the baseline of the same settings, paired by seed.
 
     Args:
-        runs: One row a run: `run_id`, `state`, the configuration, the final metrics.
+        runs: One row per run: `run_id`, `state`, the configuration, the final metrics.
         config_columns: The columns of `runs` that are configuration.
         baseline: An activation's label, or its bare name where it has one leak only.
-        metrics: Columns of `runs`. A table shows the difference in `test_accuracy`, or in the
-            first of them.
+        metrics: The columns of `runs` to show.
+        primary: The metric that counts most; test accuracy.
+        secondary: The other metrics that are tested; zeros and dead units. The p values are
+            adjusted for the tests of these metrics in all groups of a study, shown or not.
+        margins: By metric, the differences that count as equivalent: 0.01 of an accuracy and 0.02
+            of the zeros where nothing else is said.
         by: The settings whose combinations have a table each; the study, where there are
             several, the data set and the model.
-        where: Conditions as in `select`; the baseline always stays.
-        tune: Settings to choose for each activation. The one with the smallest share of diverged
-            runs wins (a mean over survivors flatters), among equals the one with the best mean
-            validation accuracy over its completed runs; the test set has no say.
+        where: Conditions as in `select`; the baseline always stays. Those on settings choose what
+            is shown; those on what else a run has, such as its seed, choose runs before all else.
+        tune: Settings to choose for each activation. The one with the smallest share of runs that
+            failed to train wins (a mean over survivors flatters), among equals the one with the
+            best mean validation accuracy over its completed runs; the test set has no say.
         sort: A metric, the largest mean first, or a setting. By settings, then by activation.
         confidence: The coverage of the intervals.
 
@@ -123,87 +172,192 @@ def compare(
     by = [c for c in ("study", "dataset", "model") if c in settings] if by is None else by
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
-    metrics = _choose_metrics(runs, config_columns, metrics)
+    shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     label = find_baseline(runs, baseline)
-
-    frame = name_groups(select(runs, where, keep=label), config_columns, by)
     untuned = [c for c in settings if c not in tune]
-    if tune:
-        frame = _keep_best(frame, tune, untuned)
-    frame["pair"] = frame.groupby(untuned, dropna=False).ngroup() if untuned else 0
-    shown = {*by, *tune, *varying_settings(frame, config_columns)}
-    rows = _rows(frame, [c for c in settings if c in shown], metrics, label, confidence)
+    # Which groups are shown changes no test; which of their runs, and which rate is chosen, does.
+    columns = [split_condition(condition)[0] for condition in where]
+    showing = [w for w, c in zip(where, columns, strict=True) if c in (*untuned, *ACT_COLUMNS)]
+    runs = select(runs, [w for w in where if w not in showing], keep=label)
+    tested = _group(runs, config_columns, by, tune, untuned)
+    frame = tested
+    if showing:
+        frame = _group(select(runs, showing, keep=label), config_columns, by, tune, untuned)
+    named = {*by, *tune, *varying_settings(frame, config_columns)}
+    varying = [c for c in settings if c in named]
+    rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, label, confidence)
     return Comparison(
-        _sort(rows, sort),
-        tuple(metrics),
-        label,
-        confidence,
+        rows=_sort(rows, sort),
+        seeds=seeds,
+        metrics=tuple(shown),
+        family=family,
+        tests_of=tests,
+        baseline=label,
+        confidence=confidence,
         shared=dict(zip(frame["section"], frame["shared"], strict=True)),
         tuned=tuple(tune),
+        datasets=tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
+        environment=_environment(frame),
         mixed=find_mixed(frame),
+        copies=_copies(frame, config_columns),
     )
 
 
-def _rows(
+def _group(
+    runs: pd.DataFrame,
+    config_columns: Sequence[str],
+    by: Sequence[str],
+    tune: Sequence[str],
+    untuned: Sequence[str],
+) -> pd.DataFrame:
+    """Return the runs with the names of their groups, and a number for what pairs: `pair`."""
+    frame = name_groups(runs, config_columns, by)
+    if tune:
+        frame = _keep_best(frame, tune, untuned)
+    frame["pair"] = frame.groupby(list(untuned), dropna=False).ngroup() if untuned else 0
+    return frame
+
+
+def _compare_groups(
+    tested: pd.DataFrame,
     frame: pd.DataFrame,
     settings: Sequence[str],
     metrics: Sequence[str],
+    family: Family,
     baseline: str,
     confidence: float,
-) -> pd.DataFrame:
-    """Return one row per group and metric, as `Comparison.rows` has them."""
-    values = _final_values(frame, metrics)
-    rows = _count_states(frame, settings).merge(pd.DataFrame({"metric": metrics}), how="cross")
-    for table in (summarise(values, KEYS, confidence), _paired(values, baseline, confidence)):
-        rows = rows.merge(table.reset_index(), how="left", on=KEYS)
-    rows["p_holm"] = holm(rows["p"].to_numpy(dtype=float))
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Return `rows` and `seeds` of a `Comparison`, and the number of tests of each study.
+
+    All groups of `tested` are tested, and those of `frame`, a part of it, are described.
+    """
+    columns = list(dict.fromkeys([*metrics, *family.metrics]))
+    pairs = pair_with_baseline(outcomes(tested, columns), baseline)
+    found, tests = assess_differences(pairs[pairs["metric"] != FAILED], family, confidence)
+    found = found.reset_index()
+    if frame is not tested:
+        pairs, found = (_rename_groups(table, tested, frame) for table in (pairs, found))
+    values = outcomes(frame, columns)
+    rows = _describe_groups(frame, settings, pairs, confidence)
+    rows = rows.merge(pd.DataFrame({"metric": metrics}), how="cross")
+    for table in (_describe_values(values, confidence).reset_index(), found):
+        rows = rows.merge(table, how="left", on=KEYS)
     rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
-    return rows
+    rows["verdict"] = rows["verdict"].fillna("")
+    if "sd_rounding" in rows:
+        rows["rounding"] = _rounding_range(rows)
+    seeds = mean_over_replicates(values, ["value", "survived"]).merge(
+        pairs[[*KEYS, "seed", "baseline", "difference"]], how="left", on=[*KEYS, "seed"]
+    )
+    return rows, seeds, tests
 
 
-KEYS = ["section", "group", "metric"]
+def _rename_groups(table: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table on groups that are in `new` too, under their names there."""
+    key, run = ["section", "group"], [c for c in ("study", "run_id") if c in old]
+    both = old[[*run, *key]].merge(new[[*run, *key]], on=run, suffixes=("", "_new"))
+    names = both.drop(columns=run).drop_duplicates(key)
+    baselines = names.drop(columns="section_new").set_axis(
+        ["section", "baseline_group", "baseline_new"], axis=1
+    )
+    merged = table.merge(names, on=key).merge(baselines, how="left", on=list(baselines)[:2])
+    return merged.assign(
+        section=merged.pop("section_new"),
+        group=merged.pop("group_new"),
+        baseline_group=merged.pop("baseline_new"),
+    )
 
 
-def _final_values(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return the finite final metrics of the completed runs, one a row."""
-    done = frame[frame["state"] == "completed"]
-    keep = ["section", "group", "act", "pair", "seed"]
-    values: pd.DataFrame = done.melt(id_vars=keep, value_vars=list(metrics), var_name="metric")
-    values["value"] = pd.to_numeric(values["value"], errors="coerce").astype(float)
-    finite: pd.DataFrame = values[np.isfinite(values["value"])]
-    return finite
+def _rounding_range(rows: pd.DataFrame) -> "pd.Series[float]":
+    """Return how far rounding alone moves the difference of so many pairs, in 95 % of the cases."""
+    deviation = rows.set_index(KEYS)["sd_rounding"]
+    names = rows[["section", "baseline_group", "metric"]]
+    of_baseline = deviation.reindex(pd.MultiIndex.from_frame(names)).to_numpy()
+    variance = rows["sd_rounding"] ** 2 + of_baseline**2
+    width: pd.Series[float] = 1.96 * np.sqrt(variance / rows["pairs"].where(rows["pairs"] > 0))
+    return width
 
 
-def _paired(values: pd.DataFrame, baseline: str, confidence: float) -> pd.DataFrame:
-    """Compare with the runs of the baseline that have the same settings and seed."""
-    pair = ["pair", "seed", "metric"]
-    base = values[values["act"] == baseline].drop_duplicates(pair)
-    base = base[[*pair, "value", "group"]].rename(columns={"group": "baseline_group"})
-    pairs = values[values["act"] != baseline].merge(base, on=pair, suffixes=("", "_base"))
-    pairs["value"] -= pairs["value_base"]
+def _environment(runs: pd.DataFrame) -> dict[str, str]:
+    """Return what all runs that say so were computed with; digests say nothing to people."""
+    names = [name for name in ENVIRONMENT if name in runs and not name.endswith("digest")]
+    values = {name: runs[name].dropna().unique() for name in names}
+    return {name: str(there[0]) for name, there in values.items() if len(there) == 1}
 
-    names = {"n": "pairs", "mean": "diff", "sd": "diff_sd", "low": "diff_low", "high": "diff_high"}
-    table = summarise(pairs, KEYS, confidence).rename(columns=names)
-    grouped = pairs.groupby(KEYS, sort=False)
-    table["baseline_group"] = grouped["baseline_group"].first()
-    table["baseline_mean"] = grouped["value_base"].mean()
-    table["d_z"] = cohen_dz(table["diff"].to_numpy(), table["diff_sd"].to_numpy())
-    table["p"] = np.nan
-    for index in table.groupby("pairs").groups.values():
-        differences = grouped["value"].agg(list)[index]
-        table.loc[index, "p"] = sign_flip_p(np.array(differences.tolist()))
+
+#: Settings that say what is measured and not what is trained.
+MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
+
+
+def _copies(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[tuple[str, str], int]:
+    """Count, for pairs of studies, the runs of the second that train as one of the first does."""
+    if "study" not in config_columns:
+        return {}
+    training = [c for c in config_columns if c in runs and c not in ("study", *MEASURING)]
+    repeated = runs[runs.duplicated(training, keep=False)]
+    counts: dict[tuple[str, str], int] = {}
+    for _, same in repeated.groupby(training, dropna=False) if len(repeated) else ():
+        first, *others = sorted(set(same["study"]))
+        for other in others:
+            counts[other, first] = counts.get((other, first), 0) + 1
+    return counts
+
+
+def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """Summarise the metrics of each group: of completed runs, and of all that finished."""
+    survivors = mean_over_replicates(values[values["survived"]], ["value"])
+    everyone = mean_over_replicates(values, ["value"])
+    table = _bounded(summarise(everyone, KEYS, confidence))[["mean", "low", "high"]]
+    table = table.add_prefix("itt_").join(_bounded(summarise(survivors, KEYS, confidence)))
+    grouped = everyone.groupby(KEYS, sort=False)["value"]
+    table["median"], table["iqm"] = grouped.median(), grouped.agg(interquartile_mean)
+    if varies(values["replicate"]):
+        parts = [
+            variance_components(part["value"].to_numpy(), part["seed"].to_numpy())
+            for _, part in values.groupby(KEYS, sort=False)
+        ]
+        found = np.sqrt(np.array(parts).reshape(-1, 2))
+        table["sd_seed"], table["sd_rounding"] = found.T
     return table
 
 
-def _count_states(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """Return one row a group: its names, its settings, and its runs by state."""
+def _bounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Take away intervals of few values, and keep those of fractions within 0 and 1."""
+    fractions = table.index.get_level_values("metric").map(is_percent)
+    table[["low", "high"]] = table[["low", "high"]].where(table["n"] >= LEAST_VALUES)
+    table.loc[fractions, ["low", "high"]] = table.loc[fractions, ["low", "high"]].clip(0, 1)
+    return table
+
+
+def _describe_groups(
+    frame: pd.DataFrame, settings: Sequence[str], pairs: pd.DataFrame, confidence: float
+) -> pd.DataFrame:
+    """Return one row per group: its settings, its runs by state, and how many failed to train."""
     key = ["section", "group"]
+    heads = frame.drop_duplicates(key)[[*key, "act", *settings]]
+    heads = heads.merge(_count_states(frame).reset_index(), on=key)
+    # With replicates the seeds are what varies independently.
+    failing = frame.assign(failed=failed_to_train(frame)).groupby([*key, "seed"])["failed"].mean()
+    share = failing.groupby(key).agg(["count", "mean"])
+    share = share.reindex(pd.MultiIndex.from_frame(heads[key]))
+    count, mean = share["count"].to_numpy(dtype=float), share["mean"].to_numpy(dtype=float)
+    low, high = clopper_pearson(np.nan_to_num(count * mean), count, confidence)
+    heads = heads.assign(failed_to_train=mean, failed_low=low, failed_high=high)
+    failures = pairs[pairs["metric"] == FAILED]
+    groups = [failures["section"], failures["group"]]
+    more, fewer = ((sign * failures["difference"] > 0).groupby(groups).sum() for sign in (1, -1))
+    p = pd.Series(mcnemar_p(more, fewer), index=more.index, name="p_failed")
+    return heads.merge(p.reset_index(), how="left", on=key)
+
+
+def _count_states(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count the runs of each group by state; a collapsed run is completed too."""
     states = frame["state"].where(frame["state"].isin(STATES), "unfinished")
     counts = pd.crosstab([frame["section"], frame["group"]], states)
     counts = counts.reindex(columns=list(STATES), fill_value=0).rename_axis(columns=None)
     counts.insert(0, "runs", counts.sum(axis=1))
-    heads = frame.drop_duplicates(key)[[*key, "act", *settings]]
-    return heads.merge(counts.reset_index(), on=key)
+    groups = [frame["section"], frame["group"]]
+    return counts.assign(collapsed=collapsed(frame).groupby(groups).sum())
 
 
 def _keep_best(frame: pd.DataFrame, tune: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
@@ -211,16 +365,14 @@ def _keep_best(frame: pd.DataFrame, tune: Sequence[str], others: Sequence[str]) 
     if "val_accuracy" not in frame:
         raise BenchError(f"tune {', '.join(tune)}: the runs have no val_accuracy to choose by")
     key = ["section", "group"]
-    completed, diverged = frame["state"] == "completed", frame["state"] == "diverged"
     accuracy = pd.to_numeric(frame["val_accuracy"], errors="coerce").astype(float)
     scores = frame[key].assign(
-        diverged=diverged.astype(float).where(completed | diverged),
-        accuracy=accuracy.where(completed),
+        failed=failed_to_train(frame), accuracy=accuracy.where(frame["state"] == "completed")
     )
     # Rounded, so that equal means tie. A tie goes to the first, the smallest value.
     means = scores.groupby(key, sort=False).mean().round(9).reset_index()
     groups = frame.drop_duplicates(key)[[*key, "line", *others]].merge(means, on=key)
-    ranked = groups.sort_values(["diverged", "accuracy"], ascending=[True, False], kind="stable")
+    ranked = groups.sort_values(["failed", "accuracy"], ascending=[True, False], kind="stable")
     best = ranked.drop_duplicates(["section", "line", *others])
     return frame.merge(best[key], on=key)
 
@@ -243,15 +395,22 @@ def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
 
 
 def _choose_metrics(
-    runs: pd.DataFrame, config_columns: Sequence[str], metrics: Sequence[str] | None
-) -> list[str]:
-    there = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
+    runs: pd.DataFrame,
+    config_columns: Sequence[str],
+    metrics: Sequence[str] | None,
+    primary: str | None,
+    secondary: Sequence[str] | None,
+    margins: Mapping[str, float] | None,
+) -> tuple[list[str], Family]:
+    """Return the metrics to show, and the family of tests."""
+    measured = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
     for metric in metrics or ():
-        lookup(dict.fromkeys(there), metric, "metric")
-    chosen = list(dict.fromkeys(metrics or [m for m in TABLE_METRICS if m in there]))
-    if not chosen:
+        lookup(dict.fromkeys(measured), metric, "metric")
+    usual = [m for m in ([primary] if primary else []) + [*TABLE_METRICS] if m in measured]
+    shown = list(dict.fromkeys(metrics or usual))
+    if not shown:
         raise BenchError("the runs have no metrics to compare")
-    return chosen
+    return shown, declare_family(measured, primary, secondary, margins)
 
 
 def find_baseline(runs: pd.DataFrame, baseline: str) -> str:

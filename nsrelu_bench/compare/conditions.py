@@ -29,15 +29,25 @@ def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) ->
         UsageError: A condition can't be read, names no column, or has a value that no run has.
     """
     for condition in where:
-        column, equals, text = (part.strip() for part in condition.partition("="))
-        if not equals:
-            raise UsageError(f"where must be column=value, got {condition!r}")
+        column, text = split_condition(condition)
         if column not in runs:
             raise unknown(column, map(str, runs.columns), "column")
         chosen = _chosen_values(runs[column], text)
         kept = (runs["act"] == keep) & (column in ACT_COLUMNS)
         runs = runs[runs[column].map(_name).isin(chosen) | kept]
     return runs
+
+
+def split_condition(condition: str) -> tuple[str, str]:
+    """Return the column of a condition, and the text of its values.
+
+    Raises:
+        UsageError: There is no equals sign.
+    """
+    column, equals, text = (part.strip() for part in condition.partition("="))
+    if not equals:
+        raise UsageError(f"where must be column=value, got {condition!r}")
+    return column, text
 
 
 def _chosen_values(column: "pd.Series[Any]", text: str) -> set[str]:

@@ -1,5 +1,7 @@
 """The names of metrics for people, and which of them are percentages."""
 
+import math
+
 from nsrelu_bench.text import format_fixed
 
 #: Names of metrics in figures; a metric that is missing here is named by its column.
@@ -46,3 +48,16 @@ def is_percent(metric: str) -> bool:
 def format_value(metric: str, value: float) -> str:
     """Write a value of a metric without its spread."""
     return f"{format_fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"
+
+
+def scale_of(metric: str) -> tuple[int, str]:
+    """Return what a difference in a metric is multiplied by for people, and its unit."""
+    return (100, " pp") if is_percent(metric) else (1, "")
+
+
+def format_interval(metric: str, low: float, high: float, places: int) -> str:
+    """Write an interval as "[92.1, 94.0]"; nothing where there is none."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    scale, _ = scale_of(metric)
+    return f"[{format_fixed(scale * low, places)}, {format_fixed(scale * high, places)}]"

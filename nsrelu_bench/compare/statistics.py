@@ -17,6 +17,9 @@ POWER = 0.8
 #: With fewer pairs a two-sided sign-flip test can't fall below `ALPHA`: 2 / 2^5 is 0.0625.
 LEAST_SEEDS = 6
 
+#: Fewer values have no t interval: they are shown themselves.
+LEAST_VALUES = 5
+
 
 def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
     """Return the half-width of the t interval of a mean, NaN where n < 2.

@@ -3,9 +3,9 @@
 import io
 import json
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -15,9 +15,16 @@ from rich.text import Text
 
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import STATES
-from nsrelu_bench.compare.labels import SHORT_LABELS, is_percent, label
-from nsrelu_bench.compare.statistics import ALPHA
-from nsrelu_bench.compare.verdicts import notes, verdicts
+from nsrelu_bench.compare.labels import (
+    SHORT_LABELS,
+    format_interval,
+    is_percent,
+    label,
+    scale_of,
+)
+from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.statistics import LEAST_SEEDS, LEAST_VALUES
+from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.records import to_csv
 from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_columns
@@ -38,65 +45,154 @@ class Sheet:
         return [max(map(len, "\n".join(column).split("\n"))) for column in columns]
 
 
-def format_table(comparison: Comparison, fmt: str = "table", width: int | None = None) -> str:
+def format_table(
+    comparison: Comparison, fmt: str = "table", width: int | None = None, *, detail: bool = False
+) -> str:
     """Return the comparison as text: ``table``, ``csv``, ``json``, ``md`` or ``latex``.
 
     `width` is that of the terminal, into which a table is fitted; None is for a pipe, and cuts
-    nothing. csv is `Comparison.rows` alone; latex needs the package booktabs.
+    nothing. `detail` adds tables of failures, medians and chances of improvement, which otherwise
+    are there only where a run failed to train; csv and json always have these numbers. csv is
+    `Comparison.rows` alone; latex needs the package booktabs.
 
     Raises:
         UsageError: There is no such format.
     """
-    return lookup(FORMATS, fmt, "format")(comparison, width)
+    write = lookup(FORMATS, fmt, "format")
+    return write(comparison, sheets_of(comparison, detail=detail), width)
 
 
-def sheets_of(comparison: Comparison) -> list[Sheet]:
-    """Write a comparison as tables, one a section."""
-    rows, metrics = comparison.rows, comparison.metrics
-    main = "test_accuracy" if "test_accuracy" in metrics else metrics[0]
-    states = [s for s in STATES[2:] if rows[s].any()]
-    header = ["activation", "runs", "diverged", *states, *map(_column_name, metrics)]
-    unit = (" pp" if is_percent(main) else "") if len(metrics) > 1 else ""
-    paired = rows["pairs"].any()
-    header += [f"vs {comparison.baseline}{unit}", "p"] if paired else []
+def sheets_of(comparison: Comparison, *, detail: bool = False) -> list[Sheet]:
+    """Return a comparison as tables: one per section, and one more with its failures.
+
+    That one is there where a run failed to train, and everywhere with `detail`.
+    """
     sheets = []
-    for section, part in rows.groupby("section", sort=False):
-        columns = {m: _intervals(g, str(m), "mean") for m, g in part.groupby("metric", sort=False)}
-        chosen = part[part["metric"] == main]
-        lines = []
-        differences = _intervals(chosen, main, "diff")
-        for i, (_, row) in enumerate(chosen.iterrows()):
-            line = [row["group"], *(str(row[s]) for s in ("runs", "diverged", *states))]
-            line += [columns[metric][i] for metric in metrics]
-            star = "*" if row["p_holm"] < ALPHA else ""
-            line += [differences[i], format_p(row["p"]) + star] if paired else []
-            lines.append(line)
+    for section, part in comparison.rows.groupby("section", sort=False):
         heading = ", ".join(filter(None, [str(section), comparison.shared[str(section)]]))
-        sheets.append(Sheet(heading, header, lines))
+        sheets.append(_main_sheet(comparison, heading, part))
+        if detail or part["failed_to_train"].any():
+            sheets.append(_detail_sheet(comparison, heading, part))
     return sheets
+
+
+def _main_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> Sheet:
+    """Return the means of the metrics, and the differences in the main one."""
+    everywhere, metrics, main = comparison.rows, comparison.metrics, comparison.main_metric
+    of_main = rows[rows["metric"] == main]
+    counts = [c for c in (*STATES[1:2], "collapsed", *STATES[2:]) if everywhere[c].any()]
+    counts = ["runs", *dict.fromkeys(["diverged", *counts])]
+    columns = {"activation": list(of_main["group"])}
+    columns |= {count: list(map(str, of_main[count])) for count in counts}
+    for metric in metrics:
+        part = rows[rows["metric"] == metric]
+        columns[_column_name(metric)] = _means(comparison, part, metric)
+    if everywhere["pairs"].any():
+        tested = main in comparison.family.metrics
+        unit = scale_of(main)[1] if len(metrics) > 1 else ""
+        columns[f"vs {comparison.baseline}{unit}"] = _differences(comparison, of_main, main)
+        columns["pairs"] = [str(n) if n else "-" for n in of_main["pairs"]]
+        columns["adj. p" if tested else "raw p"] = list(
+            map(format_p, of_main["p_adjusted" if tested else "p"])
+        )
+        if tested:
+            columns["verdict"] = [_brief(words) or "-" for words in of_main["verdict"]]
+    return Sheet(heading, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> Sheet:
+    """Return how many runs failed to train, and the main metric of all that finished."""
+    main, baseline = comparison.main_metric, comparison.baseline
+    name = _column_name(main)
+    lines = []
+    for row in rows[rows["metric"] == main].to_dict("records"):
+        share, better = (
+            f"{100 * row[key]:.0f} {format_interval('fraction', row[low], row[high], 0)}"
+            if row[key] >= 0
+            else "-"
+            for key, low, high in (
+                ("failed_to_train", "failed_low", "failed_high"),
+                ("p_better", "p_better_low", "p_better_high"),
+            )
+        )
+        values = [_mean(main, row["itt_mean"], row["itt_low"], row["itt_high"], 1)]
+        values += [_mean(main, row[key], math.nan, math.nan, 1) for key in ("median", "iqm")]
+        failed = f"{row['diverged'] + row['collapsed']}/{row['completed'] + row['diverged']}"
+        lines.append([row["group"], failed, share, format_p(row["p_failed"]), *values, better])
+    header = ["activation", "failed to train", "share %", "McNemar p", f"{name}, all runs"]
+    header += ["median", "interquartile mean", f"P(> {baseline}) %"]
+    return Sheet(f"{heading}: every run that finished", header, lines)
 
 
 def _column_name(metric: str) -> str:
     return SHORT_LABELS.get(metric, label(metric)) + " %" * is_percent(metric)
 
 
-def _intervals(rows: pd.DataFrame, metric: str, column: str) -> list[str]:
-    """Write a column as "93.1 ± 0.3", with as many places as its half-widths ask for."""
-    scale, sign = (100 if is_percent(metric) else 1), ("+" if column == "diff" else "")
-    high = rows["high" if column == "mean" else "diff_high"]
-    halves = (high - rows[column]) * scale
-    common = decimal_places(halves)
-    texts = []
-    for value, half in zip(rows[column] * scale, halves, strict=True):
-        places = common if is_percent(metric) else _two_digits(value, half)
-        if math.isnan(value):
-            texts.append("-")
-        elif places is None:
-            texts.append(f"{value:{sign}.3g}" + (f" ± {half:.2g}" if half >= 0 else ""))
+def _brief(words: str) -> str:
+    """Shorten a verdict for a cell."""
+    return words.replace("would need about ", "~").replace("would need more than ", "> ")
+
+
+def _means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
+    """Write the means of completed runs, with as many places as their half-widths need."""
+    scale, _ = scale_of(metric)
+    places = decimal_places((rows["high"] - rows["low"]) / 2 * scale)
+    cells = []
+    for row in rows.to_dict("records"):
+        if 0 < row["n"] < LEAST_VALUES:
+            values = _values(comparison, row, "value")
+            cells.append(", ".join(_mean(metric, v, math.nan, math.nan, places) for v in values))
         else:
-            error = f" ± {format_fixed(half, places)}" if half >= 0 else ""
-            texts.append(format_fixed(value, places, sign) + error)
-    return texts
+            cells.append(_mean(metric, row["mean"], row["low"], row["high"], places))
+    return cells
+
+
+def _values(comparison: Comparison, row: Mapping[Hashable, Any], column: str) -> list[float]:
+    """Return the values of a group and metric by seed; those of completed runs, or differences."""
+    seeds = comparison.seeds
+    mine = seeds[(seeds["group"] == row["group"]) & (seeds["metric"] == row["metric"])]
+    mine = mine[(mine["section"] == row["section"]) & mine[column].notna()]
+    if column == "value":
+        mine = mine[mine["survived"] > 0]
+    return list(mine.sort_values("seed")[column])
+
+
+def _mean(metric: str, mean: float, low: float, high: float, common: int) -> str:
+    """Write "93.1 ± 0.3", or "0.5 [0.0, 1.1]" where the interval is cut off."""
+    scale, _ = scale_of(metric)
+    half = (high - low) / 2
+    if math.isnan(mean):
+        return "-"
+    places = common if is_percent(metric) else _two_digits(mean, half)
+    if places is None:
+        return f"{mean:.3g}" + (f" ± {half:.2g}" if half >= 0 else "")
+    text = format_fixed(scale * mean, places)
+    if math.isnan(half):
+        return text
+    if abs(high + low - 2 * mean) > 1e-9 * max(abs(high), abs(low)):
+        return f"{text} {format_interval(metric, low, high, places)}"
+    return f"{text} ± {format_fixed(scale * half, places)}"
+
+
+def _differences(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
+    """Write differences as "+1.5 [0.8, 2.2]", or all of them where they are too few for that."""
+    scale, _ = scale_of(metric)
+    common = decimal_places((rows["diff_high"] - rows["diff_low"]) / 2 * scale)
+    cells = []
+    for row in rows.to_dict("records"):
+        low, high = row["diff_low"], row["diff_high"]
+        places = common if is_percent(metric) else _two_digits(row["diff"], (high - low) / 2)
+        if not row["pairs"]:
+            cells.append("-")
+        elif math.isnan(low):
+            values = _values(comparison, row, "difference")
+            cells.append(", ".join(format_fixed(scale * v, common, "+") for v in values))
+        elif places is None:
+            cells.append(f"{row['diff']:+.3g} [{low:.3g}, {high:.3g}]")
+        else:
+            ends = format_interval(metric, low, high, places)
+            cells.append(f"{format_fixed(scale * row['diff'], places, '+')} {ends}")
+    return cells
 
 
 def _two_digits(value: float, half: float) -> int | None:
@@ -106,9 +202,8 @@ def _two_digits(value: float, half: float) -> int | None:
     return max(1 - math.floor(math.log10(half)), 0)
 
 
-def _text(comparison: Comparison, width: int | None) -> str:
-    """Tables, foot and verdicts; fitted to a terminal of that width."""
-    sheets = sheets_of(comparison)
+def _text(comparison: Comparison, sheets: Sequence[Sheet], width: int | None) -> str:
+    """Return tables, foot and verdicts, fitted to a terminal of that width."""
     below = "\n".join([*notes(comparison), "", *verdicts(comparison)]).strip()
     if width is None:
         return "\n\n".join([*map(_aligned, sheets), below]) + "\n"
@@ -156,27 +251,41 @@ def _aligned(sheet: Sheet) -> str:
     return "\n".join(texts)
 
 
-def _csv(comparison: Comparison, _: int | None) -> str:
+def _csv(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -> str:
     return to_csv(comparison.rows)
 
 
-def _json(comparison: Comparison, _: int | None) -> str:
-    rows = comparison.rows.to_json(orient="records", double_precision=15)
+def _json(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -> str:
+    rows = json.loads(comparison.rows.to_json(orient="records", double_precision=15))
+    for row in rows:
+        if row["n"] < LEAST_VALUES:
+            row["values"] = _values(comparison, row, "value")
+        if row["pairs"] < LEAST_SEEDS:
+            row["differences"] = _values(comparison, row, "difference")
     content = {
         "baseline": comparison.baseline,
         "metrics": comparison.metrics,
         "confidence": comparison.confidence,
         "tuned": comparison.tuned,
-        "rows": json.loads(rows),
+        "primary": comparison.family.primary,
+        "secondary": comparison.family.secondary,
+        "margins": {
+            metric: margin
+            for metric in comparison.family.metrics
+            if (margin := comparison.family.margin(metric)) > 0
+        },
+        "tests": comparison.tests,
+        "environment": comparison.environment,
+        "rows": rows,
         "notes": notes(comparison),
         "verdicts": verdicts(comparison),
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _markdown(comparison: Comparison, _: int | None) -> str:
+def _markdown(comparison: Comparison, sheets: Sequence[Sheet], _width: int | None) -> str:
     blocks = []
-    for sheet in sheets_of(comparison):
+    for sheet in sheets:
         rule = ["---", *["---:"] * (len(sheet.header) - 1)]
         lines = [" | ".join(row) for row in (sheet.header, rule, *sheet.rows)]
         blocks += [f"**{sheet.heading}**" * bool(sheet.heading)]
@@ -186,24 +295,42 @@ def _markdown(comparison: Comparison, _: int | None) -> str:
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _latex(comparison: Comparison, _: int | None) -> str:
+def _latex(comparison: Comparison, sheets: Sequence[Sheet], _width: int | None) -> str:
     lines = []
-    for sheet in sheets_of(comparison):
+    for sheet in sheets:
         head, *rows = [
             " & ".join(map(_escape_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows)
         ]
         columns = "l" + "r" * (len(sheet.header) - 1)
-        lines += [f"% {sheet.heading}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head]
+        lines += [
+            "% " + " ".join(sheet.heading.splitlines()),
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+        ]
         lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
-    lines += [f"% {line}" for line in (*notes(comparison), *verdicts(comparison))]
+    for line in (*notes(comparison), *verdicts(comparison)):
+        lines.append("% " + " ".join(line.splitlines()))
     return "\n".join(lines) + "\n"
 
 
 def _escape_latex(text: str) -> str:
-    return re.sub(r"([%_&#$])", r"\\\1", text).replace("±", r"$\pm$")
+    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-FORMATS: dict[str, Callable[[Comparison, int | None], str]] = {
+#: What LaTeX reads as something else.
+LATEX = {letter: rf"\{letter}" for letter in "%_&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "\n": " ",
+    "\r": " ",
+}
+
+FORMATS: dict[str, Callable[[Comparison, Sequence[Sheet], int | None], str]] = {
     "table": _text,
     "csv": _csv,
     "json": _json,

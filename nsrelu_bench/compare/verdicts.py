@@ -1,121 +1,85 @@
-"""What a comparison shows, in words."""
+"""What a comparison shows, in words that follow from its numbers."""
 
-import math
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from nsrelu_bench.compare.comparison import Comparison
-from nsrelu_bench.compare.grouping import (
-    STATES,
-    varies,
+from nsrelu_bench.compare.grouping import varies
+from nsrelu_bench.compare.labels import (
+    SHORT_LABELS,
+    format_interval,
+    format_value,
+    label,
+    scale_of,
 )
-from nsrelu_bench.compare.labels import SHORT_LABELS, format_value, label
-from nsrelu_bench.compare.sign_flips import least_p
-from nsrelu_bench.compare.statistics import ALPHA
 from nsrelu_bench.text import decimal_places, format_fixed, format_p
-
-VERDICT_METRICS = ("test_accuracy", "zero_fraction", "dead_fraction")
-
-
-# In words.
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """Say for each group how it differs from the baseline; the words follow from the numbers."""
+    """Return one line per group that says how it differs from the baseline."""
     return [f"{name}: {'; '.join(clauses)}" for name, clauses in verdict_clauses(comparison)]
 
 
 def verdict_clauses(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Return the verdicts in parts: what is compared with what, and a clause a metric."""
-    wanted = [m for m in VERDICT_METRICS if m in comparison.metrics] or list(comparison.metrics)
-    rows = comparison.rows
-    rows = rows[rows["metric"].isin(wanted) & (rows["act"] != comparison.baseline)]
+    """Return the verdicts in parts: what is compared with what, and a clause per metric."""
+    shown, family = comparison.metrics, comparison.family.metrics
+    wanted = [m for m in family if m in shown] or list(shown)
+    rows = comparison.rows[comparison.rows["metric"].isin(wanted)]
     several = varies(comparison.rows["section"])
     found = []
-    for (section, group), part in rows.groupby(["section", "group"], sort=False):
-        first = part.iloc[0]
+    of_others = rows[rows["act"] != comparison.baseline]
+    for (section, group), part in of_others.groupby(["section", "group"], sort=False):
+        by_metric = {row["metric"]: row for row in part.to_dict("records")}
+        first = by_metric[wanted[0]]
         names = part["baseline_group"].dropna()
-        name = f"{group} vs {names.iloc[0] if len(names) else comparison.baseline}"
-        clauses = [_clause(row) for _, row in part.iterrows() if row["pairs"] > 0]
-        if not first["completed"]:
-            clauses = ["no completed run"]
+        baseline = names.iloc[0] if len(names) else comparison.baseline
+        clauses = [_clause(by_metric[m]) for m in wanted if by_metric[m]["pairs"] > 0]
+        if not first["completed"] + first["diverged"]:
+            clauses = ["no run has finished"]
         elif not clauses:
-            clauses = ["no completed run with the same settings and seed to pair with"]
-        if first["diverged"]:
-            clauses.append(f"{first['diverged']} of {first['runs']} runs diverged")
-        found.append((f"{section}: " * several + name, clauses))
+            clauses = ["no finished run with the same settings and seed to pair with"]
+        clauses += _failures(first, rows, baseline)
+        found.append((f"{section}: " * several + f"{group} vs {baseline}", clauses))
     return found
 
 
-def _clause(row: "pd.Series[Any]") -> str:
-    """Say one metric: "accuracy +0.1 pp [-0.2, 0.4], p = 0.5: no difference shown"."""
-    metric, diff = row["metric"], row["diff"]
-    half = row["diff_high"] - diff
-    if metric.endswith("accuracy"):
-        places = decimal_places([half * 100])
-        text = f"{format_fixed(diff * 100, places, '+')} pp"
-        if row["pairs"] > 1:
-            ends = (format_fixed(row[end] * 100, places) for end in ("diff_low", "diff_high"))
-            text += f" [{', '.join(ends)}]"
-    else:
-        before, after = row["baseline_mean"], row["baseline_mean"] + diff
-        text = f"{format_value(metric, before)} -> {format_value(metric, after)}"
+def _clause(row: Mapping[Hashable, Any]) -> str:
+    """Say one metric: "accuracy +1.5 pp [0.8, 2.2], adjusted p = 0.031: higher"."""
+    metric, pairs = str(row["metric"]), row["pairs"]
     name = "dead units" if metric == "dead_fraction" else SHORT_LABELS.get(metric, label(metric))
-    if row["pairs"] < 2:
-        return f"{name} {text}: one pair, no test"
-    word = verdict(diff, row["p"], row["p_holm"], row["pairs"])
-    return f"{name} {text}, p = {format_p(row['p'])}: {word}"
+    scale, unit = scale_of(metric)
+    if metric.endswith("accuracy"):
+        places = decimal_places([(row["diff_high"] - row["diff_low"]) / 2 * scale])
+        ends = format_interval(metric, row["diff_low"], row["diff_high"], places)
+        text = f"{format_fixed(row['diff'] * scale, places, '+')}{unit} {ends}".rstrip()
+    else:
+        before, after = row["baseline_mean"], row["baseline_mean"] + row["diff"]
+        text = f"{format_value(metric, before)} -> {format_value(metric, after)}"
+    if pd.notna(row["p_adjusted"]):
+        text += f", adjusted p = {format_p(row['p_adjusted'])}"
+    elif row["verdict"] or pairs < 2:
+        text += f", {pairs} pair{'s' if pairs > 1 else ''}"
+    else:
+        text += f", p = {format_p(row['p'])}, not adjusted"
+    text = f"{name} {text}" + f": {row['verdict']}" * bool(row["verdict"])
+    if "rounding" in row and abs(row["diff"]) <= row["rounding"]:
+        text += f" (rounding alone gives up to {scale * row['rounding']:.2g}{unit})"
+    return text
 
 
-def verdict(diff: float, p: float, p_holm: float, pairs: int) -> str:
-    """Say what a paired difference shows.
-
-    "no difference shown" says that noise would do, not that the two are equal.
-    """
-    if p >= ALPHA:
-        return "no difference shown" if least_p(pairs) < ALPHA else "too few seeds to tell"
-    word = "higher" if diff > 0 else "lower"
-    return word if p_holm < ALPHA else f"{word} (Holm p {format_p(p_holm)})"
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """Say what the numbers of a table rest on: its foot."""
-    rows = comparison.rows
-    groups = rows.drop_duplicates(["section", "group"])
-    left_out = [f"{groups[state].sum()} {state}" for state in STATES[1:] if groups[state].sum()]
-    lines = [
-        f"Mean ± half-width of the {comparison.confidence:.0%} t interval, over "
-        f"{groups['completed'].sum()} of {groups['runs'].sum()} runs"
-        + (f"; left out: {', '.join(left_out)}." if left_out else ", all completed.")
-    ]
-    gaps = rows[rows["n"] < rows["completed"]].groupby("metric", sort=False)
-    lines += [
-        f"{metric}: {part['n'].sum()} of the {part['completed'].sum()} completed runs of "
-        f"{len(part)} groups have a value."
-        for metric, part in gaps
-    ]
-    lines += [
-        f"Careful: these runs were made with {name} {' and '.join(values)}, which changes numbers."
-        for name, values in comparison.mixed.items()
-    ]
-    if comparison.tuned:
-        lines.append(
-            f"{', '.join(comparison.tuned)}: for each activation the one with the fewest diverged "
-            "runs, then the best mean validation accuracy; the test set had no say."
-        )
-    tested = rows[rows["p"].notna()]
-    if tested.empty:
-        one = "one pair each, so no interval and no test" if rows["pairs"].any() else "none to pair"
-        return [*lines, f"vs {comparison.baseline}: paired by settings and seed; {one}."]
-    lines.append(
-        f"vs {comparison.baseline}: paired by seed; p by exact sign flips, two-sided; * where it "
-        f"stays below {ALPHA} after Holm's adjustment over {comparison.tests} tests."
-    )
-    fewest, most = int(tested["pairs"].min()), int(tested["pairs"].max())
-    if least_p(fewest) > ALPHA:
-        lines.append(f"With {fewest} pairs p can't go below 2/2^{fewest} = {least_p(fewest):.3g}.")
-    if least_p(most) * comparison.tests > ALPHA:
-        needed = math.ceil(math.log2(2 * comparison.tests / ALPHA))
-        lines.append(f"{comparison.tests} tests need {needed} pairs for a * to be possible.")
-    return lines
+def _failures(row: Mapping[Hashable, Any], rows: pd.DataFrame, baseline: str) -> list[str]:
+    """Say how many runs failed to train, beside the baseline's."""
+    finished = row["completed"] + row["diverged"]
+    lost = row["diverged"] + row["collapsed"]
+    section = rows[rows["section"] == row["section"]]
+    others = section[section["group"] == baseline].head(1).to_dict("records")
+    beside = [other["diverged"] + other["collapsed"] for other in others]
+    if not lost + sum(beside):
+        return []
+    kinds = [f"{row[kind]} {kind}" for kind in ("diverged", "collapsed") if row[kind]]
+    text = f"{lost} of {finished} runs failed to train" + f" ({', '.join(kinds)})" * bool(kinds)
+    for other, failed in zip(others, beside, strict=True):
+        text += f", {failed} of {other['completed'] + other['diverged']} of {baseline}"
+    return [text + f", McNemar p = {format_p(row['p_failed'])}" * pd.notna(row["p_failed"])]

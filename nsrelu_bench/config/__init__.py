@@ -16,12 +16,15 @@ from nsrelu_bench.config.activation_spec import (
 )
 from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
+    CLASSES,
     DATASETS,
     FIGURES,
     MEASURES,
+    METRICS,
     MODELS,
     PLUGIN,
     SCORES,
+    TEST_IMAGES,
 )
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
 from nsrelu_bench.config.setting import Setting
@@ -33,17 +36,20 @@ __all__ = [
     "ADDED",
     "ALIASES",
     "AUGMENTATIONS",
+    "CLASSES",
     "DATASETS",
     "FIGURES",
     "FUNCTIONS",
     "GATES",
     "LEARNABLE",
     "MEASURES",
+    "METRICS",
     "MODELS",
     "NUMBER",
     "PLUGIN",
     "SCORES",
     "SETTINGS",
+    "TEST_IMAGES",
     "ActivationSpec",
     "FunctionSpec",
     "RunConfig",

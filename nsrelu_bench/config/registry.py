@@ -29,6 +29,15 @@ DATASETS: dict[str, str] = {
     "cifar10": "60,000 photographs, 32x32 in colour, through torchvision",
     "cifar100": "60,000 photographs in 100 classes, 32x32 in colour, through torchvision",
 }
+#: The classes and the test images of each data set; those of a folder of images are its own.
+CLASSES: dict[str, int] = dict.fromkeys(DATASETS, 10) | {"emnist": 47, "cifar100": 100}
+TEST_IMAGES: dict[str, int] = dict.fromkeys(DATASETS, 10_000) | {
+    "mnist5k": 1000,
+    "digits": 360,
+    "synthetic": 1000,
+    "emnist": 18_800,
+    "svhn": 26_032,
+}
 AUGMENTATIONS: dict[str, str] = {
     "crop": "a random crop of the image with 4 pixels of zeros around it",
     "flip": "left and right exchanged with probability 1/2",
@@ -75,6 +84,13 @@ SCORES: dict[str, str] = {
     "loss": "mean cross-entropy in nats",
     "accuracy": "fraction of the examples classified right",
 }
+
+#: What a run is measured by after every epoch.
+METRICS: dict[str, str] = {
+    f"{part}_{score}": f"{text} of the {data} data"
+    for part, data in {"train": "training", "val": "validation", "test": "test"}.items()
+    for score, text in SCORES.items()
+} | MEASURES
 
 #: The figures that can be drawn; the code is in plot/figures.py.
 FIGURES: dict[str, str] = {

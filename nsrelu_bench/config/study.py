@@ -12,9 +12,10 @@ from pydantic import (
     ValidationError,
 )
 
+from nsrelu_bench.config.registry import METRICS
 from nsrelu_bench.config.run import RunConfig, brief, mistake_lines, override, run_config
 from nsrelu_bench.config.yaml import read_yaml
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.errors import UsageError, unknown
 
 #: What repeats each configuration, as a number or a list, and the setting that it varies.
 REPEATS = {"seeds": "seed", "replicates": "replicate"}
@@ -64,6 +65,8 @@ def make_study(
 ) -> Study:
     """Expand settings with a `grid` and `seeds` to the runs of a study.
 
+    `primary` and `secondary` name the metrics that compare tests; they are no part of any run.
+
     `exclude` leaves out the combinations that have all values of one of its entries; each entry
     of `include` adds a grid of its own, on top of the settings that stand outside. `strict`: an
     entry of `exclude` that leaves nothing out is a mistake.
@@ -78,7 +81,8 @@ def make_study(
     grid = fixed.pop("grid", None) or {}
     exclude = fixed.pop("exclude", None) or []
     include = fixed.pop("include", None) or []
-    mistakes = _study_mistakes(name, fixed, grid, repeats, place)
+    mistakes = _family_mistakes(fixed.pop("primary", None), fixed.pop("secondary", None), place)
+    mistakes += _study_mistakes(name, fixed, grid, repeats, place)
     mistakes += _entry_mistakes(exclude, place("exclude"))
     mistakes += _entry_mistakes(include, place("include"))
     if mistakes:
@@ -171,6 +175,21 @@ def _study_mistakes(
             mistakes.append(f"{where}: stands outside the grid too")
         for index, value in enumerate(values):
             mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
+    return mistakes
+
+
+def _family_mistakes(primary: Any, secondary: Any, place: Callable[[str], str]) -> list[str]:
+    """Check the metrics that compare is to test, which no run depends on."""
+    mistakes = []
+    if secondary is not None and not isinstance(secondary, list):
+        mistakes.append(f"{place('secondary')}: must be a list of metrics, got {brief(secondary)}")
+        secondary = None
+    named = [("primary", primary)] if primary is not None else []
+    named += [(f"secondary[{index}]", name) for index, name in enumerate(secondary or [])]
+    for key, name in named:
+        if name not in METRICS:
+            wrong = name if isinstance(name, str) else brief(name)
+            mistakes.append(f"{place(key)}: {unknown(wrong, METRICS, 'metric', brief=True)}")
     return mistakes
 
 

@@ -16,6 +16,7 @@ from nsrelu_bench.compare import (
     ACT_COLUMNS,
     STATES,
     compare,
+    declared_family,
     format_setting,
     notes,
     sheets_of,
@@ -82,6 +83,7 @@ def write_report(
         metric=metric,
         by=by,
         where=where,
+        family=declared_family(*paths),
     )
     write_text(out, page)
     return out
@@ -97,6 +99,7 @@ def render(
     metric: Sequence[str] | None = None,
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
+    family: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -109,6 +112,7 @@ def render(
         metric: As for `compare`; figures draw them too.
         by: As for `compare`; each value has figures of its own.
         where: As for `compare`.
+        family: What `declared_family` gives.
 
     Raises:
         BenchError: The runs can't be compared.
@@ -121,6 +125,7 @@ def render(
         by=by,
         where=where,
         tune=tune,
+        **family or {},
     )
     sections = group_results(frames, where=where, by=by or (), baseline=baseline)
     named = pd.concat(results.groups for results in sections)

@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
 from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
-from nsrelu_bench.records.folders import find_drawable, find_runs
+from nsrelu_bench.records.folders import find_drawable, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.identity import check_configuration, check_inputs
 from nsrelu_bench.records.reader import Results, load, load_runs
@@ -35,6 +35,7 @@ __all__ = [
     "find_drawable",
     "find_mixed",
     "find_runs",
+    "find_studies",
     "load",
     "load_runs",
     "read_environment",

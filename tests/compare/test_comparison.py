@@ -1,5 +1,7 @@
 """Comparisons of made-up runs by hand: means, pairs, choices, and the words for them."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,11 +10,21 @@ from scipy import stats
 
 from nsrelu_bench.compare import comparison as c
 from nsrelu_bench.compare.grouping import STATES
-from nsrelu_bench.compare.labels import LABELS, SHORT_LABELS, is_percent, label
+from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.sign_flips import step_down_p
 from nsrelu_bench.compare.tables import FORMATS, format_table
-from nsrelu_bench.compare.verdicts import VERDICT_METRICS, notes, verdict, verdicts
+from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.records.schema import COLUMNS
+
+BETTER_THAN = np.subtract(BETTER, RELU)
+WORSE_ZEROS = np.array([-0.1, -0.2, 0.0, -0.1, -0.1, -0.2])
+
+#: One activation differs from relu in accuracy and zeros, the other in nothing.
+THREE = study(
+    make_runs("relu", RELU),
+    make_runs("nsrelu(0.1)", BETTER).assign(zero_fraction=0.5 + WORSE_ZEROS),
+    make_runs("leaky_relu(0.1)", RELU),
+).assign(negative_fraction=0.3)
 
 
 def test_means_and_paired_differences_by_hand() -> None:
@@ -21,9 +33,9 @@ def test_means_and_paired_differences_by_hand() -> None:
     assert found["mean"] == pytest.approx(0.94)
     assert found["sd"] == pytest.approx(np.std(BETTER, ddof=1))
     assert found["diff"] == pytest.approx(0.015)
-    paired = stats.ttest_rel(BETTER, RELU).confidence_interval()
-    assert (found["diff_low"], found["diff_high"]) == pytest.approx((paired.low, paired.high))
-    assert found["p"] == pytest.approx(2 / 64)
+    assert (found["diff_low"], found["diff_high"]) == pytest.approx((0.01, 0.02))  # typical values
+    assert found["p"] == found["p_adjusted"] == pytest.approx(2 / 64)
+    assert found["p_better"] == 1
     assert found["d_z"] == pytest.approx(0.015 / np.std([2, 1, 1, 2, 1, 2], ddof=1) * 100)
     assert found["baseline_mean"] == pytest.approx(np.mean(RELU))
 
@@ -89,7 +101,7 @@ def test_pairs_have_the_same_settings() -> None:
     assert row(comparison, "nsrelu(0.1) lr=0.2")["p"] == 1
 
 
-def test_leak_never_and_impl_only_where_it_varies_is_part_of_the_name() -> None:
+def test_impl_is_named_only_where_it_varies() -> None:
     other = make_runs("nsrelu(0.1)", BETTER, impl="detach")
     comparison = c.compare(study(TWO, other), CONFIG)
     assert list(comparison.rows["group"].unique()) == [
@@ -100,7 +112,7 @@ def test_leak_never_and_impl_only_where_it_varies_is_part_of_the_name() -> None:
     assert row(comparison, "nsrelu(0.1) impl=detach")["pairs"] == 6
 
 
-def test_settings_that_an_activation_or_optimizer_has_not_are_left_out() -> None:
+def test_settings_that_a_run_does_not_have_are_not_named() -> None:
     config = [*CONFIG, "momentum"]
     runs = study(TWO.assign(momentum=0.9), make_runs("relu", RELU, momentum=np.nan))
     groups = c.compare(runs, config).rows["group"].unique()
@@ -123,8 +135,8 @@ def test_a_group_that_all_diverged_stays_in_the_table() -> None:
     comparison = c.compare(runs, CONFIG)
     found = row(comparison, "nsrelu(1)")
     assert (found["n"], found["diverged"]) == (0, 6)
-    assert np.isnan(found[["mean", "p"]].astype(float)).all()
-    assert "nsrelu(1) vs relu: no completed run; 6 of 6 runs diverged" in verdicts(comparison)
+    assert np.isnan(found["mean"])
+    assert (found["itt_mean"], found["pairs"]) == (pytest.approx(0.1), 6)
     for fmt in FORMATS:
         assert "nsrelu(1)" in format_table(comparison, fmt)
 
@@ -138,9 +150,9 @@ def test_one_seed_has_means_and_nothing_more() -> None:
     comparison = c.compare(TWO.query("seed == 0"), CONFIG)
     found = row(comparison, "nsrelu(0.1)")
     assert found["diff"] == pytest.approx(0.02)
-    assert found[["sd", "low", "diff_low", "p", "p_holm", "d_z"]].isna().all()
-    (verdict,) = verdicts(comparison)
-    assert verdict.startswith("nsrelu(0.1) vs relu: accuracy +2.0 pp: one pair, no test; zeros ")
+    none = ["sd", "low", "diff_low", "p", "p_adjusted", "p_holm", "p_equivalent", "d_z"]
+    assert found[none].isna().all()
+    assert found["verdict"] == "not shown: one pair has no spread"
 
 
 def test_a_baseline_that_is_not_there_is_said() -> None:
@@ -170,11 +182,189 @@ def test_metrics_may_be_missing_in_part() -> None:
         c.compare(TWO, CONFIG, metrics=["grad_nrm"])
 
 
-def test_holm_is_over_the_whole_table() -> None:
-    comparison = c.compare(TWO, CONFIG)
-    tested = comparison.rows["p"].dropna()
-    assert comparison.tests == len(tested) == 4
-    assert row(comparison, "nsrelu(0.1)")["p_holm"] == pytest.approx(4 / 32)
+# The family.
+
+
+def test_what_a_table_shows_changes_no_p_value() -> None:
+    few, many = (
+        row(c.compare(THREE, CONFIG, metrics=metrics), "nsrelu(0.1)")
+        for metrics in (["test_accuracy"], ["grad_norm", "test_accuracy", "negative_fraction"])
+    )
+    pd.testing.assert_series_equal(few, many, check_names=False)
+
+
+@pytest.mark.parametrize("where", [["act=nsrelu"], ["lr=0.1"], ["lr=0.1", "act=nsrelu(0.1)"]])
+def test_what_is_shown_of_a_study_changes_no_p_value(where: list[str]) -> None:
+    random = np.random.default_rng(0)
+    parts = [
+        make_runs(act, list(np.add(values, random.normal(0, 0.01, 6))), lr=lr)
+        for lr in (0.1, 0.2)
+        for act, values in (("relu", RELU), ("nsrelu(0.1)", BETTER), ("elu", RELU))
+    ]
+    runs = study(*parts)
+    few = c.compare(runs, CONFIG, where=where)
+    keys = ["act", "metric"]
+    every = c.compare(runs, CONFIG).rows.query("lr == 0.1").set_index(keys)
+    found = few.rows[few.rows["lr"] == 0.1] if "lr" in few.rows else few.rows
+    found = found.set_index(keys)
+    for column in ("diff", "diff_low", "p", "p_adjusted", "p_holm", "p_equivalent", "verdict"):
+        pd.testing.assert_series_equal(found[column], every.loc[found.index, column])
+    assert few.tests == 12
+
+
+def test_the_tests_of_a_study_are_a_family_of_their_own() -> None:
+    alone = c.compare(THREE, CONFIG).rows
+    other = TWO.assign(study="t", run_id=TWO["run_id"] + "t")
+    both = c.compare(study(THREE, other), CONFIG)
+    assert both.tests_of == {"s": 6, "t": 3}
+    assert both.tests == 9
+    of_three = both.rows[both.rows["study"] == "s"]
+    assert list(of_three["p_adjusted"]) == pytest.approx(list(alone["p_adjusted"]), nan_ok=True)
+
+
+def test_a_condition_on_seeds_chooses_what_is_tested() -> None:
+    few = row(c.compare(TWO, CONFIG, where=["seed=0,1,2"]), "nsrelu(0.1)")
+    assert (few["runs"], few["pairs"]) == (3, 3)
+
+
+def test_a_condition_on_a_tuned_setting_comes_before_tuning() -> None:
+    groups = c.compare(tunable(), CONFIG, tune=["lr"], where=["lr=0.2"]).rows["group"].unique()
+    assert list(groups) == ["relu", "nsrelu(0.1)"]
+
+
+def test_adjusted_p_values_are_those_of_the_whole_family() -> None:
+    comparison = c.compare(THREE, CONFIG)
+    differences = [BETTER_THAN, WORSE_ZEROS, np.zeros(6)]
+    expected = step_down_p(np.array([*differences, *(np.zeros(6) for _ in range(3))]))
+    rows = comparison.rows[comparison.rows["group"] == "nsrelu(0.1)"].set_index("metric")
+    found = rows.loc[list(comparison.family.metrics), "p_adjusted"]
+    assert list(found) == pytest.approx(expected[:3])
+    assert comparison.tests == 6
+    assert comparison.rows.loc[comparison.rows["metric"] == "grad_norm", "p_adjusted"].isna().all()
+    assert comparison.rows["p_holm"].max() <= 1
+
+
+def test_a_family_can_be_declared() -> None:
+    asked = {"primary": "grad_norm", "secondary": ["test_accuracy"], "margins": {"grad_norm": 0.5}}
+    comparison = c.compare(THREE, CONFIG, **asked)
+    assert comparison.family.metrics == ("grad_norm", "test_accuracy")
+    assert comparison.main_metric == "grad_norm"
+    assert comparison.tests == 4
+    assert row(comparison, "nsrelu(0.1)", "grad_norm")["verdict"] == "higher, equivalent within 0.5"
+    assert row(comparison, "nsrelu(0.1)", "zero_fraction")["verdict"] == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"primary": "acc"}, "unknown metric 'acc'; choose from: test_accuracy, "),
+        ({"secondary": ["zeros"]}, "unknown metric 'zeros'"),
+        ({"margins": {"accuracy": 1.0}}, "unknown metric 'accuracy'; did you mean"),
+        ({"margins": {"test_accuracy": 0.0}}, "margin of test_accuracy must be above 0, got 0"),
+    ],
+)
+def test_a_family_of_what_was_not_measured_is_refused(asked: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        c.compare(TWO, CONFIG, **asked)
+
+
+# Runs that failed to train.
+
+
+def test_a_diverged_run_counts_with_the_accuracy_of_chance() -> None:
+    runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2]))
+    found = row(c.compare(runs, CONFIG), "nsrelu(1)")
+    values = [0.1, 0.1, 0.1, *BETTER[3:]]
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(np.mean(BETTER[3:]))
+    assert found["itt_mean"] == pytest.approx(np.mean(values))
+    assert found["median"] == pytest.approx(np.median(values))
+    assert found["iqm"] == pytest.approx(np.mean(sorted(values)[1:5]))
+    assert found["pairs"] == 6
+    assert found["diff"] == pytest.approx(np.mean(np.subtract(values, RELU)))
+    zeros = row(c.compare(runs, CONFIG), "nsrelu(1)", "zero_fraction")
+    assert (zeros["pairs"], zeros["diff"]) == (3, 0)
+
+
+def test_failures_are_counted_with_their_exact_tests() -> None:
+    runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2])).assign(collapsed=0.0)
+    runs.loc[(runs["act"] == "nsrelu(1)") & (runs["seed"] == 4), "collapsed"] = 1
+    runs.loc[runs["state"] == "diverged", "collapsed"] = np.nan
+    found = row(c.compare(runs, CONFIG), "nsrelu(1)")
+    assert list(found[["diverged", "collapsed", "completed"]]) == [3, 1, 3]
+    expected = stats.binomtest(4, 6).proportion_ci(method="exact")
+    assert found["failed_to_train"] == pytest.approx(4 / 6)
+    assert (found["failed_low"], found["failed_high"]) == pytest.approx(tuple(expected))
+    assert found["p_failed"] == pytest.approx(stats.binomtest(4, 4).pvalue)
+
+
+def test_runs_that_do_not_say_did_not_collapse() -> None:
+    assert (c.compare(TWO, CONFIG).rows["collapsed"] == 0).all()
+
+
+def test_a_data_set_of_unknown_classes_has_chance_0() -> None:
+    runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])).assign(dataset="folder:x")
+    assert row(c.compare(runs, CONFIG), "nsrelu(1)")["itt_low"] >= 0
+    assert row(c.compare(runs, CONFIG), "nsrelu(1)")["itt_mean"] == pytest.approx(
+        sum(BETTER[1:]) / 6
+    )
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.8], [0.0, 0.1, 0.2, 0.3]])
+def test_few_values_have_no_interval(values: list[float]) -> None:
+    rows = c.compare(make_runs("relu", values), CONFIG).rows
+    assert rows[["low", "high", "itt_low", "itt_high"]].isna().all(axis=None)
+
+
+def test_intervals_of_fractions_stay_within_0_and_1() -> None:
+    comparison = c.compare(make_runs("relu", [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), CONFIG)
+    assert row(comparison, "relu")["low"] == 0
+    assert row(comparison, "relu")["high"] < 1
+    assert row(comparison, "relu", "grad_norm")["low"] < 1
+
+
+# Replicates.
+
+
+def replicated(act: str, accuracies: list[float], shift: float) -> pd.DataFrame:
+    """Two replicates of each seed, which differ by twice the shift."""
+    parts = [
+        make_runs(act, [a + sign * shift for a in accuracies], replicate=number)
+        for number, sign in enumerate((1, -1))
+    ]
+    return study(*parts)
+
+
+def test_replicates_are_averaged_and_their_spread_told_apart() -> None:
+    runs = study(replicated("relu", RELU, 0.01), replicated("nsrelu(0.1)", BETTER, 0.01))
+    comparison = c.compare(runs, [*CONFIG, "replicate"])
+    found = row(comparison, "nsrelu(0.1)")
+    assert found["runs"] == 12
+    assert found["n"] == found["pairs"] == 6
+    assert found["diff"] == pytest.approx(0.015)
+    assert found["p"] == pytest.approx(2 / 64)
+    assert found["sd_rounding"] == pytest.approx(np.std([0.01, -0.01], ddof=1))
+    assert found["rounding"] == pytest.approx(1.96 * found["sd_rounding"] * (2 / 6) ** 0.5)
+    assert found["sd_seed"] < np.std(BETTER, ddof=1)
+
+
+def test_replicates_pair_with_their_like() -> None:
+    runs = study(replicated("relu", RELU, 0.01), replicated("nsrelu(0.1)", BETTER, 0.01))
+    runs = runs[(runs["act"] == "relu") | (runs["replicate"] == 1)]
+    assert row(c.compare(runs, [*CONFIG, "replicate"]), "nsrelu(0.1)")["diff"] == pytest.approx(
+        0.015
+    )
+
+
+# Several studies.
+
+
+def test_runs_that_train_alike_in_two_studies_are_counted() -> None:
+    config = [*CONFIG, "probe_size"]
+    one = TWO.assign(study="a", probe_size=100)
+    other = TWO[TWO["seed"] < 4].assign(study="b", probe_size=200, run_id=TWO["run_id"] + "b")
+    assert c.compare(study(one, other), config).copies == {("b", "a"): 8}
+    assert c.compare(study(one, other.assign(lr=0.2)), config).copies == {}
 
 
 # Choosing.
@@ -200,16 +390,18 @@ def test_tuning_pairs_across_the_tuned_setting() -> None:
     assert (found["baseline_group"], found["pairs"]) == ("relu lr=0.1", 6)
 
 
-def test_tuning_prefers_settings_that_do_not_diverge() -> None:
+@pytest.mark.parametrize("failed", [{"state": "diverged"}, {"collapsed": 1.0}])
+def test_tuning_prefers_settings_that_train(failed: dict) -> None:
     runs = tunable()
     runs.loc[runs["lr"] == 0.2, "val_accuracy"] = 0.999
     lost = (runs["lr"] == 0.2) & (runs["seed"] == 3)
-    runs.loc[lost, "state"] = "diverged"
+    for column, value in failed.items():
+        runs.loc[lost, column] = value
     groups = c.compare(runs, CONFIG, tune=["lr"]).rows["group"].unique()
     assert list(groups) == ["relu lr=0.1", "nsrelu(0.1) lr=0.1"]
 
 
-def test_an_activation_that_always_diverges_is_not_dropped_by_tuning() -> None:
+def test_tuning_drops_no_activation() -> None:
     runs = tunable()
     runs.loc[runs["act"] != "relu", "state"] = "diverged"
     rows = c.compare(runs, CONFIG, tune=["lr"]).rows
@@ -241,7 +433,7 @@ def test_by_makes_tables() -> None:
     assert list(comparison.rows["group"].unique()) == ["relu", "nsrelu(0.1)"]
 
 
-def test_counts_are_whole_numbers_and_0_where_there_is_nothing() -> None:
+def test_counts_are_whole_numbers() -> None:
     rows = c.compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG).rows
     assert {column: rows[column].dtype.kind for column in ("n", "pairs")} == {
         "n": "i",
@@ -256,84 +448,11 @@ def test_nothing_to_compare() -> None:
         c.compare(TWO.iloc[:0], CONFIG)
 
 
-# Words.
-
-
-@pytest.mark.parametrize(
-    ("diff", "p", "p_holm", "pairs", "words"),
-    [
-        (0.1, 0.5, 1.0, 6, "no difference shown"),
-        (0.1, 0.05, 0.05, 10, "no difference shown"),
-        (0.1, 0.0625, 0.0625, 5, "too few seeds to tell"),
-        (0.1, 0.002, 0.004, 10, "higher"),
-        (0.1, 0.03, 0.05, 10, "higher (Holm p 0.05)"),
-        (-0.1, 0.002, 0.004, 10, "lower"),
-        (-0.1, 0.031, 0.25, 6, "lower (Holm p 0.25)"),
-    ],
-)
-def test_words_follow_from_the_numbers(
-    diff: float, p: float, p_holm: float, pairs: int, words: str
-) -> None:
-    assert verdict(diff, p, p_holm, pairs) == words
-
-
-def test_a_verdict_in_full() -> None:
-    seeds = range(10)
-    relu = make_runs("relu", [0.90 + 0.001 * s for s in seeds])
-    other = make_runs("nsrelu(0.1)", [0.90 + 0.001 * s + 0.002 * (-1) ** s for s in seeds])
-    relu["dead_fraction"] = [0.19 + 0.001 * s for s in seeds]
-    other["dead_fraction"] = [0.07 + 0.002 * s for s in seeds]
-    half = stats.t.ppf(0.975, 9) * np.std([2, -2] * 5, ddof=1) / 10**0.5 / 10
-    assert verdicts(c.compare(study(relu, other), CONFIG)) == [
-        f"nsrelu(0.1) vs relu: accuracy +0.0 pp [-{half:.1f}, {half:.1f}], p = 1: no difference "
-        "shown; zeros 50.0 % -> 50.0 %, p = 1: no difference shown; dead units 19.4 % -> 7.9 %, "
-        "p = 0.002: lower"
-    ]
-
-
-def test_a_verdict_on_accuracy_has_its_interval_in_points() -> None:
-    comparison = c.compare(TWO, CONFIG, metrics=["test_accuracy"])
-    half = stats.t.ppf(0.975, 5) * np.std([2, 1, 1, 2, 1, 2], ddof=1) / 6**0.5
-    ends = f"{1.5 - half:.1f}, {1.5 + half:.1f}"
-    assert verdicts(comparison) == [
-        f"nsrelu(0.1) vs relu: accuracy +1.5 pp [{ends}], p = 0.031: higher"
-    ]
-
-
-def test_runs_that_nothing_pairs_with_are_told() -> None:
-    later = make_runs("nsrelu(0.1)", BETTER).assign(seed=range(6, 12))
-    assert verdicts(c.compare(study(make_runs("relu", RELU), later), CONFIG)) == [
-        "nsrelu(0.1) vs relu: no completed run with the same settings and seed to pair with"
-    ]
-
-
-def test_one_pair_each_is_told_at_the_foot() -> None:
-    assert notes(c.compare(TWO.query("seed == 0"), CONFIG))[-1] == (
-        "vs relu: paired by settings and seed; one pair each, so no interval and no test."
-    )
-
-
 def test_runs_without_a_validation_accuracy_can_not_be_tuned() -> None:
     runs = TWO.drop(columns="val_accuracy")
     with pytest.raises(BenchError) as caught:
         c.compare(runs, CONFIG, tune=["lr", "epochs"])
     assert str(caught.value) == ("tune lr, epochs: the runs have no val_accuracy to choose by")
-
-
-def test_two_pairs_are_tested_and_too_few() -> None:
-    comparison = c.compare(TWO.query("seed < 2"), CONFIG, metrics=["grad_norm"])
-    assert verdicts(comparison) == [
-        "nsrelu(0.1) vs relu: grad norm 1.91 -> 1.92, p = 0.5: too few seeds to tell"
-    ]
-
-
-def test_metrics_have_names_for_people() -> None:
-    measured = {*COLUMNS["metrics.csv"], "diverged_fraction"}
-    assert {*LABELS, *SHORT_LABELS, *c.TABLE_METRICS, *VERDICT_METRICS} <= measured
-    percent = [is_percent(m) for m in ("test_accuracy", "dead_fraction", "grad_norm")]
-    assert percent == [True, True, False]
-    assert label("grad_norm") == "gradient norm"
-    assert label("test_accuracy") == "test accuracy"
 
 
 @pytest.mark.parametrize("column", [column for column in c.RUN_COLUMNS if column != "study"])
@@ -354,24 +473,6 @@ def test_sorting_by_a_setting_goes_from_small_to_large() -> None:
     ]
 
 
-def test_the_foot_says_how_pairs_were_made_and_tested() -> None:
-    three = ["test_accuracy", "zero_fraction", "grad_norm"]
-    assert notes(c.compare(TWO, CONFIG, metrics=three)) == [
-        "Mean ± half-width of the 95% t interval, over 12 of 12 runs, all completed.",
-        "vs relu: paired by seed; p by exact sign flips, two-sided; * where it stays below 0.05"
-        " after Holm's adjustment over 3 tests.",
-        "3 tests need 7 pairs for a * to be possible.",
-    ]
-
-
-def test_the_foot_says_what_few_seeds_can_not_show() -> None:
-    five = notes(c.compare(TWO.query("seed < 5"), CONFIG))
-    assert "With 5 pairs p can't go below 2/2^5 = 0.0625." in five
-    six = "\n".join(notes(c.compare(TWO, CONFIG)))
-    assert "can't go below" not in six
-    assert "4 tests need 8 pairs for a * to be possible." in six
-
-
 def test_each_study_has_a_table_of_its_own() -> None:
     one = TWO.assign(study="one")
     other = TWO.assign(study="other", test_accuracy=TWO["test_accuracy"] - 0.1)
@@ -383,11 +484,3 @@ def test_each_study_has_a_table_of_its_own() -> None:
     assert of_other["group"].tolist() == alone["group"].tolist()
     for column in ("n", "mean", "diff", "p"):
         assert of_other[column].tolist() == pytest.approx(alone[column].tolist(), nan_ok=True)
-
-
-def test_a_study_of_several_versions_of_torch_is_told_so() -> None:
-    runs = TWO.assign(torch="2.14.0", cpu_capability="AVX2")
-    assert not any("Careful" in line for line in notes(c.compare(runs, CONFIG)))
-    runs.loc[0, "torch"] = "2.15.0"
-    told = "Careful: these runs were made with torch 2.14.0 and 2.15.0, which changes numbers."
-    assert told in notes(c.compare(runs, CONFIG))

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import CONFIG, RELU, TWO, make_runs, study
+from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, study
 
 from nsrelu_bench.compare import comparison as c
 from nsrelu_bench.compare import tables
@@ -15,14 +15,80 @@ from nsrelu_bench.compare.tables import format_table
 from nsrelu_bench.errors import UsageError
 
 
+def lines_of(comparison: c.Comparison, **options: bool) -> list[list[str]]:
+    """Return the cells of a table, which are two or more blanks apart."""
+    text = format_table(comparison, **options)
+    return [re.split(r"  +", line) for line in text.splitlines()]
+
+
 def test_the_table_in_full() -> None:
     text = format_table(c.compare(TWO, CONFIG, metrics=["test_accuracy", "grad_norm"]))
     assert text.splitlines()[:4] == [
         "digits, mlp, epochs 5, lr 0.1",
-        "activation   runs  diverged  accuracy %      grad norm  vs relu pp      p",
-        "relu            6         0  92.5 ± 2.0  1.925 ± 0.020           -      -",
-        "nsrelu(0.1)     6         0  94.0 ± 2.1  1.940 ± 0.021  +1.5 ± 0.6  0.031",
+        "activation   runs  diverged  accuracy %      grad norm       vs relu pp  pairs  adj. p"
+        "  verdict",
+        "relu            6         0  92.5 ± 2.0  1.925 ± 0.020                -      -       -"
+        "        -",
+        "nsrelu(0.1)     6         0  94.0 ± 2.1  1.940 ± 0.021  +1.5 [1.0, 2.0]      6   0.031"
+        "   higher",
     ]
+
+
+def test_few_values_are_shown_themselves() -> None:
+    lines = lines_of(c.compare(TWO.query("seed < 4"), CONFIG, metrics=["test_accuracy"]))
+    assert lines[3] == [
+        *("nsrelu(0.1)", "4", "0", "92.0, 92.0, 93.0, 95.0", "+2.0, +1.0, +1.0, +2.0"),
+        *("4", "-", "not shown: ~6 seeds"),
+    ]
+
+
+def test_two_survivors_have_no_interval() -> None:
+    runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2, 3]))
+    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy", "grad_norm"]))
+    assert lines[4][:5] == ["nsrelu(1)", "6", "4", "95.0, 97.0", "1.95, 1.97"]
+
+
+def test_an_interval_that_is_cut_off_has_its_ends() -> None:
+    runs = make_runs("relu", [0.99, 1.0, 1.0, 1.0, 0.97])
+    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy"]))
+    assert lines[2] == ["relu", "5", "0", "99.2 [97.6, 100.0]"]
+
+
+def test_only_the_seeds_in_common_are_said_to_be_paired() -> None:
+    later = make_runs("nsrelu(0.1)", BETTER).query("seed > 1")
+    lines = lines_of(c.compare(study(make_runs("relu", RELU), later), CONFIG))
+    assert lines[3][-3:] == ["4", "-", "not shown: ~6 seeds"]
+    none = later.assign(seed=later["seed"] + 10)
+    assert "pairs" not in lines_of(c.compare(study(make_runs("relu", RELU), none), CONFIG))[1]
+
+
+def test_a_metric_outside_the_family_has_its_raw_p() -> None:
+    lines = lines_of(c.compare(TWO, CONFIG, metrics=["grad_norm"]))
+    assert lines[1][-3:] == ["vs relu", "pairs", "raw p"]
+    assert lines[3][-3:] == ["+0.0150 [0.0100, 0.0200]", "6", "0.031"]
+
+
+def test_failures_have_a_table_of_their_own() -> None:
+    runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2, 3]))
+    runs.loc[0, "collapsed"] = 1
+    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy"]))
+    assert lines[1][:4] == ["activation", "runs", "diverged", "collapsed"]
+    assert lines[6] == ["digits, mlp, epochs 5, lr 0.1: every run that finished"]
+    assert lines[7] == [
+        *("activation", "failed to train", "share %", "McNemar p", "accuracy %, all runs"),
+        *("median", "interquartile mean", "P(> relu) %"),
+    ]
+    assert lines[8] == ["relu", "1/6", "17 [0, 64]", "-", "92.5 ± 2.0", "92.5", "92.5", "-"]
+    assert lines[10] == [
+        *("nsrelu(1)", "4/6", "67 [22, 96]", "0.25", "38.7 [0.0, 85.3]", "10.0", "31.2"),
+        "33 [4, 78]",
+    ]
+
+
+def test_medians_can_be_asked_for() -> None:
+    comparison = c.compare(TWO, CONFIG)
+    assert "interquartile mean" not in format_table(comparison)
+    assert "interquartile mean" in format_table(comparison, detail=True)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
@@ -42,6 +108,7 @@ def test_a_pipe_gets_whole_lines_without_escapes() -> None:
 def test_csv_is_the_rows() -> None:
     comparison = c.compare(TWO, CONFIG)
     back = pd.read_csv(io.StringIO(format_table(comparison, "csv")))
+    back["verdict"] = back["verdict"].fillna("")
     pd.testing.assert_frame_equal(back, comparison.rows, check_dtype=False, rtol=0, atol=0)
 
 
@@ -52,6 +119,19 @@ def test_json_has_null_for_nothing() -> None:
     )
     assert content["rows"][0]["p"] is None
     assert content["verdicts"][0].startswith("nsrelu(0.1) vs relu: accuracy +1.5 pp")
+    assert (content["primary"], content["tests"]) == ("test_accuracy", 3)
+    assert content["margins"] == {"test_accuracy": 0.01, "zero_fraction": 0.02}
+    words = {row["metric"]: row["verdict"] for row in content["rows"] if row["p"]}
+    assert words["test_accuracy"] == "higher"
+    assert words["zero_fraction"] == "equivalent within 2 pp"
+
+
+def test_json_has_the_values_where_they_are_few() -> None:
+    content = json.loads(format_table(c.compare(TWO.query("seed < 4"), CONFIG), "json"))
+    first = content["rows"][4]
+    assert first["values"] == [0.92, 0.92, 0.93, 0.95]
+    assert first["differences"] == pytest.approx([0.02, 0.01, 0.01, 0.02])
+    assert "values" not in json.loads(format_table(c.compare(TWO, CONFIG), "json"))["rows"][0]
 
 
 def test_markdown_and_latex_are_well_formed() -> None:
@@ -63,6 +143,14 @@ def test_markdown_and_latex_are_well_formed() -> None:
     assert len(body) == 3
     assert len({line.count("&") for line in body}) == 1
     assert not re.search(r"(?<!\\)[%_]", "".join(body))
+    assert "equivalent within 2 pp" in latex
+
+
+def test_latex_reads_names_as_they_are() -> None:
+    name = "a^b~c\\d{e}<f>\ng"
+    latex = format_table(c.compare(make_runs(name, RELU), CONFIG), "latex")
+    escaped = r"a\textasciicircum{}b\textasciitilde{}c\textbackslash{}d\{e\}$<$f$>$ g & 6"
+    assert escaped in latex
 
 
 def test_an_unknown_format_lists_those_there_are() -> None:

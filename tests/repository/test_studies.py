@@ -1,10 +1,12 @@
 """What the repository says of its studies: configs read, and no number drifted from its data."""
 
+import json
 import re
 import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -12,10 +14,11 @@ from typer.testing import CliRunner
 from nsrelu_bench.cli import app as cli
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.grouping import format_setting
+from nsrelu_bench.compare.statistics import t_half_width
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
-from nsrelu_bench.text import format_fixed
+from nsrelu_bench.text import format_fixed, format_p
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -31,12 +34,19 @@ TABLES = [
     )
 ]
 
-#: A row of the table of FINDINGS.md: its number, and the text of what was measured.
-ROWS = {
-    int(cells[1]): cells[5]
+#: A row of the table of FINDINGS.md: its number, and the texts of its cells.
+CELLS = {
+    int(cells[1]): cells
     for line in (ROOT / "FINDINGS.md").read_text().splitlines()
     if (cells := [cell.strip() for cell in line.split("|")])[1:2] and cells[1].isdigit()
 }
+ROWS = {number: cells[5] for number, cells in CELLS.items()}
+
+#: What a verdict rests on: words with their adjusted p, or the test of who failed to train.
+WORDS = re.compile(
+    r"(?:higher|lower|equivalent within \d+ pp|not shown)(?: \(p = [\d.e-]+\))?"
+    r"|McNemar p = [\d.e-]+"
+)
 
 #: Numbers that come from a study: a mean or a difference with its interval, or a count of runs.
 NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
@@ -74,10 +84,43 @@ def test_a_table_in_a_studys_readme_is_what_its_command_prints(
     monkeypatch.chdir(ROOT)
     answer = CliRunner().invoke(cli.app, shlex.split(command))
     assert answer.exit_code == 0
-    tables = [block for block in answer.stdout.split("\n\n") if block.startswith("|")]
-    assert tables
-    for table in tables:
-        assert table.strip() in readme.read_text()
+    blocks = [b for b in answer.stdout.split("\n\n") if b.startswith(("|", "**", "- Mean"))]
+    assert len(blocks) > 2
+    text = readme.read_text()
+    for block in blocks:
+        assert block.strip() in text
+
+
+@cache
+def compared(command: str) -> list[dict]:
+    """Run a command of FINDINGS.md, and return its rows."""
+    answer = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], "--json"])
+    return json.loads(answer.stdout)["rows"]
+
+
+def words(row: dict) -> list[str]:
+    """Return what a row of a comparison shows, each with its p."""
+    found = []
+    for word in row["verdict"].split(":")[0].split(", "):
+        p = row["p_equivalent" if word.startswith("equivalent") else "p_adjusted"]
+        found.append(f"{word} (p = {format_p(p)})")
+    return found
+
+
+@pytest.mark.parametrize("number", CELLS)
+def test_a_verdict_of_findings_is_what_its_command_shows(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    expected = []
+    for section, group, metric in VERDICTS.get(number, []):
+        command = CELLS[number][8].split("`")[1]
+        wanted = (section, group, "test_accuracy" if metric == "failures" else metric)
+        keys = ("section", "group", "metric")
+        (row,) = (r for r in compared(command) if tuple(r[key] for key in keys) == wanted)
+        failures = [f"McNemar p = {format_p(row['p_failed'])}"]
+        expected += failures if metric == "failures" else words(row)
+    assert WORDS.findall(CELLS[number][7]) == expected
 
 
 @pytest.mark.parametrize("number", ROWS)
@@ -98,8 +141,9 @@ def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> st
         return f"{row['diverged']} of {row['runs']}"
     if kind.startswith("below "):
         return below(study, conditions, act, metric, float(kind.removeprefix("below ")))
-    value, end = ("diff", "diff_high") if kind == "diff" else ("mean", "high")
-    mean, half = 100 * row[value], 100 * (row[end] - row[value])
+    value, sd, n = ("diff", "diff_sd", "pairs") if kind == "diff" else ("mean", "sd", "n")
+    mean = 100 * row[value]
+    half = 100 * float(t_half_width(np.array(row[sd]), np.array(row[n])))
     return f"{format_fixed(mean, 1, '+' * (kind == 'diff'))} ± {format_fixed(half, 1)}"
 
 
@@ -319,4 +363,48 @@ MEASURED: dict[int, list[tuple[str, str, str, str, str]]] = {
         ("both_mnist_cnn", "optimizer=adam lr=0.01", "nsrelu(0.1)", "test_accuracy", "below 50"),
         ("both_mnist_cnn", "optimizer=adam lr=0.01", "leaky_relu(0.1)", "test_accuracy", "mean"),
     ],
+}
+
+NSRELU, LEAKY, ACCURACY = "nsrelu(0.1)", "leaky_relu(0.1)", "test_accuracy"
+DEAD, ZEROS = "dead_fraction", "zero_fraction"
+
+#: What the verdict of a row of FINDINGS.md rests on, in order: section, group and metric of the
+#: row's own command; "failures" is McNemar's test.
+VERDICTS: dict[int, list[tuple[str, str, str]]] = {
+    1: [("lr 0.01", NSRELU, metric) for metric in (DEAD, ZEROS, ACCURACY)],
+    2: [("lr 0.02", NSRELU, DEAD), ("lr 0.05", NSRELU, DEAD)],
+    3: [("cnn, adam", NSRELU, metric) for metric in (DEAD, ZEROS, ACCURACY)],
+    4: [("lr 0.1", act, ACCURACY) for act in (NSRELU, "leaky_relu(0.1)/relu")],
+    5: [
+        ("depth 8, lr 0.02", "nsrelu(0.333)", "failures"),
+        ("depth 16, lr 0.02", "nsrelu(0.2)", "failures"),
+    ],
+    6: [
+        ("adam", f"{NSRELU} lr=0.001", ACCURACY),
+        ("sgd", f"{NSRELU} lr=0.03", ACCURACY),
+        ("adam", f"{NSRELU} lr=0.001", DEAD),
+        ("sgd", f"{NSRELU} lr=0.03", DEAD),
+    ],
+    7: [("mnist5k, mlp", LEAKY, ACCURACY)],
+    8: [("mnist5k, mlp", NSRELU, metric) for metric in (ACCURACY, DEAD)],
+    9: [("mnist5k, mlp", "leaky_relu(0.1)/relu", ACCURACY)],
+    11: [
+        *(("epochs 6, depth " + d, "nsrelu(0.3)", ACCURACY) for d in ("5, init he", "20, init he")),
+        *(
+            ("epochs 6, depth " + d, NSRELU, ACCURACY)
+            for d in ("5, init he", "20, init he", "50, init he", "5, init rai")
+        ),
+    ],
+    12: [("examples.tiny_nets:pooled_mlp, lr 1", NSRELU, ACCURACY)],
+    13: [("examples.tiny_nets:small_cnn, lr 1", NSRELU, "failures")],
+    14: [(f"lr {lr}", "relu/bsilu(1.67)", ACCURACY) for lr in ("0.01", "0.02", "0.04")],
+    15: [("lr 0.02", f"relu/{act}(0.05)", ACCURACY) for act in ("helu", "nelu")],
+    18: [("adam, lr 0.001", NSRELU, metric) for metric in (DEAD, ZEROS, ACCURACY)],
+    19: [("adam, lr 0.01", NSRELU, ACCURACY)],
+    20: [
+        (section, NSRELU, metric)
+        for metric in (DEAD, ZEROS, ACCURACY)
+        for section in ("sgd, lr 0.02", "adam, lr 0.001")
+    ],
+    21: [("adam, lr 0.01", NSRELU, metric) for metric in (DEAD, ACCURACY)],
 }

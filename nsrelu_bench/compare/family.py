@@ -1,0 +1,247 @@
+"""The declared family of tests: its metrics and margins, its p values, and the words for them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from nsrelu_bench.compare.labels import is_percent, scale_of
+from nsrelu_bench.compare.outcomes import KEYS
+from nsrelu_bench.compare.sign_flips import sign_flip_interval, sign_flip_p, step_down_p
+from nsrelu_bench.compare.statistics import (
+    ALPHA,
+    Array,
+    cohen_dz,
+    holm,
+    probability_of_improvement,
+    seeds_needed,
+)
+from nsrelu_bench.config import NUMBER, read_yaml
+from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.records import find_studies
+
+#: What is tested where nothing else is declared.
+PRIMARY = "test_accuracy"
+SECONDARY = ("zero_fraction", "dead_fraction")
+
+#: Differences that are small enough to call two activations equivalent.
+ACCURACY_MARGIN = 0.01
+MARGINS = {"zero_fraction": 0.02}
+
+#: More seeds than this are not counted out.
+MANY_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Family:
+    """The metrics that are tested together, whatever a table shows.
+
+    Attributes:
+        primary: The metric that a table gives the difference of.
+        secondary: The other metrics that are tested.
+        margins: By metric, differences that count as equivalent, in the metric's own unit.
+    """
+
+    primary: str
+    secondary: tuple[str, ...] = ()
+    margins: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics, the primary one first."""
+        return (self.primary, *self.secondary)
+
+    def margin(self, metric: str) -> float:
+        """Return the margin of a metric; NaN where it has none."""
+        usual = ACCURACY_MARGIN if metric.endswith("accuracy") else MARGINS.get(metric, math.nan)
+        return self.margins.get(metric, usual)
+
+
+def declare_family(
+    measured: Sequence[str],
+    primary: str | None = None,
+    secondary: Iterable[str] | None = None,
+    margins: Mapping[str, float] | None = None,
+) -> Family:
+    """Return the family over metrics that were `measured`; what is None is as usual.
+
+    Raises:
+        UsageError: A metric was not measured, or a margin is not above 0.
+    """
+    known = dict.fromkeys(measured)
+    for name in (*([primary] if primary else []), *(secondary or ()), *(margins or {})):
+        lookup(known, name, "metric")
+    for name, margin in (margins or {}).items():
+        if not 0 < margin < math.inf:
+            raise UsageError(f"margin of {name} must be above 0, got {margin:g}")
+    usual = [m for m in (PRIMARY, *SECONDARY, *measured) if m in known]
+    first = primary or usual[0]
+    others = [m for m in SECONDARY if m in known] if secondary is None else secondary
+    return Family(first, tuple(dict.fromkeys(m for m in others if m != first)), dict(margins or {}))
+
+
+def declared_family(*paths: Path, keys: Iterable[str] = ("primary", "secondary")) -> dict[str, Any]:
+    """Return what the studies at some paths declare under some `keys`, for `compare`.
+
+    Raises:
+        UsageError: Two studies declare different metrics, or a study.yaml can't be read.
+    """
+    found: dict[str, dict[Path, Any]] = {key: {} for key in keys}
+    for study in dict.fromkeys(study for path in paths for study in _studies(path)):
+        file = study / "study.yaml"
+        settings = read_yaml(file) if file.exists() else {}
+        for key, declared in found.items():
+            if settings.get(key) is not None:
+                declared[file] = settings[key]
+    for key, declared in found.items():
+        first = next(iter(declared), None)
+        for file, value in declared.items():
+            if first and value != declared[first]:
+                raise UsageError(
+                    f"{first} and {file} declare different {key} metrics, {declared[first]} and "
+                    f"{value}; choose with --{key}"
+                )
+    return {key: next(iter(declared.values())) for key, declared in found.items() if declared}
+
+
+def _studies(path: Path) -> list[Path]:
+    return [path.parent] if (path / "config.yaml").exists() else list(find_studies(path))
+
+
+def read_margins(texts: Iterable[str], primary: str) -> dict[str, float]:
+    """Read margins such as ``0.5``, of the primary metric, or ``zero_fraction=2``.
+
+    Those of percentages are in points.
+
+    Raises:
+        UsageError: A margin is not a number.
+    """
+    margins = {}
+    for text in (part for given in texts for part in given.split(",")):
+        metric, _, number = (part.strip() for part in text.rpartition("="))
+        if not NUMBER.fullmatch(number):
+            raise UsageError(f"margin must be a number or metric=number, got {text!r}")
+        margins[metric or primary] = float(number) / scale_of(metric or primary)[0]
+    return margins
+
+
+def assess_differences(
+    pairs: pd.DataFrame, family: Family, confidence: float = 0.95
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Test the differences of `pair_with_baseline`, and count the tests of each study.
+
+    The tests of a study are a family: p is adjusted for all of them. The table has one row per
+    group and metric: `pairs`, `baseline_mean`, `diff`, `diff_sd`, `diff_low`, `diff_high`, `d_z`,
+    `p_better` with its ends; `p` for every metric; and for those of the family `p_holm`,
+    `p_adjusted`, `margin`, `p_equivalent` (adjusted too), `seeds_needed` and `verdict`.
+    """
+    studies = {
+        str(study): _assess_study(part, family, confidence)
+        for study, part in pairs.groupby("study", sort=False)
+    }
+    tables = [*studies.values()] or [_assess_study(pairs, family, confidence)]
+    counts = {study: int(table["p_adjusted"].count()) for study, table in studies.items()}
+    return pd.concat(tables), counts
+
+
+def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.DataFrame:
+    matrix = pairs.pivot_table(index=KEYS, columns="seed", values="difference")
+    differences = matrix.to_numpy(dtype=float)
+    grouped = pairs.groupby(KEYS)
+    table = pd.DataFrame(index=matrix.index)
+    table["baseline_group"] = grouped["baseline_group"].first()
+    table["baseline_mean"] = grouped["baseline"].mean()
+    table["pairs"] = grouped.size()
+    table["diff"] = grouped["difference"].mean()
+    table["diff_sd"] = grouped["difference"].std()
+    table["d_z"] = cohen_dz(table["diff"].to_numpy(), table["diff_sd"].to_numpy())
+    table[["diff_low", "diff_high", "p"]] = _one_by_one(differences, confidence)
+    improvement = [probability_of_improvement(row[np.isfinite(row)]) for row in differences]
+    table[["p_better", "p_better_low", "p_better_high"]] = np.array(improvement).reshape(-1, 3)
+
+    metrics = table.index.get_level_values("metric")
+    tested = np.asarray(metrics.isin(family.metrics))
+    table["p_holm"] = holm(table["p"].where(tested).to_numpy())
+    table["p_adjusted"] = _where(tested, step_down_p(differences[tested]))
+    margins = metrics.map(family.margin).to_numpy(dtype=float)
+    table["margin"] = np.where(tested, margins, np.nan)
+    bounded = tested & np.isfinite(margins)
+    room = margins[bounded, None]
+    ends = np.vstack([differences[bounded] + room, room - differences[bounded]])
+    # Equivalent is what both one-sided tests show.
+    one_sided = step_down_p(ends, "greater").reshape(2, -1)
+    table["p_equivalent"] = _where(bounded, one_sided.max(axis=0))
+    count = int(tested.sum())
+    table["seeds_needed"] = seeds_needed(
+        table["diff"].to_numpy(),
+        table["diff_sd"].where(tested).to_numpy(),
+        table["margin"].to_numpy(),
+        tests=max(count, 1),
+    )
+    words = [verdict(*row) for row in table[VERDICT_COLUMNS].itertuples()]
+    table["verdict"] = np.where(tested, words, "")
+    return table
+
+
+def _one_by_one(differences: Array, confidence: float) -> Array:
+    """Return low, high and p (K, 3) of each test by itself, over the seeds that it has."""
+    there = np.isfinite(differences)
+    counts = there.sum(axis=1)
+    found = np.full((len(differences), 3), np.nan)
+    for n in np.unique(counts):
+        rows = counts == n
+        some = differences[rows][there[rows]].reshape(-1, n)
+        found[rows] = np.column_stack([*sign_flip_interval(some, confidence), sign_flip_p(some)])
+    return found
+
+
+def _where(chosen: npt.NDArray[np.bool_], values: Array) -> Array:
+    """Spread values over the rows that were chosen; NaN elsewhere."""
+    result = np.full(len(chosen), np.nan)
+    result[chosen] = values
+    return result
+
+
+#: The columns of a test that its verdict follows from, behind its key.
+VERDICT_COLUMNS = ["diff", "p_adjusted", "p_equivalent", "margin", "seeds_needed"]
+
+
+def verdict(
+    key: tuple[str, str, str],
+    difference: float,
+    p_adjusted: float,
+    p_equivalent: float,
+    margin: float,
+    needed: float,
+) -> str:
+    """Return the words for what a test shows; they follow from the adjusted p values alone."""
+    words = []
+    if p_adjusted < ALPHA:
+        words.append("higher" if difference > 0 else "lower")
+    if p_equivalent < ALPHA:
+        words.append(f"equivalent within {format_margin(key[-1], margin)}")
+    if words:
+        return ", ".join(words)
+    if math.isinf(needed):
+        return "not shown: the difference is 0"
+    if math.isnan(needed):
+        return "not shown: one pair has no spread"
+    if needed > MANY_SEEDS:
+        return f"not shown: would need more than {MANY_SEEDS:,} seeds"
+    return f"not shown: would need about {round_up(needed):,} seeds"
+
+
+def format_margin(metric: str, margin: float) -> str:
+    """Write a margin: "1 pp" of a percentage."""
+    return f"{100 * margin:g} pp" if is_percent(metric) else f"{margin:g}"
+
+
+def round_up(number: float) -> int:
+    """Round up to two digits: what is said to be about so many is no more exact than that."""
+    step = int(10 ** max(math.floor(math.log10(number)) - 1, 0))
+    return math.ceil(number / step) * step

@@ -1,0 +1,129 @@
+"""What the numbers of a comparison rest on: the foot of its tables."""
+
+import math
+
+from nsrelu_bench.compare.comparison import Comparison
+from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.labels import label
+from nsrelu_bench.compare.outcomes import chance_accuracy
+from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
+from nsrelu_bench.compare.statistics import ALPHA, LEAST_SEEDS, LEAST_VALUES, POWER
+from nsrelu_bench.config import CLASSES, TEST_IMAGES
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return the foot of a comparison's tables, in lines."""
+    return [
+        *_averages(comparison),
+        *_failures(comparison),
+        *_tests(comparison),
+        *_other_noise(comparison),
+        *_cautions(comparison),
+    ]
+
+
+def _averages(comparison: Comparison) -> list[str]:
+    rows = comparison.rows
+    groups = rows.drop_duplicates(["section", "group"])
+    left_out = [f"{groups[state].sum()} {state}" for state in STATES[1:] if groups[state].sum()]
+    lines = [
+        f"Mean ± half-width of the {comparison.confidence:.0%} t interval over "
+        f"{groups['completed'].sum()} of {groups['runs'].sum()} runs"
+        + (f"; left out: {', '.join(left_out)}. " if left_out else ", all completed. ")
+        + f"[low, high] where 0 or 100 % cuts it off; under {LEAST_VALUES} values, the values."
+    ]
+    if "sd_rounding" not in rows:
+        lines += [
+            f"{metric}: {part['n'].sum()} of the {part['completed'].sum()} completed runs of "
+            f"{len(part)} groups have a value."
+            for metric, part in rows[rows["n"] < rows["completed"]].groupby("metric", sort=False)
+        ]
+    if comparison.tuned:
+        lines.append(
+            f"{', '.join(comparison.tuned)}: for each activation the one with the fewest runs that "
+            "failed to train, then the best mean validation accuracy; the test set had no say."
+        )
+    return lines
+
+
+def _failures(comparison: Comparison) -> list[str]:
+    rows = comparison.rows
+    if not rows["failed_to_train"].any():
+        return []
+    levels = [
+        f"{100 * chance_accuracy(name):.3g} %" + f" of {name}" * (name not in CLASSES)
+        for name in comparison.datasets
+    ]
+    return [
+        "Failed to train: diverged, or collapsed (finite, but validation accuracy at or below "
+        "chance, or below half of its best so far). In differences and verdicts a diverged run "
+        f"has the accuracy of chance ({', '.join(dict.fromkeys(levels))}), and no other metric."
+    ]
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    rows, family, baseline = comparison.rows, comparison.family, comparison.baseline
+    if not rows["pairs"].any():
+        return [f"vs {baseline}: paired by settings and seed; none to pair."]
+    lines = [
+        f"vs {baseline}: paired by seed; the interval inverts the sign-flip test of one difference."
+    ]
+    if comparison.tests:
+        secondary = ", ".join(family.secondary) or "none"
+        each = [f"{study} {count}" for study, count in comparison.tests_of.items() if count]
+        of_each = (
+            f"the tests of its study ({', '.join(each)})"
+            if each[1:]
+            else (f"the {comparison.tests} tests of the study")
+        )
+        lines += [
+            f"p is adjusted for {of_each}, shown or not: primary {family.primary}, secondary "
+            f"{secondary}; step-down maxT over joint sign flips of the seeds, all up to "
+            f"{MAX_EXACT} seeds and {DRAWN:,} with more.",
+            f"Verdict: what an adjusted p below {ALPHA} shows; ~N seeds: what it would take for a "
+            f"power of {POWER:.0%}, if the differences are as seen.",
+        ]
+    fewest = int(rows.loc[rows["pairs"] > 0, "pairs"].min())
+    if fewest < LEAST_SEEDS:
+        lines.append(
+            f"Under {LEAST_SEEDS} pairs there is no test and no interval of differences: with "
+            f"{LEAST_SEEDS - 1} pairs p can't go below {least_p(LEAST_SEEDS - 1)}."
+        )
+    return lines
+
+
+def _other_noise(comparison: Comparison) -> list[str]:
+    rows, lines = comparison.rows, []
+    accuracy = rows.loc[rows["metric"] == "test_accuracy", "mean"].median()
+    for name in comparison.datasets:
+        if name in TEST_IMAGES and not math.isnan(accuracy):
+            images = TEST_IMAGES[name]
+            error = math.sqrt(accuracy * (1 - accuracy) / images)
+            lines.append(
+                f"{name}: its {images:,} test images are a sample too, which all seeds share; at "
+                f"{accuracy:.0%} an accuracy has a standard error of {100 * error:.2g} pp from it."
+            )
+    if "sd_rounding" in rows:
+        part = rows[rows["metric"] == comparison.main_metric]
+        lines.append(
+            f"{label(comparison.main_metric)}: standard deviation between seeds "
+            f"{part['sd_seed'].median():.2g}, between replicates of a seed, which differ in "
+            f"rounding alone, {part['sd_rounding'].median():.2g} (medians over groups)."
+        )
+    if comparison.environment:
+        parts = (f"{name} {value}" for name, value in comparison.environment.items())
+        lines.append(f"Computed with {', '.join(parts)}.")
+    return lines
+
+
+def _cautions(comparison: Comparison) -> list[str]:
+    lines = [
+        f"Careful: these runs were made with {name} {' and '.join(values)}, which changes numbers."
+        for name, values in comparison.mixed.items()
+    ]
+    lines += [
+        f"Careful: {count} runs of {study} train the same configuration and seed as runs of "
+        f"{other}; they are no further evidence."
+        for (study, other), count in comparison.copies.items()
+    ]
+    return lines

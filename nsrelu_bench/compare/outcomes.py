@@ -1,0 +1,96 @@
+"""What each run counts for: its final metrics, and the accuracy of chance where it has diverged.
+
+A mean over the runs that survived flatters an activation whose other runs diverged. So differences
+and verdicts are by intention to treat: every run that finished counts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.sign_flips import TIE
+from nsrelu_bench.config import CLASSES
+
+#: The metric that is 1 for a run that failed to train, and 0 for others.
+FAILED = "failed_to_train"
+
+KEYS = ["section", "group", "metric"]
+
+
+def chance_accuracy(dataset: str) -> float:
+    """Return the accuracy of guessing; 0 for a data set whose classes are not known here."""
+    return 1 / CLASSES[dataset] if dataset in CLASSES else 0.0
+
+
+def failed_to_train(runs: pd.DataFrame) -> "pd.Series[float]":
+    """Return 1 for each run that diverged or collapsed, 0 for others, NaN if it didn't finish."""
+    finished = runs["state"].isin(STATES[:2])
+    failed = (runs["state"] == "diverged") | collapsed(runs)
+    return failed.astype(float).where(finished)
+
+
+def collapsed(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Return whether each run collapsed; what runs of older versions don't say counts as no."""
+    if "collapsed" not in runs:
+        return pd.Series(False, index=runs.index)
+    return (pd.to_numeric(runs["collapsed"], errors="coerce") == 1) & (runs["state"] == "completed")
+
+
+def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return the final metrics of finished runs, one row per run and metric that has a value.
+
+    The columns are `section`, `group`, `act`, `study`, `pair`, `seed`, `replicate`, `metric`,
+    `value`, and `survived`. A diverged run has the accuracy of chance, and no other metric.
+    `FAILED` is one of the metrics.
+    """
+    finished = frame[frame["state"].isin(STATES[:2])]
+    lost = finished["state"] == "diverged"
+    by_chance = finished["dataset"].map(chance_accuracy) if "dataset" in finished else 0.0
+    wide = finished[["section", "group", "act", "pair", "seed"]].assign(
+        study=finished.get("study", ""),
+        replicate=finished.get("replicate", 0),
+        survived=~lost,
+    )
+    keep = list(wide)
+    for metric in metrics:
+        values = pd.to_numeric(finished[metric], errors="coerce").astype(float)
+        instead = by_chance if metric.endswith("accuracy") else np.nan
+        wide[metric] = values.mask(lost, instead)
+    wide[FAILED] = failed_to_train(finished)
+    table = wide.melt(id_vars=keep, value_vars=[*metrics, FAILED], var_name="metric")
+    finite: pd.DataFrame = table[np.isfinite(table["value"])]
+    return finite
+
+
+def mean_over_replicates(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return one row per group, metric and seed, with the mean of the other `columns`.
+
+    Replicates differ in rounding alone: the seeds are what varies independently.
+    """
+    key = [*KEYS, "seed"]
+    if not table.duplicated(key).any():
+        return table[[*key, *columns]]
+    return table.groupby(key, sort=False)[list(columns)].mean().reset_index()
+
+
+def pair_with_baseline(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return the paired values of each group, metric and seed: `value`, `baseline`, `difference`.
+
+    A run is paired with the baseline's run of the same settings, seed and replicate.
+    `baseline_group` names the baseline's group, and `study` the study.
+    """
+    pair = ["pair", "seed", "replicate", "metric"]
+    base = table[table["act"] == baseline].drop_duplicates(pair)
+    base = base[[*pair, "value", "group"]].rename(
+        columns={"value": "baseline", "group": "baseline_group"}
+    )
+    pairs = table[table["act"] != baseline].merge(base, on=pair)
+    difference = pairs["value"] - pairs["baseline"]
+    # Equal values whose sums were rounded differently are equal.
+    largest = pairs[["value", "baseline"]].abs().max(axis=1)
+    pairs["difference"] = difference.where(difference.abs() > 1e-3 * TIE * largest, 0.0)
+    names = pairs.groupby(KEYS, sort=False)[["baseline_group", "study"]].first()
+    seeds = mean_over_replicates(pairs, ["value", "baseline", "difference"])
+    return seeds.merge(names.reset_index(), on=KEYS)

@@ -1,0 +1,117 @@
+"""How many seeds a study needs, from the spread of a pilot."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from nsrelu_bench.compare.comparison import Comparison
+from nsrelu_bench.compare.family import MANY_SEEDS, format_margin, round_up
+from nsrelu_bench.compare.grouping import varies
+from nsrelu_bench.compare.labels import label, scale_of
+from nsrelu_bench.compare.statistics import ALPHA, POWER, Array, seeds_needed
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.text import align, format_fixed, wrap
+
+#: How sure the upper end of the spread is.
+SURE = 0.8
+
+
+def plan_seeds(
+    comparison: Comparison, difference: float | None = None, power: float = POWER
+) -> pd.DataFrame:
+    """Return how many seeds each group needs in the main metric of a pilot, one row per group.
+
+    `difference` is what is to be shown, in the metric's own unit; the margin where it is None.
+    The columns are `section`, `group`, `pairs`, `diff_sd`, `seeds_difference`, `seeds_equivalence`
+    and `seeds_careful`, the larger of the two if the spread is at the upper end of its interval.
+
+    Raises:
+        UsageError: The difference or the power is out of range, or there is no margin to use.
+        BenchError: No group has two pairs, so there is no spread.
+    """
+    metric = comparison.main_metric
+    margin = comparison.family.margin(metric)
+    difference = margin if difference is None else difference
+    if math.isnan(difference):
+        raise UsageError(f"{metric} has no margin; say which difference is to be shown")
+    if not 0 < difference < math.inf:
+        raise UsageError(f"difference must be above 0, got {difference:g}")
+    if not 0.5 <= power < 1:
+        raise UsageError(f"power must be from 0.5 to below 1, got {power:g}")
+    rows = comparison.rows
+    found = rows[(rows["metric"] == metric) & (rows["pairs"] > 1)].reset_index(drop=True)
+    if found.empty:
+        raise BenchError(
+            "no group has two seeds in common with the baseline, to take a spread from"
+        )
+    sd = found["diff_sd"].to_numpy(dtype=float)
+    degrees = found["pairs"].to_numpy(dtype=float) - 1
+    largest = sd * np.sqrt(degrees / stats.chi2.ppf(1 - SURE, degrees))
+    tests = len(found) * len(comparison.family.metrics)
+
+    def needed(spread: Array, wanted: float, within: float) -> Array:
+        return seeds_needed(
+            np.full(len(spread), wanted),
+            spread,
+            np.full(len(spread), within),
+            tests=tests,
+            power=power,
+        )
+
+    return found[["section", "group", "pairs", "diff_sd"]].assign(
+        seeds_difference=needed(sd, difference, math.nan),
+        seeds_equivalence=needed(sd, 0.0, margin),
+        seeds_careful=np.maximum(
+            needed(largest, difference, math.nan),
+            np.nan_to_num(needed(largest, 0.0, margin), posinf=0.0),
+        ),
+        tests=tests,
+    )
+
+
+def format_plan(
+    comparison: Comparison,
+    difference: float | None = None,
+    power: float = POWER,
+    *,
+    as_json: bool = False,
+    width: int | None = None,
+) -> str:
+    """Return what `plan_seeds` gives as a table with a sentence above and below, or as JSON."""
+    plan = plan_seeds(comparison, difference, power)
+    metric = comparison.main_metric
+    margin = comparison.family.margin(metric)
+    difference = margin if difference is None else difference
+    if as_json:
+        content = {"metric": metric, "difference": difference, "power": power}
+        content |= {"margin": None if math.isnan(margin) else margin}
+        rows = json.loads(plan.to_json(orient="records", double_precision=15))
+        return json.dumps(content | {"rows": rows}, indent=2, ensure_ascii=False) + "\n"
+    scale, unit = scale_of(metric)
+    head = f"Seeds to show a difference of {format_margin(metric, difference)} in {label(metric)}"
+    if not math.isnan(margin):
+        head += f", or equivalence within {format_margin(metric, margin)}"
+    head += f", with a power of {power:.0%}, at the level {ALPHA} / {plan['tests'].iloc[0]} tests:"
+    header = ["activation", "pairs", f"sd of differences{unit}", "difference", "equivalence"]
+    lines = [[*header, "careful"]]
+    several = varies(plan["section"])
+    for row in plan.to_dict("records"):
+        counts = (row[f"seeds_{kind}"] for kind in ("difference", "equivalence", "careful"))
+        name = f"{row['section']}: " * several + row["group"]
+        spread = format_fixed(scale * row["diff_sd"], 2)
+        lines.append([name, str(row["pairs"]), spread, *map(_about, counts)])
+    largest = plan["seeds_careful"].max()
+    foot = (
+        f"careful: the larger of both, if the spread is at the upper end of its {SURE:.0%} "
+        f"interval. With {_about(largest)} seeds, every group has enough."
+    )
+    return "\n".join([wrap(head, width), "", *align(lines, width), "", wrap(foot, width), ""])
+
+
+def _about(number: float) -> str:
+    if not math.isfinite(number):
+        return "-"
+    return f"> {MANY_SEEDS:,}" if number > MANY_SEEDS else f"{round_up(number):,}"

@@ -1,0 +1,191 @@
+"""Words for what a comparison shows: they follow from its adjusted p values alone."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, row, study
+
+from nsrelu_bench.compare.comparison import TABLE_METRICS, compare
+from nsrelu_bench.compare.family import PRIMARY, SECONDARY, round_up, verdict
+from nsrelu_bench.compare.labels import LABELS, SHORT_LABELS, is_percent, label
+from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.tables import format_table
+from nsrelu_bench.compare.verdicts import verdicts
+from nsrelu_bench.records.schema import COLUMNS
+
+ACCURACY = ("", "g", "test_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("difference", "adjusted", "equivalent", "needed", "words"),
+    [
+        (0.1, 0.049, 0.5, 6, "higher"),
+        (-0.1, 0.049, 0.5, 6, "lower"),
+        (0.1, 0.05, 0.05, 40, "not shown: would need about 40 seeds"),
+        (0.0, 1.0, 0.04, 6, "equivalent within 1 pp"),
+        (-0.001, 0.01, 0.04, 6, "lower, equivalent within 1 pp"),
+        (0.1, math.nan, math.nan, 137, "not shown: would need about 140 seeds"),
+        (0.1, 0.5, 0.5, 10_001, "not shown: would need more than 10,000 seeds"),
+        (0.0, 1.0, math.nan, math.inf, "not shown: the difference is 0"),
+        (0.1, math.nan, math.nan, math.nan, "not shown: one pair has no spread"),
+    ],
+)
+def test_words_follow_from_the_adjusted_p_values(
+    difference: float, adjusted: float, equivalent: float, needed: float, words: str
+) -> None:
+    assert verdict(ACCURACY, difference, adjusted, equivalent, 0.01, needed) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "rounded"), [(6, 6), (99, 99), (101, 110), (1990, 2000), (9_801, 9_900)]
+)
+def test_about_so_many_has_two_digits(number: float, rounded: int) -> None:
+    assert round_up(number) == rounded
+
+
+def test_a_raw_p_never_has_a_word() -> None:
+    others = [
+        make_runs(f"nsrelu({leak})", list(np.random.default_rng(leak).permutation(RELU)))
+        for leak in (1, 2, 3, 4, 5, 6)
+    ]
+    comparison = compare(study(TWO, *others), CONFIG)
+    rows = comparison.rows
+    shown = rows["verdict"].str.contains("higher|lower")
+    assert (shown == (rows["p_adjusted"] < 0.05)).all()
+    assert (rows.loc[~shown, "p"] < 0.05).any()
+
+
+def test_a_verdict_in_full() -> None:
+    seeds = range(10)
+    relu = make_runs("relu", [0.90 + 0.001 * s for s in seeds])
+    other = make_runs("nsrelu(0.1)", [0.90 + 0.001 * s + 0.002 * (-1) ** s for s in seeds])
+    relu["dead_fraction"] = [0.19 + 0.001 * s for s in seeds]
+    other["dead_fraction"] = [0.07 + 0.002 * s for s in seeds]
+    assert verdicts(compare(study(relu, other), CONFIG)) == [
+        "nsrelu(0.1) vs relu: accuracy +0.0 pp [-0.2, 0.2], adjusted p = 1: equivalent within 1 pp;"
+        " zeros 50.0 % -> 50.0 %, adjusted p = 1: equivalent within 2 pp; dead units 19.4 % -> "
+        "7.9 %, adjusted p = 0.0039: lower"
+    ]
+
+
+def test_a_metric_outside_the_family_has_no_word() -> None:
+    assert verdicts(compare(TWO, CONFIG, metrics=["grad_norm"])) == [
+        "nsrelu(0.1) vs relu: grad norm 1.93 -> 1.94, p = 0.031, not adjusted"
+    ]
+
+
+def test_few_pairs_have_no_test() -> None:
+    comparison = compare(TWO.query("seed < 2"), CONFIG, metrics=["test_accuracy"])
+    assert verdicts(comparison) == [
+        "nsrelu(0.1) vs relu: accuracy +1.5 pp, 2 pairs: not shown: would need about 6 seeds"
+    ]
+
+
+def test_runs_that_failed_to_train_are_counted_beside_the_baselines() -> None:
+    runs = study(lose(make_runs("relu", RELU), [5]), lose(make_runs("nsrelu(1)", BETTER), [0, 1]))
+    runs.loc[(runs["act"] == "nsrelu(1)") & (runs["seed"] == 2), "collapsed"] = 1
+    (line,) = verdicts(compare(runs, CONFIG))
+    assert line.endswith(
+        "; 3 of 6 runs failed to train (2 diverged, 1 collapsed), 1 of 6 of relu, McNemar p = 0.62"
+    )
+
+
+def test_a_group_that_all_diverged_is_lower_by_intention_to_treat() -> None:
+    comparison = compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG)
+    line = next(line for line in verdicts(comparison) if line.startswith("nsrelu(1)"))
+    assert line == (
+        "nsrelu(1) vs relu: accuracy -82.5 pp [-85.0, -80.0], adjusted p = 0.031: lower; "
+        "6 of 6 runs failed to train (6 diverged), 0 of 6 of relu, McNemar p = 0.031"
+    )
+
+
+def test_runs_that_nothing_pairs_with_are_named() -> None:
+    later = make_runs("nsrelu(0.1)", BETTER).assign(seed=range(6, 12))
+    assert verdicts(compare(study(make_runs("relu", RELU), later), CONFIG)) == [
+        "nsrelu(0.1) vs relu: no finished run with the same settings and seed to pair with"
+    ]
+    unfinished = lose(later, [*range(6, 12)], "running")
+    assert verdicts(compare(study(make_runs("relu", RELU), unfinished), CONFIG)) == [
+        "nsrelu(0.1) vs relu: no run has finished"
+    ]
+
+
+def test_rounding_as_large_as_the_difference_is_said() -> None:
+    parts = [
+        make_runs(act, [a + sign * shift for a in values], replicate=number)
+        for act, values in (("relu", RELU), ("nsrelu(0.1)", BETTER))
+        for number, (sign, shift) in enumerate([(1, 0.02), (-1, 0.02)])
+    ]
+    comparison = compare(study(*parts), [*CONFIG, "replicate"], metrics=["test_accuracy"])
+    rounding = row(comparison, "nsrelu(0.1)")["rounding"]
+    assert verdicts(comparison)[0].endswith(
+        f": higher (rounding alone gives up to {100 * rounding:.2g} pp)"
+    )
+    assert any(line.startswith("test accuracy: standard deviation") for line in notes(comparison))
+
+
+# The foot.
+
+
+def test_the_foot_says_what_is_averaged_and_tested() -> None:
+    assert notes(compare(TWO, CONFIG)) == [
+        "Mean ± half-width of the 95% t interval over 12 of 12 runs, all completed. [low, high] "
+        "where 0 or 100 % cuts it off; under 5 values, the values.",
+        "vs relu: paired by seed; the interval inverts the sign-flip test of one difference.",
+        "p is adjusted for the 3 tests of the study, shown or not: primary test_accuracy, secondary"
+        " zero_fraction, dead_fraction; step-down maxT over joint sign flips of the seeds, all up "
+        "to 13 seeds and 9,999 with more.",
+        "Verdict: what an adjusted p below 0.05 shows; ~N seeds: what it would take for a power of"
+        " 80%, if the differences are as seen.",
+        "digits: its 360 test images are a sample too, which all seeds share; at 93% an accuracy "
+        "has a standard error of 1.3 pp from it.",
+    ]
+
+
+def test_the_foot_says_what_few_seeds_can_not_show() -> None:
+    line = "Under 6 pairs there is no test and no interval of differences: with 5 pairs p can't go"
+    assert f"{line} below 0.0625." in notes(compare(TWO.query("seed < 5"), CONFIG))
+    assert not any(line in note for note in notes(compare(TWO, CONFIG)))
+
+
+def test_the_foot_says_what_failed_and_what_it_counts_for() -> None:
+    foot = notes(compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])), CONFIG))
+    assert any("below half of its best so far" in line for line in foot)
+    assert any("has the accuracy of chance (10 %), and no other" in line for line in foot)
+
+
+def test_the_foot_counts_the_tests_of_each_study() -> None:
+    other = study(TWO, make_runs("elu", RELU)).assign(study="t")
+    foot = notes(compare(study(TWO, other), CONFIG))
+    assert any("adjusted for the tests of its study (s 3, t 6), shown" in line for line in foot)
+
+
+def test_the_foot_warns_of_mixtures_and_of_runs_counted_twice() -> None:
+    runs = TWO.assign(torch="2.14.0", cpu_capability="AVX2")
+    assert "Computed with torch 2.14.0, cpu_capability AVX2." in notes(compare(runs, CONFIG))
+    runs.loc[0, "torch"] = "2.15.0"
+    foot = notes(compare(runs, CONFIG))
+    assert "Computed with cpu_capability AVX2." in foot
+    mixed = "Careful: these runs were made with torch 2.14.0 and 2.15.0, which changes numbers."
+    assert mixed in foot
+    copies = study(TWO, TWO.assign(study="t", run_id=TWO["run_id"] + "t"))
+    assert (
+        "Careful: 12 runs of t train the same configuration and seed as runs of s; they are no "
+        "further evidence."
+    ) in notes(compare(copies, CONFIG))
+
+
+def test_the_foot_says_that_there_is_no_baseline() -> None:
+    text = format_table(compare(make_runs("nsrelu(0.1)", BETTER), CONFIG))
+    assert "vs relu: paired by settings and seed; none to pair." in text
+
+
+def test_metrics_have_names_for_people() -> None:
+    counted = {"dormant_fraction", "revived_fraction", "collapsed_fraction", "diverged_fraction"}
+    measured = {*COLUMNS["metrics.csv"], *counted}
+    assert {*LABELS, *SHORT_LABELS, *TABLE_METRICS, PRIMARY, *SECONDARY} <= measured
+    percent = [is_percent(m) for m in ("test_accuracy", "dead_fraction", "grad_norm")]
+    assert percent == [True, True, False]
+    assert label("grad_norm") == "gradient norm"
+    assert label("test_accuracy") == "test accuracy"
