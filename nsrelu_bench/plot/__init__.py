@@ -1,5 +1,6 @@
 """Figures and the HTML report."""
 
+from nsrelu_bench.plot import clean_import as clean_import  # before all that import matplotlib
 from nsrelu_bench.plot.figures import draw_all
 from nsrelu_bench.plot.report import write_report
 
