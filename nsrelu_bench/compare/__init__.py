@@ -12,6 +12,7 @@ from nsrelu_bench.compare.grouping import (
     name_groups,
     parse_act,
     rank,
+    settings_of,
     varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent, label, scale_of
@@ -61,6 +62,7 @@ __all__ = [
     "scale_of",
     "score_distribution",
     "select",
+    "settings_of",
     "sheets_of",
     "sign_flip_interval",
     "sign_flip_p",

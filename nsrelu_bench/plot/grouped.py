@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nsrelu_bench.compare import find_baseline, name_groups, select, varying_settings
+from nsrelu_bench.compare import find_baseline, name_groups, select, settings_of, varying_settings
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.plot.panel_data import MAX_PANELS, add_unit_fractions, check_count
 from nsrelu_bench.records import Results
@@ -60,9 +60,11 @@ def group_results(
         UsageError: A condition, setting or baseline makes no sense.
         BenchError: The runs can't be grouped.
     """
-    settings = dict.fromkeys(c for c in results.config_columns if c in results.runs)
-    for name in (*by, *([] if x is None else [x])):
-        lookup(settings, name, "setting")
+    settings = settings_of(results.runs, results.config_columns)
+    for name in by:
+        lookup(dict.fromkeys(settings), name, "setting")
+    if x is not None:
+        lookup(dict.fromkeys(["leak", *settings]), x, "setting")
     runs = results.runs[results.runs["act"].notna()]
     chosen = find_baseline(runs, baseline)
     runs = select(runs, where, keep=chosen)

@@ -7,6 +7,8 @@ import pytest
 from helpers.command_line import ask
 from helpers.tiny_runs import make
 
+from nsrelu_bench.cli.results import shortest_ends
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,6 +47,44 @@ def test_a_figure_without_data_is_reported_and_no_error(trained: Path) -> None:
     answer = ask("plot", "--kind", "leak", cwd=trained)
     assert (answer.code, answer.out) == (0, "")
     assert answer.err == "no figure leak: no activation has several leaks\n"
+
+
+@pytest.mark.slow
+def test_studies_of_one_name_keep_their_figures(trained: Path, tmp_path: Path) -> None:
+    studies = [f"{place}/small" for place in ("A", "B")]
+    for study in studies:
+        shutil.copytree(trained / "results" / "runs", tmp_path / study)
+    options = ("--out", "figs", "--kind", "tradeoff", "--format", "svg")
+    answer = ask("plot", *studies, *options, cwd=tmp_path)
+    assert answer.out.split() == [f"figs/{study}/tradeoff.svg" for study in studies]
+    answer = ask("plot", "A/small", "A/../A/small", *options, cwd=tmp_path)
+    assert answer.out == "figs/tradeoff.svg\n"
+
+
+def test_the_shortest_ends_tell_paths_apart() -> None:
+    def ends(*paths: str) -> list[str]:
+        return list(map(str, shortest_ends([Path(path) for path in paths])))
+
+    assert ends("/r/A/small", "/r/B/large") == ["small", "large"]
+    assert ends("/r/A/x/small", "/q/A/x/small") == ["r/A/x/small", "q/A/x/small"]
+    assert ends("/small", "/A/small") == ["small", "A/small"]
+
+
+@pytest.mark.slow
+def test_plot_chooses_as_compare_does(trained: Path) -> None:
+    options = ("--format", "svg", "--out", "chosen", "--metric", "dead_fraction, zero_fraction")
+    chosen = ("--kind", "curves", "--where", "act=nsrelu", "--by", "seed")
+    answer = ask("plot", "results/runs", *options, *chosen, cwd=trained)
+    assert "unknown setting 'seed'" in answer.err
+    chosen = ("--kind", "pairs", "--where", "seed=0,1", "--baseline", "nsrelu", "--by", "dataset")
+    answer = ask("plot", "results/runs", *options, *chosen, cwd=trained)
+    assert answer.out == "chosen/pairs.svg\n"
+    answer = ask("plot", "results/runs", *options, "--x", "lr", cwd=trained)
+    assert (answer.code, answer.err) == (
+        *(0, "no figure line: lr is not a setting that varies over numbers; none does\n"),
+    )
+    answer = ask("plot", "results/runs", *options, "--x", "lr", "--kind", "curves", cwd=trained)
+    assert answer.err == "nsrelu-bench: x is for the figure line, got curves\n"
 
 
 @pytest.mark.slow
