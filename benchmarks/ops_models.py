@@ -41,7 +41,7 @@ def compare(**settings: object) -> None:
     for impl in IMPLS:
         timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(impl=impl, **settings))
     original = models.build
-    models.build = lambda label, impl, inplace: original(label, impl)  # noqa: ARG005
+    models.build = lambda spec, impl, **_: original(spec, impl)
     for act in ACTS[:3]:
         timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
     models.build = original

@@ -1,21 +1,23 @@
-"""Models with one activation module a site, named act1, act2, ... in the order of the data.
+"""Models with one activation module per site, named act1, act2, ... in the order of the data.
 
-docs/models.md describes each, and how to bring one's own.
+docs/models.md describes each, and how to use a model of your own.
 """
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import build
+from nsrelu_bench.activations import LocalConv2d, LocalLinear, build
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import BenchError, describe_error, lookup
+from nsrelu_bench.errors import BenchError, UsageError, describe_error, lookup
 from nsrelu_bench.plugins import load_plugin
 
-MakeActivation = Callable[[], nn.Module]
+MakeActivation = Callable[..., nn.Module]
 Mixing = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Shape = tuple[int, int, int]
 Layers = OrderedDict[str, nn.Module]
@@ -37,8 +39,11 @@ def build_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     if ":" in config.model:
         model = _own_model(config, shape, classes)
     else:
-        # In place, all that can: their values and gradients are the same, and they keep one tensor.
-        activation = partial(build, config.activation, config.impl, inplace=True)
+        # In place where values and gradients are the same: it keeps one tensor. A local layer needs
+        # its output in the backward. Units are on axis 1, be they features or channels.
+        activation = partial(
+            build, config.activation, config.impl, inplace=not config.local, unit_axis=1
+        )
         model = lookup(MODELS, config.model, "model")(config, shape, classes, activation)
     initialise(model, config.init)
     return model
@@ -48,9 +53,10 @@ def mlp(config: RunConfig, shape: Shape, classes: int, activation: MakeActivatio
     """Fully connected: `depth` hidden layers of `width` units."""
     channels, height, width = shape
     features = channels * height * width
+    linear = LocalLinear if config.local else nn.Linear
     layers: Layers = OrderedDict(flatten=nn.Flatten())
     for site in range(1, config.depth + 1):
-        layers[f"linear{site}"] = nn.Linear(features, config.width)
+        layers[f"linear{site}"] = linear(features, config.width)
         features = config.width
         _add_site(layers, site, config, nn.BatchNorm1d(features), activation())
     layers["head"] = nn.Linear(features, classes)
@@ -66,9 +72,10 @@ def cnn(config: RunConfig, shape: Shape, classes: int, activation: MakeActivatio
     channels, *sides = shape
     side = min(sides)
     features = config.width
+    conv2d = LocalConv2d if config.local else nn.Conv2d
     layers: Layers = OrderedDict()
     for site in range(1, config.depth + 1):
-        layers[f"conv{site}"] = nn.Conv2d(channels, features, 3, padding=1)
+        layers[f"conv{site}"] = conv2d(channels, features, 3, padding=1)
         channels = features
         _add_site(layers, site, config, nn.BatchNorm2d(channels), activation())
         if site < config.depth and side >= 4:
@@ -96,12 +103,13 @@ def vgg(
     """
     channels, *sides = shape
     side, site = min(sides), 0
+    conv2d = LocalConv2d if config.local else nn.Conv2d
     layers: Layers = OrderedDict()
     for stage, convolutions in enumerate(stages):
         features = config.width * min(2**stage, 8)
         for _ in range(convolutions):
             site += 1
-            layers[f"conv{site}"] = nn.Conv2d(channels, features, 3, padding=1)
+            layers[f"conv{site}"] = conv2d(channels, features, 3, padding=1)
             channels = features
             _add_site(layers, site, config, nn.BatchNorm2d(channels), activation())
         if side >= 2:
@@ -215,30 +223,43 @@ def _convolution(
 
 
 def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
-    """Make the user's own model, as ``factory(activation, shape, classes)``, and try it."""
+    """Build the user's own model, as ``factory(activation, shape, classes)``, and try it."""
     factory = load_plugin("model", config.model)
-    made: set[nn.Module] = set()
+    local = {"local": True} if config.local else {}
+    if local and "local" not in _parameter_names(factory):
+        raise UsageError(
+            f"local: {config.model} does not offer it; its factory must take local=..., which says"
+            " whether to use LocalLinear and LocalConv2d before activations (docs/models.md)"
+        )
+    built: set[nn.Module] = set()
 
-    def activation() -> nn.Module:
+    def activation(unit_axis: int | None = None) -> nn.Module:
         # Not in place: a model that was not written for it may need the input again.
-        made.add(module := build(config.activation, config.impl))
+        built.add(module := build(config.activation, config.impl, unit_axis=unit_axis))
         return module
 
     try:
-        model = factory(activation, shape, classes)
+        model = factory(activation, shape, classes, **local)
     except Exception as error:
         raise BenchError(f"model: {config.model} failed: {describe_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise BenchError(
             f"model: {config.model} must return a torch.nn.Module, got {type(model).__name__}"
         )
-    if made.isdisjoint(model.modules()):
+    if built.isdisjoint(model.modules()):
         raise BenchError(
             f"model: {config.model} returned a model without an activation;"
             " it must call the first argument once for every site"
         )
     _try(model, config.model, shape, classes)
     return model
+
+
+def _parameter_names(factory: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:  # a built-in that has none to show
+        return ()
 
 
 def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:

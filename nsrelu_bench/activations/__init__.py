@@ -1,8 +1,6 @@
 """Activations whose backward pass is not their forward's own, as functions and modules."""
 
 from nsrelu_bench.activations.functional import (
-    DTYPES,
-    FUNCTIONS,
     IMPLS,
     PAIR_IMPLS,
     FWBWMismatch,
@@ -12,7 +10,9 @@ from nsrelu_bench.activations.functional import (
     nsrelu_,
     surrogate,
 )
+from nsrelu_bench.activations.local import LocalConv2d, LocalLinear
 from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
+from nsrelu_bench.activations.named import DTYPES, FUNCTIONS
 from nsrelu_bench.activations.replace import swap_activations
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "IMPLS",
     "PAIR_IMPLS",
     "FWBWMismatch",
+    "LocalConv2d",
+    "LocalLinear",
     "NSReLU",
     "Surrogate",
     "build",

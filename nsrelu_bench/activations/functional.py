@@ -6,12 +6,12 @@ NSReLU is ReLU forward and leaky ReLU backward::
     backward  dx = g           where x > 0
                    leak * g    where x <= 0, so also at 0 and -0.0
 
-`IMPLS` holds four formulations of it, which give the same numbers. NaN stays NaN, and has no
-defined gradient. No formulation may skip its backward because ``x.requires_grad`` is False: under
-``torch.func`` and in forward mode a tensor says so and is differentiated all the same.
+`IMPLS` holds four implementations of it, which give the same numbers. NaN stays NaN, and has no
+defined gradient. No implementation may skip its backward because ``x.requires_grad`` is False:
+under ``torch.func`` and in forward mode that flag is False, yet the tensor is differentiated.
 
-`surrogate` makes any other pair of functions, in the same four formulations (`PAIR_IMPLS`). The
-functions that have a name stand in `FUNCTIONS`; docs/activations.md has a card of each.
+`surrogate` pairs any other functions, in the same four implementations (`PAIR_IMPLS`); named.py has
+those with a name. gates.py says where the gradient passes below 0, if not everywhere.
 """
 
 from collections.abc import Callable
@@ -23,30 +23,59 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from nsrelu_bench.config import LEARNABLE, FunctionSpec, check_parameter, parse_activation
+from nsrelu_bench.activations.autograd import Applier
+from nsrelu_bench.activations.gates import gated_nsrelu, gated_surrogate
+from nsrelu_bench.activations.named import FUNCTIONS, check_dtype, relu_of_input
+from nsrelu_bench.config import (
+    GATES,
+    LEARNABLE,
+    ActivationSpec,
+    FunctionSpec,
+    check_parameter,
+    parse_activation,
+)
 from nsrelu_bench.errors import UsageError, lookup
 
 Elementwise = Callable[[Tensor], Tensor]
 
 
-def nsrelu(x: Tensor, leak: float = 0.1, impl: str = "native") -> Tensor:
+def nsrelu(
+    x: Tensor,
+    leak: float = 0.1,
+    impl: str = "native",
+    gate: str = "always",
+    unit_axis: int | None = None,
+) -> Tensor:
     """Apply NSReLU: max(x, 0), with the gradient of leaky ReLU; 0 at 0, slope `leak` there.
 
-    Takes any shape and returns the same. Leak 0 is ReLU, leak 1 the straight-through estimator.
+    Leak 0 is ReLU, leak 1 the straight-through estimator.
+
+    Args:
+        x: Any shape; the result has the same.
+        leak: The slope of the gradient below 0.
+        impl: How it is computed: a name in `IMPLS`; "native" with a gate.
+        gate: Where the leak passes: a name in `config.GATES`.
+        unit_axis: The axis of the units, for the gates "dead" and "rescue"; only for an input of
+            two dimensions it need not be given.
 
     Raises:
-        UsageError: `leak` is not from 0 to 1, or there is no such `impl`.
+        UsageError: An argument is out of range or unknown, or the axis of the units is not certain.
         TypeError: `x` is not of a floating-point type.
     """
     check_dtype(x)
-    return lookup(IMPLS, impl, "implementation")(x, check_parameter("leak", leak))
+    compute = lookup(IMPLS, impl, "implementation")
+    if check_gate(gate, impl, leak) == "always":
+        return compute(x, check_parameter("leak", leak))
+    return gated_nsrelu(x, check_parameter("leak", leak), gate, unit_axis)
 
 
-def nsrelu_(x: Tensor, leak: float = 0.1) -> Tensor:
+def nsrelu_(
+    x: Tensor, leak: float = 0.1, gate: str = "always", unit_axis: int | None = None
+) -> Tensor:
     """Apply `nsrelu` in place; autograd then keeps one tensor, the result, as it does for ReLU.
 
     Raises:
-        UsageError: `leak` is not from 0 to 1.
+        UsageError: As for `nsrelu`.
         TypeError: `x` is not of a floating-point type.
         RuntimeError: `x` may not be changed in place, for instance a leaf that requires grad.
     """
@@ -54,6 +83,8 @@ def nsrelu_(x: Tensor, leak: float = 0.1) -> Tensor:
     leak = check_parameter("leak", leak)
     if x.is_leaf and x.requires_grad and torch.is_grad_enabled():
         return F.relu_(x)  # raises, as it should: before the values are touched
+    if check_gate(gate, "native", leak) != "always":
+        return gated_nsrelu(x, leak, gate, unit_axis, inplace=True)
     # The values first, out of autograd's sight but not of its version counter: whoever has saved
     # x for a backward is told. leaky_relu_ then changes no value, since none is negative; it saves
     # its result and reads only "result > 0" from it, which is "x > 0".
@@ -63,22 +94,31 @@ def nsrelu_(x: Tensor, leak: float = 0.1) -> Tensor:
 
 def surrogate(
     x: Tensor,
-    forward: str | Elementwise = "relu",
-    backward: str | Elementwise | None = None,
+    forward: str | FunctionSpec | Elementwise = "relu",
+    backward: str | FunctionSpec | Elementwise | None = None,
     impl: str = "native",
     training: bool = True,
+    gate: str | None = None,
+    unit_axis: int | None = None,
 ) -> Tensor:
-    """Return `forward` of `x` with the gradient of `backward`; of any shape, and the same.
+    """Return `forward` of `x` with the gradient of `backward`.
 
-    Either is a name with its parameters, such as "bsilu(1.67)", or a function that works element
-    by element; `from_derivative` makes one of a derivative. Without a `backward`, `forward` may
-    name a pair: "relu/gelu". `training` says whether "rrelu" draws its slopes or takes the mean.
+    Args:
+        x: Any shape; the result has the same.
+        forward: A name with its parameters, such as "bsilu(1.67)", or a function that works element
+            by element. Without a `backward` it may name a pair: "relu/gelu@up".
+        backward: The same; `from_derivative` makes one of a derivative.
+        impl: How it is computed: a name in `PAIR_IMPLS`; "native" with a gate.
+        training: Whether "rrelu" draws its slopes; otherwise it takes their mean.
+        gate: Where the gradient passes below 0: a name in `config.GATES`. The forward is relu then.
+        unit_axis: As for `nsrelu`.
 
     Raises:
-        UsageError: A name or a parameter is wrong, or there is no such `impl`.
+        UsageError: A name or a parameter is wrong, or the axis of the units is not certain.
         TypeError: `x` is not of a floating-point type.
     """
-    return apply_pair(x, *resolve_pair(forward, backward), impl, training)
+    first, second, gate = resolve_pair(forward, backward, gate)
+    return apply_pair(x, first, second, impl, training, gate, unit_axis)
 
 
 def from_derivative(derivative: Elementwise) -> Elementwise:
@@ -138,6 +178,9 @@ class FWBWMismatch(Function):
         return tangent.expand(ctx.shape)
 
 
+_mismatch = Applier(FWBWMismatch)
+
+
 class NSReLUFunction(Function):
     """NSReLU as a Function that keeps its result, whose sign is all that the backward needs."""
 
@@ -164,6 +207,9 @@ class NSReLUFunction(Function):
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         """Return the tangent, times `leak` where x <= 0."""
         return _slope(ctx, tangent)
+
+
+_nsrelu_function = Applier(NSReLUFunction)
 
 
 def _slope(ctx: Any, grad: Tensor) -> Tensor:
@@ -205,17 +251,7 @@ class SurrogateFunction(Function):
         return slope
 
 
-# torch.compile traces no Function that has a jvp; these are the same without.
-class _TracedMismatch(FWBWMismatch):
-    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
-
-
-class _TracedNSReLU(NSReLUFunction):
-    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
-
-
-class _TracedSurrogate(SurrogateFunction):
-    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+_surrogate_function = Applier(SurrogateFunction)
 
 
 def _native(x: Tensor, leak: float) -> Tensor:
@@ -237,15 +273,7 @@ def _detach(x: Tensor, leak: float) -> Tensor:
 
 
 def _function(x: Tensor, leak: float) -> Tensor:
-    function = _TracedNSReLU if torch.compiler.is_compiling() else NSReLUFunction
-    y: Tensor = function.apply(x, leak)
-    return y
-
-
-def _mismatch(x_forward: Tensor, x_backward: Tensor) -> Tensor:
-    function = _TracedMismatch if torch.compiler.is_compiling() else FWBWMismatch
-    y: Tensor = function.apply(x_forward, x_backward)
-    return y
+    return _nsrelu_function(x, leak)
 
 
 def _nsrelu_mismatch(x: Tensor, leak: float) -> Tensor:
@@ -270,7 +298,7 @@ def _pair_detach(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tens
 
 
 def _pair_function(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
-    return _slope_function(x, forward, partial(_pull_back, backward))
+    return _surrogate_function(x, forward, partial(_pull_back, backward))
 
 
 def _pair_mismatch(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
@@ -285,91 +313,7 @@ def _pull_back(backward: Elementwise, x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _with_slope(x: Tensor, derivative: Elementwise) -> Tensor:
-    return _slope_function(x, torch.clone, lambda x, grad: grad * derivative(x))
-
-
-def _slope_function(x: Tensor, forward: Elementwise, slope: Callable[..., Tensor]) -> Tensor:
-    function = _TracedSurrogate if torch.compiler.is_compiling() else SurrogateFunction
-    y: Tensor = function.apply(x, forward, slope)
-    return y
-
-
-def bsilu(x: Tensor, alpha: float = 1.67) -> Tensor:
-    """B-SiLU: (x + alpha) sigmoid(x) - alpha / 2.
-
-    Source: SUGAR, arXiv 2505.22074, eq. 7.
-    """
-    return (x + alpha) * x.sigmoid() - alpha / 2
-
-
-def nelu(x: Tensor, alpha: float = 0.05) -> Tensor:
-    """NeLU: x where x > 0, -alpha / (1 + x^2) elsewhere; the slope there is negative, at 0 it is 0.
-
-    Source: SUGAR, arXiv 2505.22074, which uses its derivative, 2 alpha x / (1 + x^2)^2.
-    """
-    return torch.where(x > 0, x, -alpha / (1 + x * x))
-
-
-def helu(x: Tensor, alpha: float = 0.05) -> Tensor:
-    """Return max(x + alpha, 0), whose slope is 1 where x > -alpha; 0 at -alpha.
-
-    Source: HeLU, arXiv 2411.10573, whose backward it is; the forward there is ReLU.
-    """
-    return _relu_of_input(x + alpha)
-
-
-def _relu_of_input(x: Tensor) -> Tensor:
-    """ReLU whose gradient is computed from the input, where F.relu's is from the result."""
-    return F.threshold(x, 0.0, 0.0)
-
-
-def leaky_relu_clamp(x: Tensor, negative_slope: float = 0.1) -> Tensor:
-    """Leaky ReLU as a sum of two clamps, to learn from; its gradient at 0 is not negative_slope.
-
-    There it is 0, as what clamp passes at its bound (PyTorch 2.15), or 1 + negative_slope where
-    clamp passes everything.
-
-    Source: PyTorch's documentation of LeakyReLU, max(0, x) + negative_slope * min(0, x).
-    """
-    return x.clamp(min=0) + negative_slope * x.clamp(max=0)
-
-
-def leaky_relu_where(x: Tensor, negative_slope: float = 0.1) -> Tensor:
-    """Leaky ReLU as a choice between two values, to learn from; its gradient at 0 is 1."""
-    return torch.where(x < 0, negative_slope * x, x)
-
-
-class LeakyReLUFunction(Function):
-    """Leaky ReLU as a Function, to learn from; its gradient at 0 is negative_slope, as PyTorch's.
-
-    The gradient for x <= 0 is ``+negative_slope``; a minus there is a common mistake.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, negative_slope: float) -> Tensor:
-        """Return x where x > 0, negative_slope * x elsewhere."""
-        return torch.where(x > 0, x, negative_slope * x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
-        """Keep the input."""
-        x, ctx.negative_slope = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient, times negative_slope where x <= 0."""
-        (x,) = ctx.saved_tensors
-        return torch.where(x > 0, grad, ctx.negative_slope * grad), None
-
-
-def check_dtype(x: Tensor) -> None:
-    """Raise TypeError unless `x` is of a floating-point type."""
-    if x.dtype not in DTYPES:
-        *most, last, got = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, x.dtype)]
-        raise TypeError(f"activations need a tensor of {', '.join(most)} or {last}, got {got}")
+    return _surrogate_function(x, torch.clone, lambda x, grad: grad * derivative(x))
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
@@ -381,39 +325,85 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 _Part = FunctionSpec | Elementwise
 
 
+def check_gate(gate: str, impl: str, leak: float) -> str:
+    """Return the name of a gate for NSReLU; raise UsageError unless it is there and makes sense."""
+    lookup(GATES, gate, "gate")
+    if gate != "always":
+        ActivationSpec(FunctionSpec("relu"), FunctionSpec("leaky_relu", (leak,)), gate)
+        check_gate_impl(gate, impl)
+    return gate
+
+
+def check_gate_impl(gate: str, impl: str) -> None:
+    """Raise UsageError for an implementation other than "native" with a gate."""
+    if gate != "always" and impl != "native":
+        raise UsageError(f"gate {gate!r} needs implementation 'native', got {impl!r}")
+
+
 def resolve_pair(
-    forward: str | Elementwise, backward: str | Elementwise | None
-) -> tuple[_Part, _Part]:
-    """Read the names among the two functions of a pair."""
+    forward: str | FunctionSpec | Elementwise,
+    backward: str | FunctionSpec | Elementwise | None,
+    gate: str | None = None,
+) -> tuple[_Part, _Part, str]:
+    """Parse the names among the two functions of a pair; return both and the gate."""
     if isinstance(forward, str) and (backward is None or isinstance(backward, str)):
-        label = parse_activation(forward, backward=backward)
-        pair: tuple[_Part, _Part] = label.forward, label.backward
+        spec = parse_activation(forward, backward=backward, gate=gate)
+        first, second, gate = spec.forward, spec.backward, spec.gate
+        parts: tuple[_Part, _Part] = first, second
     else:
-        one = parse_activation(forward).forward if isinstance(forward, str) else forward
-        other = parse_activation(backward).forward if isinstance(backward, str) else backward
-        pair = one, one if other is None else other
-    for part in pair:
+        one = _resolve_part("forward", forward)
+        parts = one, one if backward is None else _resolve_part("backward", backward)
+        gate = gate or "always"
+        if all(isinstance(part, FunctionSpec) for part in parts):
+            ActivationSpec(*parts, gate)  # type: ignore[arg-type]
+        elif lookup(GATES, gate, "gate") and gate != "always" and one != FunctionSpec("relu"):
+            name = getattr(one, "__name__", one)
+            raise UsageError(f"gate {gate!r} needs a forward of relu, got {name}")
+    for part in parts:
         if isinstance(part, FunctionSpec) and part.name in LEARNABLE:
             raise UsageError(f"{part.name} has a weight of its own: build('{part}') makes a module")
-    return pair
+    return *parts, gate
 
 
-def apply_pair(x: Tensor, forward: _Part, backward: _Part, impl: str, training: bool) -> Tensor:
+def _resolve_part(kind: str, part: str | FunctionSpec | Elementwise) -> _Part:
+    if not isinstance(part, str):
+        return part
+    spec = parse_activation(part)
+    if not spec.tied:
+        raise UsageError(f"{kind} must be one function, got the pair {part!r}")
+    return spec.forward
+
+
+def apply_pair(
+    x: Tensor,
+    forward: _Part,
+    backward: _Part,
+    impl: str,
+    training: bool,
+    gate: str = "always",
+    unit_axis: int | None = None,
+) -> Tensor:
     """Return `forward` of `x` with the gradient of `backward`, as `impl` computes it."""
     check_dtype(x)
     lookup(IMPLS, impl, "implementation")
     if forward == backward:
         return _bind(forward, training)(x)
+    check_gate_impl(gate, impl)
     if (
         forward == FunctionSpec("relu")
         and isinstance(backward, FunctionSpec)
         and backward.name == "leaky_relu"
     ):
-        return IMPLS[impl](x, *backward.parameters)
+        (leak,) = backward.parameters
+        if gate == "always":
+            return IMPLS[impl](x, leak)
+        return gated_nsrelu(x, leak, gate, unit_axis)
+    if gate != "always":
+        return gated_surrogate(x, partial(_pull_back, _bind(backward, training)), gate, unit_axis)
     if backward == FunctionSpec("relu"):
-        backward = _relu_of_input
+        backward = relu_of_input
     elif impl == "native" and not isinstance(backward, FunctionSpec):
-        impl = "mismatch"  # a function that nobody knows may return its input, or keep its result
+        impl = "mismatch"  # an unknown function may return its input, or keep its result
     return PAIR_IMPLS[impl](x, _bind(forward, training), _bind(backward, training))
 
 
@@ -426,28 +416,7 @@ def _bind(part: _Part, training: bool) -> Elementwise:
     return lambda x: function(x, *parameters)
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-# Every function of `config.FUNCTIONS`: f(x, *parameters). Their gradients are computed from the
-# input, but for relu's, so that the values can be overwritten.
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "identity": torch.clone,
-    "elu": F.elu,
-    "selu": F.selu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "mish": F.mish,
-    "softplus": F.softplus,
-    "prelu": F.leaky_relu,
-    "rrelu": F.rrelu,
-    "bsilu": bsilu,
-    "nelu": nelu,
-    "helu": helu,
-}
-
-# The formulations of NSReLU: f(x, leak).
+# The implementations of NSReLU: f(x, leak).
 IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "native": _native,
     "detach": _detach,

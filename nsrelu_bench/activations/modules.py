@@ -10,10 +10,13 @@ from nsrelu_bench.activations.functional import (
     IMPLS,
     Elementwise,
     apply_pair,
-    check_dtype,
+    check_gate,
+    check_gate_impl,
     nsrelu_,
     resolve_pair,
 )
+from nsrelu_bench.activations.gates import check_unit_axis, gated_nsrelu
+from nsrelu_bench.activations.named import check_dtype
 from nsrelu_bench.config import FUNCTIONS as PARAMETERS
 from nsrelu_bench.config import (
     ActivationSpec,
@@ -39,14 +42,18 @@ class Surrogate(nn.Module):
 
     def __init__(
         self,
-        forward: str | Elementwise = "relu",
-        backward: str | Elementwise | None = None,
+        forward: str | FunctionSpec | Elementwise = "relu",
+        backward: str | FunctionSpec | Elementwise | None = None,
         impl: str = "native",
+        gate: str | None = None,
+        unit_axis: int | None = None,
     ) -> None:
         super().__init__()
         lookup(IMPLS, impl, "implementation")
-        self.pair = resolve_pair(forward, backward)
+        *self.pair, self.gate = resolve_pair(forward, backward, gate)
+        check_gate_impl(self.gate, impl)
         self.impl = impl
+        self.unit_axis = check_unit_axis(unit_axis)
 
     @property
     def tied(self) -> bool:
@@ -58,28 +65,45 @@ class Surrogate(nn.Module):
         forward, backward = self.pair
         if self.true_gradient:
             backward = forward
-        return apply_pair(x, forward, backward, self.impl, self.training)
+        return apply_pair(x, forward, backward, self.impl, self.training, self.gate, self.unit_axis)
 
     def extra_repr(self) -> str:
-        """Name the pair, and how it is computed if not as usual."""
+        """Name the pair, and what is not as usual."""
         forward, backward = (getattr(part, "__name__", part) for part in self.pair)
         impl = "" if self.impl == "native" else f", impl={self.impl!r}"
-        return f"forward={forward}, backward={backward}{impl}"
+        return f"forward={forward}, backward={backward}{impl}{self._gate_repr()}"
+
+    def _gate_repr(self) -> str:
+        if self.gate == "always":
+            return ""
+        axis = "" if self.unit_axis is None else f", unit_axis={self.unit_axis}"
+        return f", gate={self.gate!r}{axis}"
 
 
 class NSReLU(Surrogate):
     """ReLU with the gradient of leaky ReLU (`nsrelu`); 0 at 0, slope `leak` there.
 
-    With `inplace` the input is overwritten, as nn.ReLU does it, and training keeps one tensor
-    fewer.
+    `gate` says where the leak passes; "dead" and "rescue" need `unit_axis`, the axis of the units
+    in the input, unless that has two dimensions. With `inplace` the input is overwritten, as by
+    nn.ReLU, and training keeps one tensor fewer.
 
     Raises:
-        UsageError: `leak` is not from 0 to 1, there is no such `impl`, or it can't work in place.
+        UsageError: An argument is unknown or out of range, or they don't go together.
     """
 
-    def __init__(self, leak: float = 0.1, impl: str = "native", inplace: bool = False) -> None:
+    def __init__(
+        self,
+        leak: float = 0.1,
+        impl: str = "native",
+        inplace: bool = False,
+        gate: str = "always",
+        unit_axis: int | None = None,
+    ) -> None:
         leak = check_parameter("leak", leak)
-        super().__init__("relu", f"leaky_relu({format_number(leak)})", impl)
+        check_gate(gate, impl, leak)
+        super().__init__(
+            FunctionSpec("relu"), FunctionSpec("leaky_relu", (leak,)), impl, gate, unit_axis
+        )
         if inplace and impl != "native":
             raise UsageError(f"inplace needs implementation 'native', got {impl!r}")
         self.leak = leak
@@ -90,45 +114,49 @@ class NSReLU(Surrogate):
         check_dtype(x)
         if self.true_gradient:
             return F.relu(x, inplace=self.inplace)
-        if self.inplace:
-            return nsrelu_(x, self.leak)
-        return IMPLS[self.impl](x, self.leak)
+        if self.gate == "always":
+            return nsrelu_(x, self.leak) if self.inplace else IMPLS[self.impl](x, self.leak)
+        return gated_nsrelu(x, self.leak, self.gate, self.unit_axis, inplace=self.inplace)
 
     def extra_repr(self) -> str:
-        """Name the leak and how it is computed."""
+        """Name the leak, how it is computed, and what is not as usual."""
         inplace = ", inplace=True" if self.inplace else ""
-        return f"leak={format_number(self.leak)}, impl={self.impl!r}{inplace}"
+        return f"leak={format_number(self.leak)}, impl={self.impl!r}{inplace}{self._gate_repr()}"
 
 
-def build(label: ActivationSpec | str, impl: str = "native", inplace: bool = False) -> nn.Module:
-    """Make a new module of an activation: PyTorch's own where there is one and the passes are tied.
+def build(
+    spec: ActivationSpec | str,
+    impl: str = "native",
+    inplace: bool = False,
+    unit_axis: int | None = None,
+) -> nn.Module:
+    """Return a new module of an activation: PyTorch's own where there is one for a tied pair.
 
-    `impl` says how an untied pair is computed. `inplace` allows the input to be overwritten, and
-    only those do it whose values and gradients stay the same, bit for bit.
+    `impl` says how an untied pair without a gate is computed. `inplace` allows the input to be
+    overwritten; it is where not one bit of values and gradients changes by it. `unit_axis` is the
+    axis of the units, for gates.
 
     Raises:
-        UsageError: The label or the `impl` is unknown.
+        UsageError: The activation or the `impl` is unknown.
     """
-    label = parse_activation(label) if isinstance(label, str) else label
+    spec = parse_activation(spec) if isinstance(spec, str) else spec
     lookup(IMPLS, impl, "implementation")
-    if label.gated:
-        raise UsageError(f"gate: can't be computed yet, got {label}")
-    if label.tied:
-        name = label.forward.name
-        module = MODULES[name]
+    if spec.tied:
+        name = spec.forward.name
         settings = {"inplace": True} if inplace and name in IN_PLACE else {}
-        return module(*label.forward.parameters, **settings)
-    if (label.forward.name, label.backward.name) == ("relu", "leaky_relu"):
-        leak = label.backward.values["leak"]
-        return NSReLU(leak, impl, inplace=inplace and impl == "native")
-    return Surrogate(str(label.forward), str(label.backward), impl)
+        return MODULES[name](*spec.forward.parameters, **settings)
+    impl = impl if spec.uses_impl else "native"
+    if (spec.forward.name, spec.backward.name) == ("relu", "leaky_relu"):
+        (leak,) = spec.backward.parameters
+        return NSReLU(leak, impl, inplace and impl == "native", spec.gate, unit_axis)
+    return Surrogate(spec.forward, spec.backward, impl, spec.gate, unit_axis)
 
 
 @contextmanager
 def true_gradients(model: nn.Module) -> Iterator[int]:
     """Let the untied activations of `model` use their forward's own gradient while this is open.
 
-    Values stay the same. Gives the number of modules switched; 0 says that all are tied.
+    Values stay the same. Yields the number of modules that are switched; 0 if all are tied.
     """
     untied = [m for m in model.modules() if isinstance(m, Surrogate) and not m.tied]
     switched = [m for m in untied if not m.true_gradient]  # not those of an outer context
@@ -142,10 +170,10 @@ def true_gradients(model: nn.Module) -> Iterator[int]:
 
 
 def _own(name: str) -> Callable[..., nn.Module]:
-    """Return what makes the module of a function that PyTorch has none of."""
+    """Return a constructor for the module of a function that has none in PyTorch."""
 
     def make(*parameters: float) -> nn.Module:
-        return Surrogate(str(FunctionSpec(name, parameters or tuple(PARAMETERS[name].values()))))
+        return Surrogate(FunctionSpec(name, parameters or tuple(PARAMETERS[name].values())))
 
     return make
 

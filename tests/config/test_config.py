@@ -346,14 +346,14 @@ def test_minus_zero_is_zero() -> None:
 
 
 def test_all_that_can_be_named_has_its_code() -> None:
-    from nsrelu_bench.activations import functional as activations
+    from nsrelu_bench import activations
     from nsrelu_bench.data import loading as data
 
     assert list(MODELS) == list(models.MODELS)
     assert list(DATASETS) == list(data.LOADERS)
     assert set(RunConfig.model_fields["impl"].annotation.__args__) == set(activations.IMPLS)
     assert set(RunConfig.model_fields["init"].annotation.__args__) == set(models.INITS)
-    for name in [*labels.FUNCTIONS, *labels.ALIASES]:
+    for name in labels.ACTIVATION_NAMES:
         build(name)
 
 

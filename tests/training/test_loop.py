@@ -196,7 +196,7 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
     [{"model": "mlp"}, {"model": "cnn", "batch_norm": True, "dropout": 0.3, "width": 4}],
     ids=["mlp", "cnn"],
 )
-@pytest.mark.parametrize("act", [*labels.FUNCTIONS, *labels.ALIASES])
+@pytest.mark.parametrize("act", labels.ACTIVATION_NAMES)
 def test_measuring_never_changes_training(
     act: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,257 @@
+"""Gates: where a surrogate of ReLU passes on a gradient below 0 (`config.GATES`).
+
+With g the gradient at the output and s the gradient that the surrogate computes of it::
+
+    dx = s   where x > 0
+         s   where x <= 0 and the gate lets it pass
+         0   elsewhere
+
+    always   everywhere
+    up       where g < 0 and s < 0, so that descent raises x
+    dead     at units that are off for the whole batch
+    rescue   at units that are off for the whole batch, where g < 0 and s < 0
+    down     where g > 0 and s > 0, so that descent lowers x
+
+A unit is off where x <= 0. The whole batch is what one call sees: all axes but that of the units.
+Under `torch.func.vmap` each slice is a batch of its own. A gate reads the sign of g: gradients have
+derivatives, as those of any surrogate, but there is no forward mode.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from nsrelu_bench.activations.autograd import Applier, is_plain
+from nsrelu_bench.errors import UsageError
+
+#: Gates that look at whole units.
+UNIT_GATES = ("dead", "rescue")
+
+NO_FORWARD_MODE = "a gate reads the sign of the gradient: there is no forward mode (jvp)"
+
+#: Elements of a batch that are searched for units that are on before all of it is.
+SAMPLE = 2**15
+
+
+def gated_nsrelu(
+    x: Tensor, leak: float, gate: str, unit_axis: int | None = None, *, inplace: bool = False
+) -> Tensor:
+    """Apply NSReLU with a gate; as ReLU does, it keeps its result alone for the backward.
+
+    `inplace` allows the input to be overwritten; views are not, nor is anything under a transform.
+
+    Raises:
+        UsageError: The gate needs the axis of the units, and it is not certain.
+    """
+    axes = batch_axes(x, gate, unit_axis)
+    plain = is_plain()
+    if inplace and torch.is_grad_enabled() and x.is_leaf and x.requires_grad:
+        return F.relu_(x)  # raises, as it should: before the values are touched
+    # Overwriting a view would give it another place in the graph.
+    inplace = inplace and plain and not (torch.is_grad_enabled() and x._is_view())
+    if plain and gate in UNIT_GATES and x.device.type == "cpu":
+        return _relu_with_revival(x, leak, gate, axes, inplace=inplace)
+    return _gated_nsrelu(x, leak, gate, axes, inplace)
+
+
+def gated_surrogate(
+    x: Tensor, slope: Callable[..., Tensor], gate: str, unit_axis: int | None = None
+) -> Tensor:
+    """Apply ReLU with the gradient ``slope(x, g)`` and a gate.
+
+    Raises:
+        UsageError: The gate needs the axis of the units, and it is not certain.
+    """
+    return _gated_surrogate(x, slope, gate, batch_axes(x, gate, unit_axis))
+
+
+def check_unit_axis(unit_axis: int | None) -> int | None:
+    """Return `unit_axis`; raise UsageError unless it is a whole number or None."""
+    if unit_axis is not None and (isinstance(unit_axis, bool) or not isinstance(unit_axis, int)):
+        raise UsageError(f"unit_axis must be a whole number, got {unit_axis!r}")
+    return unit_axis
+
+
+def batch_axes(x: Tensor, gate: str, unit_axis: int | None) -> tuple[int, ...]:
+    """Return the axes that make up the batch for a gate on units: all but that of the units.
+
+    In an input (N, F) the units are on axis 1. For other shapes `unit_axis` is needed, since
+    (N, T, F) and (N, C, L) look alike. Other gates need no axes.
+
+    Raises:
+        UsageError: It is missing, or there is no such axis.
+    """
+    if gate not in UNIT_GATES:
+        return ()
+    axis = 1 if unit_axis is None and x.dim() == 2 else unit_axis
+    if axis is None or not -x.dim() <= axis < x.dim():
+        got = "" if axis is None else f", got {axis}"
+        raise UsageError(
+            f"gate {gate!r} needs unit_axis for an input of shape {tuple(x.shape)}: 1 for the"
+            f" channels of a convolution, -1 for the features of a linear layer{got}"
+        )
+    return tuple(other for other in range(x.dim()) if other != axis % x.dim())
+
+
+class GatedNSReLUFunction(Function):
+    """NSReLU with a gate; keeps its result, whose sign is all that the backward needs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        leak: float,  # noqa: ARG004 (the backward's, as the two that follow)
+        gate: str,  # noqa: ARG004
+        axes: tuple[int, ...],  # noqa: ARG004
+        inplace: bool,
+    ) -> Tensor:
+        """Return max(x, 0)."""
+        return F.relu(x, inplace=inplace)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the result."""
+        x, ctx.leak, ctx.gate, ctx.axes, inplace = inputs
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return the gradient that the gate leaves."""
+        (y,) = ctx.saved_tensors
+        if ctx.gate not in UNIT_GATES and is_plain() and not torch.is_grad_enabled():
+            return _gate_in_one_buffer(grad, y, ctx.leak, ctx.gate), None, None, None, None
+        slope = _leaky_slope(grad, y, ctx.leak, True)
+        return _gate(slope, grad, y, ctx.gate, ctx.axes), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Tensor:
+        """Refuse: a tangent has no sign that a gate could read."""
+        raise NotImplementedError(NO_FORWARD_MODE)
+
+
+_gated_nsrelu = Applier(GatedNSReLUFunction)
+
+
+class GatedSurrogateFunction(Function):
+    """ReLU with the gradient ``slope(x, g)`` and a gate; keeps its input."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        slope: Callable[..., Tensor],  # noqa: ARG004 (the backward's, as those that follow)
+        gate: str,  # noqa: ARG004
+        axes: tuple[int, ...],  # noqa: ARG004
+    ) -> Tensor:
+        """Return max(x, 0)."""
+        return F.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        """Keep the input."""
+        x, ctx.slope, ctx.gate, ctx.axes = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient that the gate leaves."""
+        (x,) = ctx.saved_tensors
+        return _gate(ctx.slope(x, grad), grad, x, ctx.gate, ctx.axes), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Tensor:
+        """Refuse: a tangent has no sign that a gate could read."""
+        raise NotImplementedError(NO_FORWARD_MODE)
+
+
+_gated_surrogate = Applier(GatedSurrogateFunction)
+
+
+def _gate(
+    surrogate: Tensor, grad: Tensor, saved: Tensor, gate: str, axes: tuple[int, ...]
+) -> Tensor:
+    """Return what a gate leaves of a surrogate's gradient; `saved` is ReLU's input or output."""
+    if gate == "up":
+        passes = (grad < 0) & (surrogate < 0)
+    elif gate == "down":
+        passes = (grad > 0) & (surrogate > 0)
+    else:
+        highest = saved.amax(axes, keepdim=True) if axes and saved.numel() else saved
+        passes = highest <= 0
+        if gate == "rescue":
+            passes = passes & (grad < 0) & (surrogate < 0)
+    return torch.where((saved > 0) | passes, surrogate, 0)
+
+
+def _gate_in_one_buffer(grad: Tensor, y: Tensor, leak: float, gate: str) -> Tensor:
+    """Return the same as `_gate` for NSReLU with gate up or down, in one buffer and three kernels.
+
+    ReLU's gradient is `grad` above 0 and 0 below: the smaller of it and `grad` is `grad` above 0
+    and its negative part below, the larger its positive part.
+    """
+    dx: Tensor = _relu_slope(grad, y, 0)
+    clip = torch.minimum if gate == "up" else torch.maximum
+    clip(grad, dx, out=dx)
+    result: Tensor = _leaky_slope_into(dx, y, leak, True, grad_input=dx)
+    return result
+
+
+def _relu_with_revival(
+    x: Tensor, leak: float, gate: str, axes: tuple[int, ...], *, inplace: bool
+) -> Tensor:
+    """Apply ReLU itself, and add a gradient only where there are units that are off everywhere.
+
+    Most batches have none: then the backward is ReLU's own.
+    """
+    y = F.relu(x, inplace=inplace)
+    if y.grad_fn is not None and y.numel():
+        units = _dead_units(y.detach(), axes)
+        if units is not None:
+            (axis,) = set(range(y.dim())) - set(axes)
+            y.grad_fn.register_hook(partial(_revive, units, axis, leak, gate))
+    return y
+
+
+def _dead_units(y: Tensor, axes: tuple[int, ...]) -> Tensor | None:
+    """Return the indices of units that are 0 for the whole batch, None where there is none."""
+    if y.numel() > 4 * SAMPLE and 0 in axes:
+        sample = y[: max(1, len(y) * SAMPLE // y.numel())]
+        if sample.amax(axes).min().item() > 0:
+            return None
+    highest = y.amax(axes) if axes else y
+    if highest.min().item() > 0:
+        return None
+    units = (highest == 0).nonzero().flatten()
+    return units if len(units) else None
+
+
+def _revive(
+    units: Tensor,
+    axis: int,
+    leak: float,
+    gate: str,
+    grad_inputs: tuple[Tensor | None, ...],
+    grad_outputs: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...] | None:
+    """Put the gradient of dead units into ReLU's, which is 0 there."""
+    (dx,), (grad,) = grad_inputs, grad_outputs
+    if dx is None or grad is None:
+        return None
+    passes = grad.index_select(axis, units)
+    if gate == "rescue":
+        passes = passes.clamp(max=0)
+    return (dx.index_copy_(axis, units, passes * leak),)
+
+
+_relu_slope = torch.ops.aten.threshold_backward.default
+_leaky_slope = torch.ops.aten.leaky_relu_backward.default
+_leaky_slope_into = torch.ops.aten.leaky_relu_backward.grad_input
