@@ -4,16 +4,25 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from filelock import FileLock
 
 from nsrelu_bench.errors import BenchError, error_reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: The end of the name of a temporary file.
+DRAFT = re.compile(r"\.\d+-[0-9a-f]{6}\.tmp$")
 
 #: Larger files are refused: what is read into memory, and what is only hashed.
 MAX_READ_BYTES = 1 << 30
@@ -29,6 +38,16 @@ def read_bytes(path: Path, limit: int = MAX_READ_BYTES) -> bytes:
     """
     with open_regular(path, limit) as file:
         return file.read()
+
+
+def shortest_ends(paths: Sequence[Path]) -> list[Path]:
+    """Return the shortest ends of different paths that tell them apart: A/small and B/small."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    for length in range(1, max(map(len, parts), default=0)):
+        ends = [Path(*part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [Path(*part) for part in parts]
 
 
 def file_sha256(path: Path, length: int | None = None) -> str:
@@ -69,7 +88,7 @@ def file_lock(path: Path, timeout_s: float = 0.0) -> FileLock:
     return FileLock(path, timeout=timeout_s, poll_interval=0.01)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing, and create its folder.
 
     A device or a link is written through and never replaced.
@@ -77,12 +96,13 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         BenchError: It can't be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
         else:
-            replace_file(path, text)
+            replace_file(path, data)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
@@ -104,20 +124,62 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    remove_drafts(path.parent, path.name)
+    draft, file = _create_draft(path)
     try:
-        with draft.open("wb") as file:
+        with file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        draft.replace(path)
+            if fcntl is not None:  # while it is locked
+                draft.replace(path)
+        if fcntl is None:
+            draft.replace(path)
     except BaseException:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def remove_drafts(folder: Path, name: str = "") -> None:
+    """Remove the temporary files in a folder whose processes are gone.
+
+    Args:
+        folder: The folder.
+        name: The file that they were to become; any if empty.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        drafts = [e.path for e in entries if e.name.startswith(f".{name}") and DRAFT.search(e.name)]
+        for draft in drafts:
+            with suppress(OSError), open(draft, "rb", opener=_open_at_once) as file:
+                if _claim(file):
+                    Path(draft).unlink()
+
+
+def _create_draft(path: Path) -> tuple[Path, BinaryIO]:
+    """Create a temporary file beside `path`, locked so that `remove_drafts` leaves it alone."""
+    while True:
+        draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+        file = draft.open("xb")
+        if _claim(file) and draft.exists():
+            return draft, file
+        file.close()  # it was taken for a dead process's before it was locked
+
+
+def _claim(file: IO[bytes]) -> bool:
+    """Lock an open file if no process has; always possible where there are no such locks."""
+    if fcntl is None:  # Windows, where a file that is open can't be removed
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -128,6 +190,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def wrap_read_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into one line that names what can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error
 
 
 @contextmanager

@@ -21,6 +21,16 @@ def format_p(p: float) -> str:
     return "-" if math.isnan(p) else f"{p:.2g}"
 
 
+def printable(text: str) -> str:
+    r"""Return a text from outside with escapes for what a terminal would act on, as in ``\x1b[2J``.
+
+    That is also what can't be encoded: names of files need not be text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def split_columns(widths: Sequence[int], room: int | None, gap: int = 2) -> list[list[int]]:
     """Divide columns into blocks that are at most `room` characters wide.
 

@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 from nsrelu_bench.cli import help as help_texts
 from nsrelu_bench.cli.options import VARIABLES, variable_of
 from nsrelu_bench.errors import BenchError, error_reason, unknown
+from nsrelu_bench.text import printable
 
 PROGRAM = "nsrelu-bench"
 
@@ -90,7 +91,7 @@ def main() -> None:
         if TRACEBACK in sys.argv:
             traceback.print_exc()
         for line in _error_text(error).splitlines():
-            print(f"{PROGRAM}: {_name_variable(line, arguments)}", file=sys.stderr)
+            print(printable(f"{PROGRAM}: {_name_variable(line, arguments)}"), file=sys.stderr)
         code = getattr(error, "exit_code", 1)
         if isinstance(error, OSError):  # standard output is full or closed: don't flush it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

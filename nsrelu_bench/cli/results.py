@@ -1,7 +1,6 @@
 """Commands that read results: compare, plot, report."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +23,8 @@ from nsrelu_bench.cli.options import (
     terminal_width,
 )
 from nsrelu_bench.config import METRICS, SETTINGS
+from nsrelu_bench.files import shortest_ends
+from nsrelu_bench.text import printable
 
 Primary = Annotated[
     str | None,
@@ -103,7 +104,7 @@ def compare(
     """
     from nsrelu_bench.compare import comparison as statistics
     from nsrelu_bench.compare import format_table
-    from nsrelu_bench.files import write_text
+    from nsrelu_bench.files import write_file
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
     chosen = paths or [Path("results")]
@@ -129,8 +130,8 @@ def compare(
     if out is None:
         print(text, end="")
     else:
-        write_text(out, text)
-        print(out)
+        write_file(out, text)
+        print(printable(str(out)))
 
 
 @command(
@@ -283,7 +284,8 @@ def plot(
             baseline=baseline,
             x=x,
         )
-        print(*drawn, sep="\n", end="\n" * bool(drawn))
+        for path in drawn:
+            print(printable(str(path)))
 
 
 @command(
@@ -313,27 +315,16 @@ def report(
     from nsrelu_bench.plot import write_report
 
     chosen = paths or [Path("results")]
-    print(
-        write_report(
-            *chosen,
-            out=out or chosen[0] / "report.html",
-            baseline=baseline,
-            tune=split_names(tune) or (),
-            metric=split_names(metric),
-            by=split_names(by),
-            where=where or (),
-        )
+    page = write_report(
+        *chosen,
+        out=out or chosen[0] / "report.html",
+        baseline=baseline,
+        tune=split_names(tune) or (),
+        metric=split_names(metric),
+        by=split_names(by),
+        where=where or (),
     )
-
-
-def shortest_ends(paths: Sequence[Path]) -> list[Path]:
-    """Return the shortest ends of different paths that tell them apart: A/small and B/small."""
-    parts = [path.resolve().parts[1:] for path in paths]
-    for length in range(1, max(map(len, parts), default=0)):
-        ends = [Path(*part[-length:]) for part in parts]
-        if len(set(ends)) == len(ends):
-            return ends
-    return [Path(*part) for part in parts]
+    print(printable(str(page)))
 
 
 def _tell_failed(runs: "pd.DataFrame", most: int = 5) -> None:

@@ -1,9 +1,9 @@
 """The report: one HTML page with the verdicts, tables, figures and what made them. No torch."""
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from nsrelu_bench.compare import (
     verdict_clauses,
 )
 from nsrelu_bench.config import FIGURES
-from nsrelu_bench.files import write_text
+from nsrelu_bench.files import write_file
 from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.specs import PLANS
-from nsrelu_bench.records import Results, find_runs, load
+from nsrelu_bench.records import Results, find_runs, load, read_environment
 
 #: The figures in the order of the page.
 ORDER = (
@@ -76,7 +76,7 @@ def write_report(
     folders = {folder.resolve() for path in paths for folder in find_runs(path)}
     page = render(
         load(*paths),
-        environments=[_read_json(folder / "env.json") for folder in sorted(folders)],
+        environments=[_environment(folder) for folder in sorted(folders)],
         command=shlex.join(command),
         baseline=baseline,
         tune=tune,
@@ -85,7 +85,7 @@ def write_report(
         where=where,
         family=declared_family(*paths),
     )
-    write_text(out, page)
+    write_file(out, page)
     return out
 
 
@@ -230,10 +230,8 @@ def _command(argv: object) -> str:
     return shlex.join(["nsrelu-bench", *rest] if ours else ["python", program, *rest])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; nothing where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _environment(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's env.json; empty where it can't be read at the moment."""
+    with suppress(OSError):
+        return read_environment(folder)
+    return {}

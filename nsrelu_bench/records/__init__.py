@@ -1,9 +1,11 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
 from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
+from nsrelu_bench.records.export import export
 from nsrelu_bench.records.folders import find_drawable, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.identity import check_configuration, check_inputs
+from nsrelu_bench.records.merge import Merged, merge_studies, study_name
 from nsrelu_bench.records.reader import Results, load, load_runs
 from nsrelu_bench.records.status import (
     DONE,
@@ -23,6 +25,7 @@ __all__ = [
     "DONE",
     "ENVIRONMENT",
     "STATES",
+    "Merged",
     "Results",
     "RunDoneError",
     "RunLockedError",
@@ -31,6 +34,7 @@ __all__ = [
     "check_configuration",
     "check_inputs",
     "environment",
+    "export",
     "failed",
     "find_drawable",
     "find_mixed",
@@ -38,9 +42,11 @@ __all__ = [
     "find_studies",
     "load",
     "load_runs",
+    "merge_studies",
     "read_environment",
     "read_status",
     "save_study",
+    "study_name",
     "to_csv",
     "write_status",
     "write_summary",

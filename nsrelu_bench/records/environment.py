@@ -17,6 +17,7 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records.inputs import input_digests, shorten
 from nsrelu_bench.records.schema import ENVIRONMENT_FILE
+from nsrelu_bench.text import printable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -81,7 +82,7 @@ def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
     packages = content.get("packages")
     found = {**content, **(packages if isinstance(packages, dict) else {})}
     texts = {name: found.get(name) for name in ENVIRONMENT}
-    return {name: shorten(v) if isinstance(v, str) else None for name, v in texts.items()}
+    return {k: shorten(printable(v)) if isinstance(v, str) else None for k, v in texts.items()}
 
 
 def instruction_set(flags: str) -> str:

@@ -11,6 +11,7 @@ from nsrelu_bench.config import ADDED, RunConfig
 from nsrelu_bench.records.environment import ENVIRONMENT, INPUTS
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.records.status import Status
+from nsrelu_bench.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,7 @@ def runs_frame(rows: Sequence[Row]) -> "pd.DataFrame":
 def complete(table: "pd.DataFrame") -> "pd.DataFrame":
     """Return a frame of runs with every column of the schema, in its order and with its type.
 
+    Whole numbers have a type that can be missing, so that such frames can be put together.
     Settings that did not exist when a run was made get the value that all runs had then.
     """
     known = ["study", "run_id", *_ENDED, *CONFIG_COLUMNS, *ENVIRONMENT]
@@ -86,12 +88,16 @@ def complete(table: "pd.DataFrame") -> "pd.DataFrame":
     table = table.astype({name: kind for name, kind in TYPES.items() if name in table})
     for name, usual in ADDED.items():
         table[name] = table[name].astype(object).fillna(usual).astype(type(usual))
+    return table
+
+
+def with_plain_types(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a frame of runs whose whole numbers have a plain type where that loses nothing."""
     whole = [name for name, kind in TYPES.items() if kind == WHOLE and name in table]
     return table.astype({name: _plain_type(table[name]) for name in whole})
 
 
 def _plain_type(column: "pd.Series[Any]") -> str:
-    """Return the type of a column of whole numbers, a nullable one only where it is needed."""
     if column.notna().all():
         return "int64"
     return FLOAT if column.isna().all() or column.max() < 2**53 else WHOLE
@@ -127,7 +133,18 @@ def read_csv(text: str) -> "pd.DataFrame":
 
     table = pd.read_csv(io.StringIO(text), dtype=TYPES, keep_default_na=False, na_values=[""])
     texts = {str(name): table[name].map(_unescape) for name in _text_columns(table)}
-    return table.assign(**texts)
+    return make_printable(table.assign(**texts))
+
+
+def make_printable(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table with no text in it that a terminal would act on."""
+    changed = {}
+    for name in _text_columns(table):
+        values = [value for value in table[name].unique() if isinstance(value, str)]
+        escapes = {value: printable(value) for value in values if not value.isprintable()}
+        if escapes:
+            changed[str(name)] = table[name].replace(escapes)
+    return table.assign(**changed) if changed else table
 
 
 def to_csv(table: "pd.DataFrame") -> str:

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsrelu_bench.files import read_bytes
+from nsrelu_bench.records.duplicates import merge_places
 from nsrelu_bench.records.folders import find_runs, find_studies, no_runs
-from nsrelu_bench.records.frames import CONFIG_COLUMNS, Row, complete, runs_frame
+from nsrelu_bench.records.frames import (
+    CONFIG_COLUMNS,
+    Row,
+    complete,
+    make_printable,
+    runs_frame,
+    with_plain_types,
+)
 from nsrelu_bench.records.rows import read_run, unreadable_run
 from nsrelu_bench.records.schema import CONFIG
 from nsrelu_bench.records.status import DONE
@@ -20,21 +28,23 @@ from nsrelu_bench.records.summary import study_runs
 if TYPE_CHECKING:
     import pandas as pd
 
+    Tables = dict[str, pd.DataFrame]
+
 #: The CSV files that `load` reads; runs of older versions have no quantiles.csv.
 FILES = ("metrics.csv", "layers.csv", "quantiles.csv")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Runs as frames.
+    """Runs as frames; each row has its `study`, its `run_id` and its settings.
 
     Attributes:
-        runs: One row per run, as in summary.csv: `study`, `run_id`, how it ended, its
-            configuration, and the metrics after its last epoch (empty for diverged runs).
-        metrics: `study`, `run_id`, and the rows of every done run's metrics.csv.
+        runs: One row per run, as in summary.csv: how it ended, its settings, and the metrics
+            after its last epoch (empty for diverged runs).
+        metrics: The rows of every done run's metrics.csv; `lr` is the rate of that epoch.
         layers: The same of layers.csv.
         quantiles: The same of quantiles.csv: the pre-activations of each site after the last epoch.
-        config_columns: Which columns of `runs` are the configuration.
+        config_columns: The names of the settings.
     """
 
     runs: "pd.DataFrame"
@@ -47,24 +57,28 @@ class Results:
 def load(*paths: str | Path) -> Results:
     """Read all runs in run folders, studies or folders of studies.
 
+    Studies of one name in several folders are one study, unless they hold different results of a
+    run: then their names are told apart by their folders, as in "a/study" and "b/study".
+
     Raises:
         BenchError: There is no run.
     """
-    runs: list[Row] = []
-    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in FILES}
+    rows: list[Row] = []
+    tables: list[Tables] = []
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
     for folder in folders.values():
         try:
-            run = read_run(folder, FILES)
-            tables = _read_tables(folder) if run["state"] in DONE else {}
+            row = read_run(folder, FILES)
+            tables.append(_read_tables(folder) if row["state"] in DONE else {})
         except OSError as error:
-            run, tables = unreadable_run(folder, error), {}
-        runs.append(run)
-        for name, table in tables.items():
-            frames[name].append(table.assign(study=run["study"], run_id=run["run_id"]))
-    metrics, layers, quantiles = (_stack(frames[name]) for name in FILES)
-    table = runs_frame(runs).drop(columns="fingerprint", errors="ignore")
-    return Results(table, metrics, layers, quantiles, list(CONFIG_COLUMNS))
+            row = unreadable_run(folder, error)
+            tables.append({})
+        rows.append(row | {"place": str(folder.absolute().parent.resolve())})
+    runs = with_plain_types(runs_frame(rows).drop(columns="fingerprint", errors="ignore"))
+    runs = merge_places(runs.assign(number=range(len(runs))))
+    chosen = [tables[number] for number in runs.pop("number")]
+    metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FILES)
+    return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 
 
 def load_runs(*paths: str | Path) -> "pd.DataFrame":
@@ -76,17 +90,21 @@ def load_runs(*paths: str | Path) -> "pd.DataFrame":
     Raises:
         BenchError: There is no run, or a study without run folders has a damaged summary.
     """
+    import pandas as pd
+
     parts: list[pd.DataFrame] = []
     for path in map(Path, paths):
         if (path / CONFIG).exists():
-            parts.append(_place(_single_run(path), path.absolute().parent))
+            place = path.absolute().parent.resolve()
+            parts.append(_single_run(path).assign(place=str(place)))
             continue
         studies = find_studies(path)
         if not studies:
             raise no_runs(path)
-        parts += [_place(study_runs(study, runs), study) for study, runs in studies.items()]
-    table = _stack(parts).drop_duplicates(["place", "run_id"], ignore_index=True)
-    return complete(table).drop(columns="place")
+        for study, folders in studies.items():
+            parts.append(study_runs(study, folders).assign(place=str(study.resolve())))
+    runs = pd.concat(parts, ignore_index=True).drop_duplicates(["place", "run_id"])
+    return with_plain_types(complete(merge_places(runs)))
 
 
 def _single_run(folder: Path) -> "pd.DataFrame":
@@ -97,11 +115,7 @@ def _single_run(folder: Path) -> "pd.DataFrame":
     return runs_frame([row]).drop(columns="fingerprint", errors="ignore")
 
 
-def _place(runs: "pd.DataFrame", study: Path) -> "pd.DataFrame":
-    return runs.assign(place=str(study.resolve()))
-
-
-def _read_tables(folder: Path) -> dict[str, "pd.DataFrame"]:
+def _read_tables(folder: Path) -> "Tables":
     """Read the CSV files of a run; names of layers are text, even if they look like numbers."""
     import pandas as pd
 
@@ -109,13 +123,25 @@ def _read_tables(folder: Path) -> dict[str, "pd.DataFrame"]:
     for name in FILES:
         if (folder / name).exists():
             text = io.StringIO(read_bytes(folder / name).decode())
-            tables[name] = pd.read_csv(
-                text, dtype={"layer": "str"}, keep_default_na=False, na_values=[""]
-            )
+            table = pd.read_csv(text, dtype={"layer": "str"}, keep_default_na=False, na_values=[""])
+            tables[name] = make_printable(table)
     return tables
 
 
-def _stack(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
+def _stack(runs: "pd.DataFrame", tables: Sequence["Tables"], name: str) -> "pd.DataFrame":
+    """Put the tables of one name, one per run at most, below each other, with each run's settings.
+
+    A column that both have, as `lr`, is the table's.
+    """
     import pandas as pd
 
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    rows = [number for number, files in enumerate(tables) if name in files]
+    if not rows:
+        return pd.DataFrame()
+    parts = [tables[number][name] for number in rows]
+    stacked = pd.concat(parts, ignore_index=True)
+    lengths = [len(part) for part in parts]
+    known = runs.iloc[[row for row, n in zip(rows, lengths, strict=True) for _ in range(n)]]
+    known = known.reset_index(drop=True)
+    settings = known[[column for column in CONFIG_COLUMNS if column not in stacked]]
+    return pd.concat([known[["study", "run_id"]], stacked, settings], axis=1)

@@ -17,6 +17,7 @@ from nsrelu_bench.records.environment import environment_columns, read_environme
 from nsrelu_bench.records.frames import COUNTERS, Row
 from nsrelu_bench.records.schema import CONFIG, STATUS
 from nsrelu_bench.records.status import Status, parse_status, read_status
+from nsrelu_bench.text import printable
 
 
 def fingerprint(folder: Path) -> str:
@@ -48,7 +49,6 @@ def read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> Row:
     Raises:
         OSError: A file exists and can't be read.
     """
-    place = folder.absolute()
     mark = fingerprint(folder)  # before the rest, so that what changes meanwhile is noticed
     status = read_status(folder, strict=True) or Status("failed", error="it was removed")
     if status.done:
@@ -57,8 +57,7 @@ def read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> Row:
             if problem:
                 status = replace(status, state="failed", error=f"{name} can't be read ({problem})")
                 break
-    row: Row = {"study": place.parent.name, "run_id": place.name}
-    row |= asdict(status) | _configuration(folder) | _environment(folder)
+    row = _names(folder) | asdict(status) | _configuration(folder) | _environment(folder)
     if status.done:
         text = read_bytes(folder / "metrics.csv").decode()
         *_, final = csv.DictReader(io.StringIO(text, newline=""))
@@ -68,9 +67,13 @@ def read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> Row:
 
 def unreadable_run(folder: Path, error: OSError) -> Row:
     """Return the row of a run whose files can't be read at the moment."""
-    place = folder.absolute()
     status = Status("failed", error=f"its files can't be read ({error_reason(error)})")
-    return {"study": place.parent.name, "run_id": place.name} | asdict(status)
+    return _names(folder) | asdict(status)
+
+
+def _names(folder: Path) -> Row:
+    place = folder.absolute()
+    return {"study": printable(place.parent.name), "run_id": printable(place.name)}
 
 
 def _is_trusted(folder: Path, status: Status) -> bool:
@@ -88,7 +91,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
         config = run_config(parse_settings(read_bytes(folder / CONFIG), CONFIG))
     except (FileNotFoundError, ValueError):
         return {}
-    return config.settings | {"leak": config.activation.leak}
+    settings = config.settings | {"leak": config.activation.leak}
+    return {k: printable(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def _environment(folder: Path) -> dict[str, str | None]:

@@ -10,6 +10,10 @@ ENVIRONMENT_FILE = "env.json"
 STATUS = "status.json"
 CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.csv"
+STUDY = "study.yaml"
+
+#: A checkpoint may be larger than other files that are read.
+MAX_CHECKPOINT_BYTES = 1 << 36
 
 _SPLITS = tuple(
     f"{split}_{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")

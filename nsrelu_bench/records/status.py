@@ -1,6 +1,7 @@
 """How a run ended, and whether its files are still those that it wrote."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from nsrelu_bench.errors import BenchError, describe_error, error_reason
 from nsrelu_bench.files import file_lock, file_sha256, read_bytes, wrap_write_errors, write_json
 from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import REQUIRED, STATUS
+from nsrelu_bench.text import printable
 
 STATES = ("running", "completed", "diverged", "failed", "interrupted")
 DONE = ("completed", "diverged")
@@ -119,14 +121,42 @@ def parse_status(content: bytes) -> tuple[Status, dict[str, str]]:
         ValueError: It is something else.
     """
     try:
-        fields: dict[str, Any] = json.loads(content)
-        hashes = dict(fields.pop("sha256", {}))
-        status = Status(**fields)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from None
-    if status.state not in STATES:
-        raise ValueError(f"unknown state {status.state!r}")
-    return status, hashes
+        values = json.loads(content)
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"must be a mapping, got {_brief(values)}")
+    hashes = values.pop("sha256", {})
+    if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
+        raise ValueError(f"sha256 must map names of files to hashes, got {_brief(hashes)}")
+    for name, value in values.items():
+        if name not in _FIELDS:
+            raise ValueError(f"unknown entry {_brief(name)}")
+        allowed, valid = _FIELDS[name]
+        if not valid(value):
+            raise ValueError(f"{name} must be {allowed}, got {_brief(value)}")
+    if "state" not in values:
+        raise ValueError("has no state")
+    status = Status(**values)
+    return replace(status, error=status.error and printable(status.error)), hashes
+
+
+def _brief(value: Any) -> str:
+    return printable(repr(value))[:40]
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**63)
+
+
+#: What each entry of status.json may be.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "state": (f"one of {', '.join(STATES)}", lambda value: value in STATES),
+    "epoch": ("a whole number", _is_count),
+    "diverged_epoch": ("a whole number", _is_count),
+    "diverged_step": ("a whole number", _is_count),
+    "error": ("a text", lambda value: value is None or isinstance(value, str)),
+}
 
 
 def _hash_or_none(path: Path) -> str | None:

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING
 from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.files import read_bytes, replace_file, wrap_write_errors
 from nsrelu_bench.records.folders import find_runs
-from nsrelu_bench.records.frames import CONFIG_COLUMNS, Row, complete, read_csv, runs_frame, to_csv
+from nsrelu_bench.records.frames import (
+    CONFIG_COLUMNS,
+    Row,
+    complete,
+    read_csv,
+    runs_frame,
+    to_csv,
+    with_plain_types,
+)
 from nsrelu_bench.records.rows import fingerprint, read_run, unreadable_run
-from nsrelu_bench.records.schema import SUMMARY
+from nsrelu_bench.records.schema import CHECKPOINT, SUMMARY
+from nsrelu_bench.records.status import DONE, run_lock
+from nsrelu_bench.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +41,8 @@ def write_summary(study: Path) -> "pd.DataFrame":
     current, unreadable = _current_rows(study, folders, known)
     with wrap_write_errors(study / SUMMARY):
         _save(study, current, known, unreadable)
-    return _all_rows(current, unreadable)
+    _remove_checkpoints(study, current)
+    return with_plain_types(_all_rows(current, unreadable))
 
 
 def study_runs(study: Path, folders: Sequence[Path]) -> "pd.DataFrame":
@@ -47,7 +58,7 @@ def study_runs(study: Path, folders: Sequence[Path]) -> "pd.DataFrame":
         return _read_summary(study, ("act", "seed")).drop(columns="fingerprint", errors="ignore")
     known = _known_rows(study)
     current, unreadable = _current_rows(study, folders, known)
-    if {*known["run_id"]} <= {folder.name for folder in folders}:
+    if {*known["run_id"]} <= {printable(folder.name) for folder in folders}:
         with suppress(OSError):
             _save(study, current, known, unreadable)
     return _all_rows(current, unreadable)
@@ -64,16 +75,17 @@ def _current_rows(
     read: list[Row] = []
     unreadable: list[Row] = []
     for folder in folders:
+        name = printable(folder.name)
         try:
-            if (mark := fingerprint(folder)) and marks.get(folder.name) == mark:
-                kept.add(folder.name)
+            if (mark := fingerprint(folder)) and marks.get(name) == mark:
+                kept.add(name)
             else:
                 read.append(read_run(folder))
         except OSError as error:
             unreadable.append(unreadable_run(folder, error))
     parts = [known[known["run_id"].isin(kept)], runs_frame(read)]
     table = complete(pd.concat([part for part in parts if len(part)] or parts[1:]))
-    table["study"] = study.absolute().name
+    table["study"] = printable(study.absolute().name)
     return table.sort_values("run_id", ignore_index=True), unreadable
 
 
@@ -88,6 +100,15 @@ def _save(
     if table.equals(known):
         return
     replace_file(study / SUMMARY, to_csv(table.sort_values("run_id")))
+
+
+def _remove_checkpoints(study: Path, runs: "pd.DataFrame") -> None:
+    """Remove the checkpoints of done runs that were killed between their last two steps."""
+    for run_id in runs.loc[runs["state"].isin(DONE), "run_id"]:
+        path = study / str(run_id) / CHECKPOINT
+        if path.exists():
+            with suppress(OSError), run_lock(path.parent):  # a Timeout is an OSError
+                path.unlink(missing_ok=True)
 
 
 def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFrame":
@@ -121,4 +142,4 @@ def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":
     missing = [name for name in ("run_id", "state", *needed) if name not in table]
     if missing or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {missing[0]}" if missing else "is cut off"))
-    return complete(table.assign(study=path.absolute().parent.name))
+    return complete(table.assign(study=printable(path.absolute().parent.name)))

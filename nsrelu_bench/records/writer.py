@@ -23,13 +23,13 @@ from filelock import Timeout
 from nsrelu_bench.config import RunConfig, Study, write_yaml
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.files import (
-    MAX_HASHED_BYTES,
     file_sha256,
     read_bytes,
+    remove_drafts,
     replace_file,
     wrap_write_errors,
+    write_file,
     write_json,
-    write_text,
 )
 from nsrelu_bench.records.checkpoint import check_resumable, describe, load_state, pack, unpack
 from nsrelu_bench.records.environment import environment
@@ -39,8 +39,10 @@ from nsrelu_bench.records.schema import (
     COLUMNS,
     CONFIG,
     ENVIRONMENT_FILE,
+    MAX_CHECKPOINT_BYTES,
     REQUIRED,
     STATUS,
+    STUDY,
     csv_files,
     format_cell,
 )
@@ -129,8 +131,7 @@ class RunWriter:
 
     def _begin(self) -> None:
         with wrap_write_errors(self.folder):
-            for draft in self.folder.glob(".*.tmp"):  # of a process that was killed
-                draft.unlink()
+            remove_drafts(self.folder)
             self._write_status()
             replace_file(self.folder / CONFIG, _yaml_text(self.config.settings))
         self._environment = environment(self.config)
@@ -156,7 +157,7 @@ class RunWriter:
         refused = None
         if path.exists() and not self._fresh:
             try:
-                about, state = unpack(read_bytes(path, MAX_HASHED_BYTES))
+                about, state = unpack(read_bytes(path, MAX_CHECKPOINT_BYTES))
                 check_resumable(about, self.folder, self.config, self._environment)
             except ValueError as error:
                 refused = f"{CHECKPOINT} {error}"
@@ -257,7 +258,7 @@ class RunWriter:
 
 def save_study(study: Study, folder: Path) -> None:
     """Save a study, as it was asked for, to study.yaml in its folder."""
-    write_text(folder / "study.yaml", _yaml_text(study.asked))
+    write_file(folder / STUDY, _yaml_text(study.asked))
 
 
 def _yaml_text(settings: Any) -> str:

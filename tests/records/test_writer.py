@@ -236,7 +236,7 @@ def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> N
     for name in ("status.json", "config.yaml", "env.json", "metrics.csv"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-        (folder / f".{name}.4711.tmp").write_bytes(content[:7])
+        (folder / f".{name}.4711-0a1b2c.tmp").write_bytes(content[:7])
     assert make(tmp_path) == folder
     left = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     assert left.pop("timing.csv") != whole.pop("timing.csv")

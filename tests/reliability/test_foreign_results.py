@@ -1,0 +1,144 @@
+"""A results folder from somebody else is read safely: it ends, in one line, and nothing is run."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.command_line import ask
+from helpers.tiny_runs import tiny
+
+from nsrelu_bench.records import load, load_runs, write_summary
+
+RUN = tiny(act="relu").run_id
+COMMANDS = (["compare"], ["plot", "--kind", "curves", "--format", "svg"], ["report"])
+DEEP = "[" * 10_000
+
+
+@pytest.fixture
+def results(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a study with two completed runs and a diverged one, as results/study below cwd."""
+    shutil.copytree(study, tmp_path / "results" / "study")
+    (tmp_path / "results" / "study" / "summary.csv").unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("results/study")
+
+
+def put(path: Path, kind: str) -> None:
+    """Put something in the place of a file."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.symlink_to(f"/dev/{kind}")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "status.json", "metrics.csv", "layers.csv", "env.json", "summary.csv"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "zero", "large", "folder"])
+def test_what_is_not_a_file_is_not_read(results: Path, name: str, kind: str) -> None:
+    put(results / name if name == "summary.csv" else results / RUN / name, kind)
+    answer = ask("compare", "--baseline", "nsrelu(0.1)")
+    assert (answer.code, len(answer.err.splitlines()) <= 1) == (0, True)
+    assert len(load(results).runs) == 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
+
+
+STATUS = {"state": "completed", "epoch": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (DEEP, "brackets are nested too deeply"),
+        ("7", "must be a mapping, got 7"),
+        ('{"epoch": 1}', "has no state"),
+        ('{"state": ["completed"]}', "state must be one of running, completed"),
+        ('{"state": "failed", "epoch": "two"}', "epoch must be a whole number, got 'two'"),
+        ('{"state": "failed", "epoch": true}', "epoch must be a whole number, got True"),
+        ('{"state": "failed", "epoch": 1e999}', "epoch must be a whole number, got inf"),
+        ('{"state": "failed", "diverged_step": -1}', "diverged_step must be a whole number"),
+        ('{"state": "failed", "error": {"a": 1}}', "error must be a text, got {'a': 1}"),
+        ('{"state": "completed", "sha256": 3}', "sha256 must map names of files to hashes, got 3"),
+        ('{"state": "completed", "sha256": {"a": 3}}', "sha256 must map names of files to hashes"),
+        ('{"state": "failed", "who": "me"}', "unknown entry 'who'"),
+    ],
+)
+def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, reason: str) -> None:
+    (results / RUN / "status.json").write_text(content)
+    answer = ask("compare", "--baseline", "nsrelu(0.1)")
+    assert answer.code == 0
+    line = f"nsrelu-bench: study/{RUN} failed: status.json can't be read ({reason}"
+    assert answer.err.startswith(line)
+    assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, "[]", '{"packages": 1, "command": 7, "platform": [], "torch": {}}']
+)
+def test_an_environment_of_other_types_is_ignored(results: Path, content: str) -> None:
+    (results / RUN / "env.json").write_text(content)
+    for command in ("compare", "report"):
+        answer = ask(command)
+        assert (answer.code, answer.err) == (0, "")
+
+
+@pytest.mark.parametrize("value", [str(10**19), "1e400", "-1", ".nan", "[1]", "0x" + "f" * 99])
+def test_a_setting_out_of_range_is_a_failed_run(results: Path, value: str) -> None:
+    path = results / RUN / "config.yaml"
+    path.write_text(path.read_text().replace("width: 8", f"width: {value}"))
+    answer = ask("compare", "--baseline", "nsrelu(0.1)")
+    assert (answer.code, answer.err.count("\n")) == (0, 1)
+    assert "config.yaml is not as it was written (width: " in answer.err
+
+
+@pytest.mark.parametrize(("column", "value"), [("width", 10**19), ("epoch", "two"), ("seed", 0.5)])
+def test_a_summary_of_other_types_is_one_line(results: Path, column: str, value: object) -> None:
+    write_summary(results)
+    table = pd.read_csv(results / "summary.csv", dtype=object)
+    table[column] = value
+    Path("results/sent").mkdir()
+    table.to_csv("results/sent/summary.csv", index=False)
+    answer = ask("compare", "results/sent")
+    assert answer.code == 1
+    assert answer.err.startswith("nsrelu-bench: results/sent/summary.csv: can't be read (")
+    assert answer.err.count("\n") == 1
+
+
+ESCAPE = "\x1b[2J\x07\u202e"
+
+
+def test_no_control_character_reaches_the_terminal(results: Path) -> None:
+    status = {"state": "failed", "error": f"a{ESCAPE}b\nnsrelu-bench: all is well"}
+    (results / RUN / "status.json").write_text(json.dumps(status))
+    env = {"processor": f"fast{ESCAPE}", "packages": {"torch": ESCAPE}}
+    (results / tiny().run_id / "env.json").write_text(json.dumps(env))
+    (results / RUN).rename(results / f"run{ESCAPE}")
+    results.rename(f"results/study{ESCAPE}")
+    others = [["compare", f"none{ESCAPE}"], ["plot", f"none{ESCAPE}"], ["report", f"none{ESCAPE}"]]
+    for command in (*COMMANDS, *others):
+        baseline = ["--baseline", "nsrelu(0.1)"] if command[0] == "compare" else []
+        answer = ask(*command, *baseline)
+        assert (answer.out + answer.err).replace("\n", "").isprintable()
+        assert not [line for line in answer.err.splitlines() if line == "nsrelu-bench: all is well"]
+
+
+def test_names_that_are_not_text_are_compared(results: Path) -> None:
+    (results / RUN).rename(results / "run\udcff")
+    results.rename("results/study\udcff")
+    for command in COMMANDS:
+        answer = ask(*command)
+        assert (answer.code, answer.err) == (0, "")
+    (place,) = Path("results").glob("study*")
+    assert "run\\udcff" in set(load_runs(place)["run_id"])
+    assert set(load(place).runs["study"]) == {"study\\udcff"}
+    assert (place / "summary.csv").read_bytes().decode()
