@@ -1,6 +1,7 @@
 """Commands that read results: compare, plot, report."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
