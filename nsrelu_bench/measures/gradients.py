@@ -8,12 +8,21 @@ from torch import Tensor, nn
 from nsrelu_bench.activations import Surrogate, true_gradients
 
 
+#: Of torch.func.vmap, and of the vmap behind `is_grads_batched`.
+BATCHED = tuple(filter(None, map(torch._C._parse_dispatch_key, ("FuncTorchBatched", "Batched"))))
+
+
 def is_tied(module: nn.Module) -> bool | None:
     """Return whether a site has the true gradient; None if an untied activation is only a part."""
     with true_gradients(module) as untied:
         if not untied:
             return True
         return False if isinstance(module, Surrogate) else None
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of vmap's, whose values can't be read."""
+    return any(map(torch._C._dispatch_keys(tensor).has, BATCHED))
 
 
 class SurrogateCall:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_tied
+from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_batched, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
 from nsrelu_bench.measures.layout import Axis, Layout, check_unit_axis, find_axes, units_second
 from nsrelu_bench.measures.origins import MODULES, Axes, Layer, Origin, OriginTracker
@@ -262,7 +262,7 @@ class ActivationProbe:
         if self._pass is None:
             return
         pre = first_tensor((*args, *kwargs.values()), name)
-        if torch._C._functorch.is_batchedtensor(pre):
+        if is_batched(pre):
             raise BenchError(f"site {name!r} runs under vmap, which hides its values from a probe")
         self._pass.calls[name] += 1
         key = name, self._pass.calls[name]
@@ -308,7 +308,7 @@ class ActivationProbe:
     def _counts(self, gradient: Tensor) -> bool:
         """Return whether a gradient is of a backward pass that counts: behind the forward pass."""
         inside = self._hooks is None or self._pass is not None
-        return not inside and not torch._C._functorch.is_batchedtensor(gradient)
+        return not inside and not is_batched(gradient)
 
     def _after(self, name: str, module: nn.Module, _: object, output: object) -> None:
         if self._pass is None:

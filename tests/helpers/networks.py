@@ -52,7 +52,7 @@ def same(found, expected, rel=1e-4) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, float):
-            value = pytest.approx(value, rel=rel, abs=1e-6)
+            value = pytest.approx(value, rel=rel, abs=1e-6, nan_ok=True)
         assert found[name] == value, name
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.networks import CLASSES, FEATURES, N, backward, batch, cnn, mlp, same, traces
+from helpers.networks import CLASSES, FEATURES, N, backward, batch, cnn, mlp, norm, same, traces
 from torch import nn
 
 from nsrelu_bench.activations.modules import NSReLU
@@ -219,6 +219,189 @@ def test_compiled_models_stay_compiled(way):
     assert measure(probed, images, labels) == expected
     called(images)
     assert len(compilations) == compiled
+
+
+# Backward passes --------------------------------------------------------------------------
+
+
+class Forces(nn.Module):
+    """A model that differentiates in its own forward, as for forces and gradient penalties."""
+
+    def __init__(self, create_graph: bool = True) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Softplus(), nn.Linear(8, 1))
+        self.create_graph = create_graph
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            energy = self.net(x).sum()
+            (force,) = torch.autograd.grad(energy, x, create_graph=self.create_graph)
+        return force
+
+
+def test_a_backward_pass_inside_of_forward_does_not_count():
+    model, x = Forces(), torch.randn(6, 3)
+    with ActivationProbe(model) as probe:
+        forces = model(x)
+    assert probe.frame()["pre_grad_norm"].isna().all()
+    with ActivationProbe(model) as probe:
+        assert torch.equal(model(x), forces)
+        model(x).square().sum().backward()  # through it: of the second of the passes
+    pre = model.net[0](x)
+    pre.requires_grad_()
+    pre.retain_grad()
+    weight = model.net[2].weight * torch.sigmoid(pre)  # of softplus
+    (weight @ model.net[0].weight).square().sum().backward()
+    assert probe.frame()["pre_grad_norm"][0] == norm(pre.grad)
+    with torch.no_grad(), ActivationProbe(model) as probe:
+        model(x)
+
+
+def test_a_backward_pass_through_a_pass_that_failed_breaks_nothing():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x, keep):
+            keep.append(self.inner(x).sum())
+            raise KeyError("stop")
+
+    model, keep = Failing(), []
+    with ActivationProbe(model) as probe:
+        with pytest.raises(KeyError, match="stop"):
+            model(torch.randn(4, FEATURES), keep)
+        keep[0].backward()
+    with pytest.raises(BenchError, match="saw no pass"):
+        probe.frame()
+
+
+def test_two_backward_passes_over_one_forward_add_up():
+    model = mlp(lambda: NSReLU(0.1), depth=1)
+    images, _ = batch(model)
+    pre = model.linear1(images)
+    pre.retain_grad()
+    first, second = model.head(model.act1(pre)).square().sum(0)[:2]
+    (first - 0.9 * second).backward()
+    expected, weights = pre.grad, model.linear1.weight.grad
+    model.zero_grad()
+    extra = torch.where(pre <= 0, expected, 0)
+    with ActivationProbe(model) as probe:
+        first, second = model(images).square().sum(0)[:2]
+        first.backward(retain_graph=True)
+        (-0.9 * second).backward()
+        model(images)  # a pass without any
+    row = probe.frame().iloc[0]
+    assert row["pre_grad_norm"] == norm(expected)
+    assert row["grad_norm"] == norm(weights)
+    assert row["extra_grad_up"] == norm(extra.clamp(max=0))
+    assert row["zero_grad_units"] == (expected == 0).all(0).sum()
+
+
+def test_backward_passes_of_different_passes_add_as_batches():
+    model = mlp()
+    images, labels = batch(model)
+    squares = []
+    with ActivationProbe(model) as probe:
+        losses = []
+        for part, target in zip(images.split(9), labels.split(9), strict=True):
+            losses.append(F.cross_entropy(model(part), target))
+        for loss in reversed(losses):  # all graphs live, and the last comes first
+            loss.backward()
+    for part, target in zip(images.split(9), labels.split(9), strict=True):
+        pre = model.linear1(part)
+        pre.retain_grad()
+        F.cross_entropy(model[1:](pre), target).backward()
+        squares.append(pre.grad.square().sum())
+    assert probe.frame()["pre_grad_norm"][0] == pytest.approx(sum(squares).sqrt().item())
+
+
+def test_gradients_of_many_passes_are_held_no_longer_than_their_graphs():
+    model = mlp()
+    images, labels = batch(model)
+    with ActivationProbe(model) as probe:
+        for _ in range(5):
+            backward(model, images, labels)
+        record = probe._records["act1", 1]
+        assert [len(gradients._open) for gradients in (record.grad, record.extra)] == [1, 1]
+
+
+def test_batched_gradients_do_not_count_and_break_nothing():
+    model = mlp()
+    images, _ = batch(model)
+    with ActivationProbe(model) as probe:
+        logits = model(images).sum(0)
+        torch.autograd.grad(logits, model.linear1.weight, torch.eye(3), is_grads_batched=True)
+    assert probe.frame()["pre_grad_norm"].isna().all()
+
+
+def test_a_site_under_vmap_is_refused():
+    model = mlp()
+    model.forward = lambda x: torch.vmap(lambda one: model.act1(model.linear1(one)))(x)
+    with ActivationProbe(model), pytest.raises(BenchError, match="'act1' runs under vmap"):
+        model(torch.randn(4, FEATURES))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_no_mode_behind(kind):
+    class Failing(nn.Sequential):
+        def forward(self, x):
+            super().forward(x)
+            raise kind
+
+    model = Failing(nn.Linear(4, 4), nn.ReLU())
+    with ActivationProbe(model), pytest.raises(kind):
+        model(torch.randn(3, 4))
+    assert torch._C._len_torch_dispatch_stack() == 0
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_model_that_calls_itself_is_one_pass():
+    class Tree(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.act = nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self, x, depth=2):
+            x = self.act(self.linear(x))
+            return self(x, depth - 1) if depth else x
+
+    model = Tree()
+    with ActivationProbe(model) as probe:
+        model(torch.randn(3, 4)).sum().backward()
+    assert probe.frame()["layer"].tolist() == ["act#1", "act#2", "act#3"]
+    assert torch._C._len_torch_dispatch_stack() == 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_transformers_have_their_sites_in_evaluation_too():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 8)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=padding)
+        with ActivationProbe(model) as probe:
+            found = model(x, src_key_padding_mask=padding)
+    assert probe.frame()["layer"].tolist() == ["layers.0.activation", "layers.1.activation"]
+    assert torch.allclose(found[~padding], expected[~padding], atol=1e-6)
+
+
+def test_small_batches_pooled_give_what_large_ones_do():
+    model = mlp(lambda: NSReLU(0.1))
+    images, _ = batch(model, 100)
+    frames = []
+    for cut in (1, 7, 100):
+        with ActivationProbe(model) as probe:
+            for part in images.split(cut):
+                model(part).square().sum().backward()
+            half = probe.frame()  # looking changes nothing
+        frames.append(probe.frame())
+        assert frames[-1].equals(half)
+    for frame in frames[1:]:
+        for row, expected in zip(*(f.to_dict("records") for f in (frame, frames[0])), strict=True):
+            same(row, expected)
 
 
 # Errors -----------------------------------------------------------------------------------
