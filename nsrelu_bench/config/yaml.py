@@ -3,6 +3,7 @@
 ruamel.yaml is imported where it is used, so that ``--help`` need not wait for it.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,39 @@ def parse_yaml(text: str) -> dict[str, Any]:
         ValueError: It is something else.
         YAMLError: It is no YAML.
     """
+    return _parse_lines(text) or _parse_document(text)
+
+
+def _parse_lines(text: str) -> dict[str, Any] | None:
+    """Parse settings one a line, as `write_yaml` writes them; None where a line needs others.
+
+    A line that begins with a name and is a mapping by itself means the same beside such lines. Runs
+    of a study have most lines in common, and each is parsed once.
+    """
+    settings: dict[str, Any] = {}
+    lines = text.splitlines(keepends=True)
+    for line in lines:
+        if not _LINE.fullmatch(line) or (parsed := _parse_line(line)) is None:
+            return None
+        settings |= parsed
+    return settings if len(settings) == len(lines) else None
+
+
+#: A setting with a plain value, written on a line of its own.
+_LINE = re.compile(r"[a-z_]+: [A-Za-z0-9_./+(-][A-Za-z0-9_./+() ,-]*\n")
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parse_line(line: str) -> dict[str, Any] | None:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return _parse_document(line)
+    except (YAMLError, ValueError):
+        return None
+
+
+def _parse_document(text: str) -> dict[str, Any]:
     if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
         raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
     content = _make_yaml().load(text)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from nsrelu_bench import training
 from nsrelu_bench.config import activation_spec as labels
+from nsrelu_bench.config import yaml
 from nsrelu_bench.config.registry import DATASETS, MEASURES, OPTIMIZERS
 from nsrelu_bench.config.run import RunConfig, run_config
 from nsrelu_bench.config.study import make_study
@@ -87,6 +88,28 @@ def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any
     second = io.StringIO()
     write_yaml(again.settings, second)
     assert second.getvalue() == stream.getvalue()
+
+
+WORDS = st.text("abcxyz019_.:-+ ,()#'[{&*!|>%~\t", max_size=8)
+LINES = st.lists(st.tuples(st.sampled_from(["lr", "act", "seed", "x_y"]), WORDS), max_size=4)
+
+
+@given(LINES, st.sampled_from(["\n", "\n\n", "\n  ", "\n- ", ""]))
+@settings(max_examples=400)
+def test_lines_parsed_one_by_one_are_the_whole_file(lines: Any, end: str) -> None:
+    text = "".join(f"{key}: {value}{end}" for key, value in lines)
+    found = yaml._parse_lines(text)
+    if found is not None and lines:
+        assert found == yaml._parse_document(text)
+        assert [type(value) for value in found.values()] == [
+            type(value) for value in yaml._parse_document(text).values()
+        ]
+
+
+def test_what_a_run_writes_is_parsed_line_by_line() -> None:
+    stream = io.StringIO()
+    write_yaml(RunConfig(dataset="digits", act="leaky_relu(0.1)/relu").settings, stream)
+    assert yaml._parse_lines(stream.getvalue()) == yaml._parse_document(stream.getvalue())
 
 
 @given(SETTINGS, st.randoms(use_true_random=False))
