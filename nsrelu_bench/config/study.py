@@ -65,7 +65,8 @@ def make_study(
 ) -> Study:
     """Expand settings with a `grid` and `seeds` to the runs of a study.
 
-    `primary` and `secondary` name the metrics that compare tests; they are no part of any run.
+    `question` is what the report answers, `primary` and `secondary` name the metrics that compare
+    tests; they are no part of any run.
 
     `exclude` leaves out the combinations that have all values of one of its entries; each entry
     of `include` adds a grid of its own, on top of the settings that stand outside. `strict`: an
@@ -81,7 +82,8 @@ def make_study(
     grid = fixed.pop("grid", None) or {}
     exclude = fixed.pop("exclude", None) or []
     include = fixed.pop("include", None) or []
-    mistakes = _family_mistakes(fixed.pop("primary", None), fixed.pop("secondary", None), place)
+    mistakes = _question_mistakes(fixed.pop("question", None), place)
+    mistakes += _family_mistakes(fixed.pop("primary", None), fixed.pop("secondary", None), place)
     mistakes += _study_mistakes(name, fixed, grid, repeats, place)
     mistakes += _entry_mistakes(exclude, place("exclude"))
     mistakes += _entry_mistakes(include, place("include"))
@@ -176,6 +178,12 @@ def _study_mistakes(
         for index, value in enumerate(values):
             mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
     return mistakes
+
+
+def _question_mistakes(question: Any, place: Callable[[str], str]) -> list[str]:
+    if question is None or (isinstance(question, str) and 0 < len(question.strip()) <= 500):
+        return []
+    return [f"{place('question')}: must be a text of at most 500 characters, got {brief(question)}"]
 
 
 def _family_mistakes(primary: Any, secondary: Any, place: Callable[[str], str]) -> list[str]:

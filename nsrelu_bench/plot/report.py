@@ -14,19 +14,18 @@ from markupsafe import Markup
 
 from nsrelu_bench.compare import (
     ACT_COLUMNS,
-    STATES,
     compare,
     declared_family,
     format_setting,
     notes,
     sheets_of,
-    verdict_clauses,
 )
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.files import write_file
+from nsrelu_bench.plot.answer import answer, split_verdicts
 from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.grouped import GroupedResults, group_results
-from nsrelu_bench.plot.panel_data import NothingToDrawError
+from nsrelu_bench.plot.panel_data import OUTCOMES, NothingToDrawError, outcomes
 from nsrelu_bench.plot.specs import PLANS
 from nsrelu_bench.records import Results, find_runs, load, read_environment
 
@@ -84,6 +83,7 @@ def write_report(
         by=by,
         where=where,
         family=declared_family(*paths),
+        question=declared_family(*paths, keys=["question"]).get("question"),
     )
     write_file(out, page)
     return out
@@ -100,6 +100,7 @@ def render(
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
     family: Mapping[str, Any] | None = None,
+    question: str | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -113,6 +114,7 @@ def render(
         by: As for `compare`; each value has figures of its own.
         where: As for `compare`.
         family: What `declared_family` gives.
+        question: What the study asks; otherwise the project's own question.
 
     Raises:
         BenchError: The runs can't be compared.
@@ -130,7 +132,11 @@ def render(
     sections = group_results(frames, where=where, by=by or (), baseline=baseline)
     named = pd.concat(results.groups for results in sections)
     unreadable = frames.runs[frames.runs["act"].isna()]
-    lost = pd.concat([named[named["state"] != "completed"], unreadable])
+    worried = outcomes(named) != "completed"
+    if "gradient_lost_step" in named:
+        worried |= named["gradient_lost_step"].notna()
+    lost = pd.concat([named.assign(state=outcomes(named))[worried], unreadable])
+    shown, others = split_verdicts(comparison)
     environments = list(environments)
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -144,7 +150,10 @@ def render(
         baseline=comparison.baseline,
         counts=_counts(named),
         seeds=named["seed"].nunique(),
-        verdicts=verdict_clauses(comparison),
+        question=question,
+        answer=answer(comparison),
+        shown=shown,
+        others=others,
         sheets=sheets_of(comparison),
         notes=notes(comparison),
         drawings=[
@@ -162,9 +171,9 @@ def render(
 
 
 def _counts(runs: pd.DataFrame) -> str:
-    """Count the runs by state: "144 runs: 140 completed, 4 diverged"."""
-    states = runs["state"].where(runs["state"].isin(STATES), "unfinished")
-    counts = [f"{(states == state).sum()} {state}" for state in STATES if (states == state).any()]
+    """Count the runs by outcome: "144 runs: 140 completed, 4 diverged"."""
+    ended = outcomes(runs)
+    counts = [f"{(ended == o).sum()} {o}" for o in OUTCOMES if (ended == o).any()]
     return f"{len(runs)} runs: {', '.join(counts)}"
 
 
@@ -180,8 +189,9 @@ def _draw(kind: str, results: GroupedResults, metrics: Sequence[str], name: str)
 
 
 def _lost_runs(runs: pd.DataFrame) -> list[list[str]]:
-    """Say of each run that was not completed which it was, when it ended, and why."""
-    columns = ["group", "seed", "state", "diverged_epoch", "diverged_step", "error", "run_id"]
+    """Say of each run that did not end well which it was, when it ended, and why."""
+    columns = ["group", "seed", "state", "diverged_epoch", "diverged_step", "gradient_lost_step"]
+    columns += ["error", "run_id"]
     there = runs.reindex(columns=columns)
     return [[format_setting(value) for value in row] for row in there.itertuples(index=False)]
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import CONFIG, FRAMES, GRID, LOST, MadeUp
+from helpers.made_up import CONFIG, FRAMES, GRID, LOST, RELU, MadeUp, make_runs, study
 from helpers.tiny_runs import tiny
 
 from nsrelu_bench.compare.comparison import compare
@@ -15,6 +16,7 @@ from nsrelu_bench.compare.verdicts import verdict_clauses
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.plot import report
+from nsrelu_bench.plot.answer import answer, split_verdicts
 from nsrelu_bench.sweep.execution import execute_run
 
 ENVIRONMENT = {
@@ -104,7 +106,8 @@ def test_nothing_is_loaded_and_ids_do_not_clash(lost_page: str) -> None:
 EVIL = "<script>alert('&1')</script>"
 
 
-def test_names_and_messages_are_escaped() -> None:
+def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ORDER", ("tradeoff", "gradient_depth"))
     runs = LOST.runs.assign(study=EVIL, dataset=EVIL)
     lost = runs["state"] == "diverged"
     runs["error"] = pd.Series(EVIL, index=runs.index).where(lost)
@@ -120,10 +123,10 @@ def test_names_and_messages_are_escaped() -> None:
     assert Page(text).text.count("alert('&1')") > 8
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_the_same_runs_give_the_same_bytes(order: int) -> None:
+def test_the_same_runs_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ORDER", ("curves", "tradeoff", "pairs"))
     few = replace(GRID, runs=GRID.runs[GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])])
-    shuffled = replace(few, runs=few.runs.sample(frac=1, random_state=order))
+    shuffled = replace(few, runs=few.runs.sample(frac=1, random_state=1))
     assert report.render(few) == report.render(shuffled)
 
 
@@ -145,20 +148,59 @@ def test_a_study_of_the_baseline_alone_has_a_page(monkeypatch: pytest.MonkeyPatc
     relu: MadeUp = replace(FRAMES, runs=FRAMES.runs[FRAMES.runs["act"] == "relu"])
     text = Page(report.render(relu)).text
     assert "There is nothing beside relu to compare with it." in text
-    assert "None: every run was completed." in text
+    assert "None: every run was completed, and no gradient was lost." in text
 
 
-def test_a_report_is_written_from_run_folders(tmp_path: Path) -> None:
-    study = tmp_path / "study"
+def test_a_report_is_written_from_run_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "ORDER", ("curves",))
+    folder = tmp_path / "study"
     for act in ("relu", "nsrelu(0.1)"):
         config = tiny(act=act, epochs=1)
-        list(execute_run(config, study / config.run_id))
-    out = report.write_report(study, out=tmp_path / "new" / "page.html", tune=["lr"])
+        list(execute_run(config, folder / config.run_id))
+    (folder / "study.yaml").write_text("name: study\nquestion: Does it <learn>?\n")
+    out = report.write_report(folder, out=tmp_path / "new" / "page.html", tune=["lr"])
     first = out.read_bytes()
-    assert report.write_report(study, out=out, tune=["lr"]).read_bytes() == first
+    assert report.write_report(folder, out=out, tune=["lr"]).read_bytes() == first
     text = Page(first.decode()).text
-    assert f"nsrelu-bench report {study} --tune lr" in text
+    assert f"nsrelu-bench report {folder} --tune lr" in text
+    assert "The question Does it <learn>? No comparison" in text or "Does it <learn>? Of 1" in text
     assert "2 runs: 2 completed; 1 seed." in text
     assert "torch" in text
     with pytest.raises(BenchError, match="no runs in"):
         report.write_report(tmp_path / "none", out=out)
+
+
+def test_the_first_sentence_answers_the_question() -> None:
+    better = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", [a + 0.2 for a in RELU]))
+    comparison = compare(better.assign(test_accuracy=better["test_accuracy"] - 0.3), CONFIG)
+    assert answer(comparison) == (
+        "Of 1 comparison with relu, test accuracy is higher in 1 (nsrelu(0.1))."
+    )
+    shown, others = split_verdicts(comparison)
+    assert (len(shown), others) == (1, [])
+
+
+def test_differences_that_are_not_shown_are_folded() -> None:
+    same = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", RELU[::-1]))
+    comparison = compare(same, CONFIG)
+    assert answer(comparison) == (
+        "Of 1 comparison with relu, test accuracy is not shown to differ in 1."
+    )
+    shown, others = split_verdicts(comparison)
+    assert (shown, len(others)) == ([], 1)
+
+
+def test_runs_that_collapsed_or_lost_the_gradient_are_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(report, "ORDER", ())
+    name = FRAMES.runs["run_id"]
+    runs = FRAMES.runs.assign(collapsed=(name == "nsrelu(1)-0.1-0").astype(float))
+    runs["gradient_lost_step"] = np.where(name == "nsrelu(1)-0.1-1", 300.0, np.nan)
+    text = Page(report.render(replace(FRAMES, runs=runs))).text
+    assert "15 runs: 14 completed, 1 collapsed" in text
+    assert "nsrelu(1) 0 collapsed nsrelu(1)-0.1-0" in text
+    assert "nsrelu(1) 1 completed 300 nsrelu(1)-0.1-1" in text
+    assert "1 of 15 runs diverged or collapsed." in text

@@ -47,6 +47,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iter
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request))
     page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     yield page
     page.close()
     assert said == []

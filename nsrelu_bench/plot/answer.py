@@ -1,0 +1,67 @@
+"""The beginning of a report: one sentence that answers the question, and what it rests on."""
+
+import pandas as pd
+
+from nsrelu_bench.compare import Comparison, label, verdict_clauses
+
+Verdict = tuple[str, list[str]]
+
+
+def answer(comparison: Comparison) -> str:
+    """Return one sentence on the main metric: how many groups differ from the baseline, and which.
+
+    The words follow from the adjusted p values, as in the verdicts.
+    """
+    metric, baseline = comparison.main_metric, comparison.baseline
+    rows = _of_others(comparison)
+    rows = rows[(rows["metric"] == metric) & (rows["verdict"] != "")]
+    if rows.empty:
+        return f"No comparison with {baseline} has been tested."
+    words = rows["verdict"].str.split(", ").str[0].str.partition(":")[0]
+    words = words.replace("not shown", "not shown to differ")
+    parts = []
+    for word in dict.fromkeys(sorted(words, key=_strength)):
+        names = list(rows.loc[words == word, "group"])
+        listed = f" ({', '.join(names)})" if word in SHOWN and len(names) <= MAX_NAMED else ""
+        parts.append(f"{word} in {len(names)}{listed}")
+    several = len(rows) > 1
+    return (
+        f"Of {len(rows)} comparison{'s' * several} with {baseline}, {label(metric)} is "
+        f"{_enumerate(parts)}.{_failures(comparison)}"
+    )
+
+
+#: Words for a difference, and how many groups a sentence names.
+SHOWN = ("higher", "lower")
+MAX_NAMED = 4
+
+
+def split_verdicts(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
+    """Return the verdicts that show some difference, and the others."""
+    parts = _of_others(comparison).groupby(["section", "group"], sort=False)
+    differs = [part["verdict"].str.startswith(SHOWN).any() for _, part in parts]
+    shown, others = list[Verdict](), list[Verdict]()
+    for verdict, differ in zip(verdict_clauses(comparison), differs, strict=True):
+        (shown if differ else others).append(verdict)
+    return shown, others
+
+
+def _of_others(comparison: Comparison) -> pd.DataFrame:
+    rows = comparison.rows
+    return rows[rows["act"] != comparison.baseline]
+
+
+def _strength(word: str) -> int:
+    return SHOWN.index(word) if word in SHOWN else len(SHOWN) + word.startswith("not")
+
+
+def _enumerate(parts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _failures(comparison: Comparison) -> str:
+    """Say how many runs failed to train, where some did."""
+    groups = comparison.rows.drop_duplicates(["section", "group"])
+    failed = int((groups["diverged"] + groups["collapsed"]).sum())
+    finished = int((groups["completed"] + groups["diverged"]).sum())
+    return f" {failed} of {finished} runs diverged or collapsed." if failed else ""
