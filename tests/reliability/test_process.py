@@ -157,8 +157,9 @@ def test_a_table_fits_the_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
     above = lines[: next(i for i, line in enumerate(lines) if line.startswith("Mean ±"))]
     numbers = re.findall(r"\d+\.\d ?± ?\d+\.\d", "\n".join(above))
+    differences = re.findall(r"[+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", "\n".join(above))
     # Accuracy, zeros and dead units of five groups, and three differences, all in one piece.
-    assert len(numbers) >= 3 * 5 + 3
+    assert (len(numbers), len(differences)) == (3 * 5, 3)
     assert not any(re.search(r"±\s*$", line) for line in above)
 
 
