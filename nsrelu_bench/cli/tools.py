@@ -44,15 +44,18 @@ def check(
         ),
     ] = True,
 ) -> None:
-    """Check every implementation of NSReLU against its definition.
+    """Check every implementation and gate of NSReLU against the definition.
 
     The exit code is 1 where one disagrees.
     """
     from nsrelu_bench.tools.verify import format_checks, run_checks
+    from nsrelu_bench.tools.verify_gates import run_gate_checks
 
     checks = run_checks(compiled=compiled)
+    gate_checks = run_gate_checks(compiled=compiled)
     print(format_checks(checks, terminal_width()))
-    if any(check.outcome == "disagrees" for check in checks):
+    print("", format_checks(gate_checks, terminal_width()), sep="\n")
+    if any(check.outcome == "disagrees" for check in (*checks, *gate_checks)):
         raise typer.Exit(1)
 
 

@@ -51,7 +51,7 @@ def run_checks(*, compiled: bool = True) -> list[Check]:
     The first use of the compiler takes most of the time, about 20 s on one core.
     """
     makes: dict[str, Make] = {impl: partial(NSReLU, impl=impl) for impl in IMPLS}
-    makes[IN_PLACE] = lambda leak: nn.Sequential(_Clone(), NSReLU(leak, inplace=True))
+    makes[IN_PLACE] = lambda leak: nn.Sequential(Clone(), NSReLU(leak, inplace=True))
     cases = [case for case in CASES if compiled or case != "torch.compile"]
     return [_check(impl, make, case) for impl, make in makes.items() for case in cases]
 
@@ -92,18 +92,23 @@ def format_checks(checks: list[Check], width: int | None = None) -> str:
 
 def _check(impl: str, make: Make, case: str) -> Check:
     reason, behaves = DOCUMENTED.get((impl, case), ("", CASES[case]))
+    return outcome(impl, case, reason, partial(behaves, make))
+
+
+def outcome(subject: str, case: str, reason: str, behaves: Callable[[], str]) -> Check:
+    """Run a case; with a `reason` it holds what is documented in place of agreement."""
     try:
-        remark = behaves(make)
-    except Exception as error:  # whatever goes wrong in it is a finding about the implementation
+        remark = behaves()
+    except Exception as error:  # whatever goes wrong in it is a finding about the subject
         describe = error_reason if isinstance(error, AssertionError) else describe_error
-        return Check(impl, case, "disagrees", describe(error))
-    return Check(impl, case, "documented" if reason else "agrees", reason or remark)
+        return Check(subject, case, "disagrees", describe(error))
+    return Check(subject, case, "documented" if reason else "agrees", reason or remark)
 
 
 # The definition
 
 
-def _value(x: Tensor) -> Tensor:
+def relu_value(x: Tensor) -> Tensor:
     """Max(x, 0), NaN where x is NaN."""
     values = x.detach().double().numpy()
     return torch.from_numpy(np.where(values <= 0, 0.0, values)).to(x.dtype)
@@ -117,10 +122,10 @@ def _gradient(x: Tensor, grad: Tensor, leak: float) -> Tensor:
     return torch.from_numpy(np.asarray(upstream * slope)).to(x.dtype)
 
 
-def _hold(what: str, x: Tensor, actual: Tensor, expected: Tensor) -> None:
+def hold(what: str, x: Tensor, actual: Tensor, expected: Tensor) -> None:
     """Hold `actual` equal to `expected`, bit for bit but for the sign of zero and NaN's payload."""
-    _hold_that(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}")
-    _hold_that(actual.shape == expected.shape, f"{what} has shape {tuple(actual.shape)}")
+    hold_that(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}")
+    hold_that(actual.shape == expected.shape, f"{what} has shape {tuple(actual.shape)}")
     actual = actual.detach()
     differs = (actual != expected) & ~(actual.isnan() & expected.isnan())
     if differs.any():
@@ -128,7 +133,8 @@ def _hold(what: str, x: Tensor, actual: Tensor, expected: Tensor) -> None:
         raise AssertionError(f"{what} {got} at x = {where}, expected {wanted} ({x.dtype})")
 
 
-def _hold_that(condition: bool, otherwise: str) -> None:
+def hold_that(condition: bool, otherwise: str) -> None:
+    """Raise AssertionError with the message `otherwise` unless the condition holds."""
     if not condition:
         raise AssertionError(otherwise)
 
@@ -138,15 +144,16 @@ def _hold_both(module: Callable[[Tensor], Tensor], x: Tensor, leak: float) -> No
     x = x.detach().requires_grad_()
     before = x.detach().clone()
     y = module(x)
-    _hold("value", x, y, _value(x))
-    grad = _normal(y.shape, y.dtype, seed=1)
+    hold("value", x, y, relu_value(x))
+    grad = normal(y.shape, y.dtype, seed=1)
     (gradient,) = torch.autograd.grad(y, x, grad)
     defined = ~before.isnan()  # at NaN there is no gradient that would be right
-    _hold("gradient", before[defined], gradient[defined], _gradient(x, grad, leak)[defined])
-    _hold("input, which changed to", before, x, before)
+    hold("gradient", before[defined], gradient[defined], _gradient(x, grad, leak)[defined])
+    hold("input, which changed to", before, x, before)
 
 
-def _normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Return normal random numbers, the same on every call."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -155,15 +162,15 @@ def _normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: in
 
 
 def _values(make: Make) -> str:
-    x = _normal((1000,))
+    x = normal((1000,))
     for leak in LEAKS:
-        _hold("value", x, make(leak)(x), _value(x))
+        hold("value", x, make(leak)(x), relu_value(x))
     return ""
 
 
 def _gradients(make: Make) -> str:
     for leak in LEAKS:
-        _hold_both(make(leak), _normal((1000,)), leak)
+        _hold_both(make(leak), normal((1000,)), leak)
     return ""
 
 
@@ -174,41 +181,41 @@ def _points(points: Callable[[torch.finfo], list[float]], make: Make) -> str:
     return ""
 
 
-def _subnormals(f: torch.finfo) -> list[float]:
+def subnormals(f: torch.finfo) -> list[float]:
     """Give the smallest and a large one, of either sign."""
     return [sign * f.smallest_normal * part for sign in (-1, 1) for part in (f.eps, 0.5)]
 
 
 def _dtype(dtype: torch.dtype, make: Make) -> str:
     largest = torch.finfo(dtype).max
-    x = torch.cat([_normal((1000,), dtype), torch.tensor([-largest, largest], dtype=dtype)])
+    x = torch.cat([normal((1000,), dtype), torch.tensor([-largest, largest], dtype=dtype)])
     for leak in LEAKS:
         _hold_both(make(leak), x, leak)
     return ""
 
 
 def _non_contiguous(make: Make) -> str:
-    _hold_both(make(0.1), _normal((6, 8)).t()[::2], 0.1)
-    _hold_both(make(0.1), _normal((6, 1)).expand(6, 8), 0.1)
+    _hold_both(make(0.1), normal((6, 8)).t()[::2], 0.1)
+    _hold_both(make(0.1), normal((6, 1)).expand(6, 8), 0.1)
     return ""
 
 
 def _channels_last(make: Make) -> str:
-    x = _normal((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
+    x = normal((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
     _hold_both(make(0.1), x, 0.1)
     x.requires_grad_()
     y = make(0.1)(x)
     (grad,) = torch.autograd.grad(y.sum(), x)
     for name, tensor in {"value": y, "gradient": grad}.items():
         kept = tensor.is_contiguous(memory_format=torch.channels_last)
-        _hold_that(kept, f"{name} is not channels_last")
+        hold_that(kept, f"{name} is not channels_last")
     return ""
 
 
 def _shape(shape: tuple[int, ...], make: Make) -> str:
     for leak in LEAKS:
-        _hold_both(make(leak), _normal(shape), leak)
-        _hold_both(make(leak), -_normal(shape), leak)
+        _hold_both(make(leak), normal(shape), leak)
+        _hold_both(make(leak), -normal(shape), leak)
     return ""
 
 
@@ -219,7 +226,7 @@ def _integer_input(make: Make) -> str:
         except TypeError as error:
             message = str(error)
             named = str(dtype).removeprefix("torch.") in message and "float32" in message
-            _hold_that(named and "\n" not in message, f"the message is {message!r}")
+            hold_that(named and "\n" not in message, f"the message is {message!r}")
         else:
             raise AssertionError(f"{dtype} is taken without an error")
     return ""
@@ -227,56 +234,56 @@ def _integer_input(make: Make) -> str:
 
 def _double_backward(make: Make) -> str:
     for leak in LEAKS:
-        x = _normal((100,), torch.float64).requires_grad_()
-        weight = _normal((100,), torch.float64, seed=2).requires_grad_()
+        x = normal((100,), torch.float64).requires_grad_()
+        weight = normal((100,), torch.float64, seed=2).requires_grad_()
         y = make(leak)(x)
         # d(weight y^2)/dx = 2 weight y s, s the slope; y in turn has slope s.
         (first,) = torch.autograd.grad((weight * y * y).sum(), x, create_graph=True)
         seconds = torch.autograd.grad(first.sum(), [x, weight])
         slope = _gradient(x, torch.ones_like(x), leak)
         expected = {
-            "first gradient": (first, 2 * weight * _value(x) * slope),
+            "first gradient": (first, 2 * weight * relu_value(x) * slope),
             "second gradient": (seconds[0], 2 * weight * slope * slope),
-            "gradient of the gradient by its input": (seconds[1], 2 * _value(x) * slope),
+            "gradient of the gradient by its input": (seconds[1], 2 * relu_value(x) * slope),
         }
         for what, (actual, wanted) in expected.items():
             close = torch.allclose(actual, wanted, rtol=1e-14, atol=0)
-            _hold_that(close, f"{what} is wrong at leak {leak}")
+            hold_that(close, f"{what} is wrong at leak {leak}")
     return ""
 
 
 def _vmap(make: Make) -> str:
-    x, grad = _normal((5, 7)), _normal((5, 7), seed=1)
+    x, grad = normal((5, 7)), normal((5, 7), seed=1)
     for leak in LEAKS:
         module = make(leak)
         for dim in (0, 1):
             y = torch.func.vmap(module, in_dims=dim, out_dims=dim)(x)
-            _hold("value", x, y, _value(x))
+            hold("value", x, y, relu_value(x))
         gradient = torch.func.vmap(torch.func.grad(partial(_loss, module)))(x, grad)
-        _hold("gradient per example", x, gradient, _gradient(x, grad, leak))
+        hold("gradient per example", x, gradient, _gradient(x, grad, leak))
     return ""
 
 
 def _func_grad(make: Make) -> str:
-    x, grad = _normal((5, 7)), _normal((5, 7), seed=1)
+    x, grad = normal((5, 7)), normal((5, 7), seed=1)
     for leak in LEAKS:
         module = make(leak)
         # Through vmap the inner tensor says that it requires no grad, and is differentiated.
         for function in (module, torch.func.vmap(module)):
             gradient = torch.func.grad(partial(_loss, function))(x, grad)
-            _hold("gradient", x, gradient, _gradient(x, grad, leak))
+            hold("gradient", x, gradient, _gradient(x, grad, leak))
     return ""
 
 
 def _func_jvp(make: Make) -> str:
-    x, tangent = _normal((5, 7)), _normal((5, 7), seed=1)
+    x, tangent = normal((5, 7)), normal((5, 7), seed=1)
     for leak in LEAKS:
         with warnings.catch_warnings():
             # PyTorch warns that its own forward mode still uses torch.jit.script.
             warnings.simplefilter("ignore", FutureWarning)
             pair = torch.func.jvp(make(leak), (x,), (tangent,))
-        _hold("value", x, pair[0], _value(x))
-        _hold("tangent", x, pair[1], _gradient(x, tangent, leak))
+        hold("value", x, pair[0], relu_value(x))
+        hold("tangent", x, pair[1], _gradient(x, tangent, leak))
     return ""
 
 
@@ -285,16 +292,16 @@ def _loss(module: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tens
 
 
 def _compile(make: Make) -> str:
-    backend, remark = _compile_backend()
+    backend, remark = compile_backend()
     torch.compiler.reset()
     for leak in (0.0, 0.1):
         module = torch.compile(make(leak), backend=backend, fullgraph=True)
-        _hold_both(module, _normal((1000,)), leak)
+        _hold_both(module, normal((1000,)), leak)
     return remark
 
 
 def _export(make: Make) -> str:
-    x = _normal((100,))
+    x = normal((100,))
     for leak in (0.0, 0.1):
         program = torch.export.export(make(leak), (x,))
         _hold_both(program.module(), x, leak)
@@ -302,7 +309,7 @@ def _export(make: Make) -> str:
 
 
 @cache
-def _compile_backend() -> tuple[str, str]:
+def compile_backend() -> tuple[str, str]:
     """Choose inductor where it works, which takes a C++ compiler, else the tracing alone."""
     try:
         torch.compile(torch.relu, backend="inductor")(torch.ones(2))
@@ -315,51 +322,51 @@ def _copy_and_pickle(make: Make) -> str:
     module = make(0.3)
     twins = [copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module))]  # noqa: S301
     for twin in twins:
-        _hold_that(repr(twin) == repr(module), f"{module!r} comes back as {twin!r}")
-        _hold_both(twin, _normal((100,)), 0.3)
-    _hold_that(not module.state_dict(), "the state_dict is not empty")
+        hold_that(repr(twin) == repr(module), f"{module!r} comes back as {twin!r}")
+        _hold_both(twin, normal((100,)), 0.3)
+    hold_that(not module.state_dict(), "the state_dict is not empty")
     return ""
 
 
 def _autocast(make: Make) -> str:
-    weight = _normal((8, 7), seed=2).requires_grad_()
+    weight = normal((8, 7), seed=2).requires_grad_()
     for leak in LEAKS:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            x = F.linear(_normal((5, 7)), weight)
+            x = F.linear(normal((5, 7)), weight)
             y = make(leak)(x)
-        _hold_that(y.dtype == torch.bfloat16, f"value has dtype {y.dtype}")
-        _hold("value", x, y, _value(x))
-        grad = _normal((5, 8), torch.bfloat16, seed=1)
+        hold_that(y.dtype == torch.bfloat16, f"value has dtype {y.dtype}")
+        hold("value", x, y, relu_value(x))
+        grad = normal((5, 8), torch.bfloat16, seed=1)
         (gradient,) = torch.autograd.grad(y, x, grad)
-        _hold("gradient", x, gradient, _gradient(x, grad, leak))
+        hold("gradient", x, gradient, _gradient(x, grad, leak))
     return ""
 
 
 def _inference_mode(make: Make) -> str:
-    outside = _normal((100,))
+    outside = normal((100,))
     for leak in LEAKS:
         with torch.inference_mode():
-            for x in (outside, _normal((100,))):
+            for x in (outside, normal((100,))):
                 y = make(leak)(x)
-                _hold("value", x, y, _value(x))
-                _hold_that(y.is_inference(), "the value is no inference tensor")
+                hold("value", x, y, relu_value(x))
+                hold_that(y.is_inference(), "the value is no inference tensor")
     return ""
 
 
 def _no_gradient(make: Make) -> str:
-    x = _normal((100,))
+    x = normal((100,))
     for leak in LEAKS:
         y = make(leak)(x)
-        _hold("value", x, y, _value(x))
-        _hold_that(not y.requires_grad, "the value requires grad, its input does not")
+        hold("value", x, y, relu_value(x))
+        hold_that(not y.requires_grad, "the value requires grad, its input does not")
         with torch.no_grad():
             y = make(leak)(x.clone().requires_grad_())
-        _hold("value", x, y, _value(x))
-        _hold_that(not y.requires_grad, "the value requires grad under no_grad")
+        hold("value", x, y, relu_value(x))
+        hold_that(not y.requires_grad, "the value requires grad under no_grad")
     return ""
 
 
-def _saved_memory(make: Make, tensors: int = 1) -> str:
+def saved_memory(make: Make, tensors: int = 1) -> str:
     """Hold how many tensors a site keeps for the backward, where the next layer keeps its input."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
@@ -368,13 +375,13 @@ def _saved_memory(make: Make, tensors: int = 1) -> str:
         kept.add(packed)
         return packed
 
-    x = _normal((100,)).requires_grad_()
+    x = normal((100,)).requires_grad_()
     weight = torch.ones(1, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda packed: packed.tensor):
         loss = (make(0.1)(x + 0) * weight).sum()
     storages = {k.tensor.untyped_storage().data_ptr() for k in kept if k.tensor.numel() == 100}
     loss.backward()
-    _hold_that(len(storages) == tensors, f"keeps {len(storages)} tensors a site, not {tensors}")
+    hold_that(len(storages) == tensors, f"keeps {len(storages)} tensors a site, not {tensors}")
     return ""
 
 
@@ -383,21 +390,22 @@ class _Kept:
     tensor: Tensor
 
 
-class _Clone(nn.Module):
+class Clone(nn.Module):
     """Lends an activation in place a tensor that is its to change."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a copy of `x`."""
         return x.clone()
 
 
 def _exports_values_alone(make: Make) -> str:
-    x = _normal((100,))
+    x = normal((100,))
     y = torch.export.export(make(0.1), (x,)).module()(x.requires_grad_())
-    _hold("value", x, y, _value(x))
+    hold("value", x, y, relu_value(x))
     if y.requires_grad:
-        grad = _normal((100,), seed=1)
+        grad = normal((100,), seed=1)
         (gradient,) = torch.autograd.grad(y, x, grad)
-        _hold("gradient", x, gradient, _gradient(x, grad, 0))
+        hold("gradient", x, gradient, _gradient(x, grad, 0))
     return ""
 
 
@@ -405,9 +413,9 @@ def _nan_at_infinities(make: Make) -> str:
     for leak in LEAKS:
         x = torch.tensor([-torch.inf, torch.inf], requires_grad=True)
         y = make(leak)(x)
-        _hold_that(bool(y.isnan().all()), f"the values at infinities are {y.tolist()}, not NaN")
+        hold_that(bool(y.isnan().all()), f"the values at infinities are {y.tolist()}, not NaN")
         (gradient,) = torch.autograd.grad(y.sum(), x)
-        _hold("gradient", x, gradient, _gradient(x, torch.ones_like(x), leak))
+        hold("gradient", x, gradient, _gradient(x, torch.ones_like(x), leak))
     return ""
 
 
@@ -418,7 +426,7 @@ CASES: dict[str, Case] = {
     "-0.0": partial(_points, lambda _: [-0.0]),
     "infinities": partial(_points, lambda _: [-torch.inf, torch.inf]),
     "NaN": partial(_points, lambda _: [torch.nan, 1.0, -1.0]),
-    "subnormals": partial(_points, _subnormals),
+    "subnormals": partial(_points, subnormals),
     **{str(dtype).removeprefix("torch."): partial(_dtype, dtype) for dtype in DTYPES},
     "non-contiguous": _non_contiguous,
     "channels_last": _channels_last,
@@ -435,13 +443,13 @@ CASES: dict[str, Case] = {
     "autocast": _autocast,
     "inference mode": _inference_mode,
     "no gradient needed": _no_gradient,
-    "saved memory": _saved_memory,
+    "saved memory": saved_memory,
 }
 
 # Where an implementation can't agree: what it does instead, and a case that holds it to that.
 _TWO_TENSORS = (
     "autograd keeps the pre-activation and the output, where ReLU keeps the output alone",
-    partial(_saved_memory, tensors=2),
+    partial(saved_memory, tensors=2),
 )
 _NO_GRADIENT = (
     "a Function's gradient is not exported: the program has that of its values, ReLU's, or none",

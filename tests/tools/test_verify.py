@@ -16,13 +16,13 @@ NATIVE = IMPLS["native"]
 def checks():
     # Tracing alone: the compiler would take 20 s, and has a test of its own.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "_compile_backend", lambda: ("aot_eager", "traced"))
+        patch.setattr(check, "compile_backend", lambda: ("aot_eager", "traced"))
         return run_checks()
 
 
 def outcomes(name, function, monkeypatch, cases):
     """The outcome of each case for a function that stands as `name` among the implementations."""
-    monkeypatch.setattr(check, "_compile_backend", lambda: ("aot_eager", ""))
+    monkeypatch.setattr(check, "compile_backend", lambda: ("aot_eager", ""))
     monkeypatch.setattr(check, "CASES", {case: CASES[case] for case in cases})
     for other in IMPLS.keys() - {name}:
         monkeypatch.delitem(IMPLS, other)
