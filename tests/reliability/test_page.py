@@ -1,4 +1,4 @@
-"""docs/reliability.md says what is true: every test that it names is there."""
+"""Every test that docs/reliability.md names exists."""
 
 import re
 from pathlib import Path
