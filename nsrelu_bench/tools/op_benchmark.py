@@ -4,6 +4,7 @@ Forward and backward together, all forms in turn in one process, round after rou
 the machine disturbs all of them. docs/activations.md says what came out.
 """
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ LEAK = 0.1
 SIZES = tuple(2**exponent for exponent in (8, 12, 16, 20, 24))
 ROUNDS = 7
 ROUND_S = 0.03  # of one form in a round, at least one pass
+UNITS = 128  # per example, or the largest divisor of it that fits
 MIB = 2**20
 
 
@@ -155,8 +157,9 @@ def _measure(
     forms: dict[str, Form], size: int, dtype: torch.dtype, device: str, compiled: bool, rounds: int
 ) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(size, generator=generator).to(device, dtype).requires_grad_()
-    grad = torch.randn(size, generator=generator).to(device, dtype)
+    shape = (-1, math.gcd(size, UNITS))  # gates look at the units of a batch
+    x = torch.randn(size, generator=generator).view(shape).to(device, dtype).requires_grad_()
+    grad = torch.randn(size, generator=generator).view(shape).to(device, dtype)
     passes: dict[str, Callable[[], object]] = {
         name: partial(_in_place_pass if name in IN_PLACE else _pass, form, x, grad)
         for name, form in forms.items()
@@ -332,8 +335,14 @@ FORMS: dict[str, Form] = {
     "mismatch": lambda x: nsrelu(x, LEAK, "mismatch"),
     "multiply": _multiply,
     "forum": forum,
+    "up": lambda x: nsrelu(x, LEAK, gate="up"),
+    "dead": lambda x: nsrelu(x, LEAK, gate="dead", unit_axis=-1),
+    "rescue": lambda x: nsrelu(x, LEAK, gate="rescue", unit_axis=-1),
+    "down": lambda x: nsrelu(x, LEAK, gate="down"),
     "relu in place": F.relu_,
     "leaky_relu in place": lambda x: F.leaky_relu_(x, LEAK),
     "native in place": lambda x: nsrelu_(x, LEAK),
+    "up in place": lambda x: nsrelu_(x, LEAK, "up"),
+    "rescue in place": lambda x: nsrelu_(x, LEAK, "rescue", -1),
 }
-IN_PLACE = ("relu in place", "leaky_relu in place", "native in place")
+IN_PLACE = tuple(name for name in FORMS if name.endswith("in place"))

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nsrelu_bench.activations.functional import DTYPES, IMPLS, nsrelu
+from nsrelu_bench.activations import DTYPES, IMPLS, nsrelu
+from nsrelu_bench.config import GATES
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.tools import op_benchmark as ops
 from nsrelu_bench.tools.op_benchmark import FORMS, IN_PLACE, Row, format_ops, run_ops, save_ops
@@ -44,13 +45,17 @@ def test_the_forums_function_differs_from_the_definition_at_0_alone_where_it_pas
 
 @pytest.mark.parametrize("name", [name for name in FORMS if "relu" not in name.split()[0]])
 def test_what_is_measured_is_nsrelu(name):
-    x, grad = torch.linspace(-3, 3, 60), torch.linspace(1, 2, 60)
+    x, grad = torch.linspace(-3, 3, 60).view(10, 6), torch.linspace(-2, 1, 60).view(10, 6)
+    x[:, 0] = -1
+    gate = name.split()[0] if name.split()[0] in GATES else "always"
     assert torch.equal(FORMS[name](x.clone()), x.relu())
-    assert torch.equal(gradient(FORMS[name], x, grad), gradient(nsrelu, x, grad))
+    expected = gradient(partial(nsrelu, gate=gate), x, grad)
+    assert torch.equal(gradient(FORMS[name], x, grad), expected)
 
 
 def test_every_implementation_is_measured_and_what_it_is_held_against():
-    assert {*IMPLS, "relu", "leaky_relu", "forum", *IN_PLACE} <= FORMS.keys()
+    gates = set(GATES) - {"always"}
+    assert {*IMPLS, *gates, "relu", "leaky_relu", "forum", *IN_PLACE} <= FORMS.keys()
 
 
 def test_every_form_has_a_row_for_every_size_and_type(rows):
@@ -88,6 +93,11 @@ def test_the_ratios_are_of_the_times(rows):
         "relu in place": 1,
         "leaky_relu in place": 1,
         "native in place": 1,
+        "up": 1,
+        "dead": 1,
+        "rescue": 1,
+        "down": 1,
+        "rescue in place": 1,
     }.items(),
 )
 def test_what_is_kept_for_the_backward_is_measured_as_tensors(rows, form, kept):
