@@ -1,8 +1,10 @@
 """Text for people: numbers with the digits that matter, and rows of texts as columns."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 
 def format_fixed(value: float, places: int, sign: str = "") -> str:
@@ -29,6 +31,30 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+#: The smallest positive number that single precision holds with all its digits.
+SMALLEST = 2.0**-126
+#: What a number must be that is smaller, and would act as 0.
+NOT_TINY = f"must be 0 or at least {SMALLEST:.2g}"
+
+
+def underflows(number: str) -> bool:
+    """Return whether the text of a number is not 0, but too small for a float to hold."""
+    digits = number.lower().partition("e")[0]
+    return re.search("[1-9]", digits) is not None and float(number) == 0
+
+
+@overload
+def split_names(given: None) -> None: ...
+@overload
+def split_names(given: str | Sequence[str]) -> list[str]: ...
+def split_names(given: str | Sequence[str] | None) -> list[str] | None:
+    """Return the names in a text with commas, or in several such texts; None for None."""
+    if given is None:
+        return None
+    texts = [given] if isinstance(given, str) else given
+    return [name.strip() for text in texts for name in text.split(",")]
 
 
 def split_columns(widths: Sequence[int], room: int | None, gap: int = 2) -> list[list[int]]:

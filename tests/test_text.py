@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nsrelu_bench.text import decimal_places, format_fixed, format_p
+from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_names, underflows
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,17 @@ def test_places_show_the_middle_half_width(halves: list[float], places: int) -> 
 def test_a_p_value_has_two_digits() -> None:
     assert format_p(0.0312) == "0.031"
     assert format_p(math.nan) == "-"
+
+
+@pytest.mark.parametrize(
+    ("number", "lost"),
+    [("1e-400", True), ("-.01E-999", True), ("0e-400", False), ("1e-38", False), ("nan", False)],
+)
+def test_a_number_too_small_for_a_float_is_noticed(number: str, lost: bool) -> None:
+    assert underflows(number) is lost
+
+
+def test_names_are_taken_apart_at_commas() -> None:
+    assert split_names(None) is None
+    assert split_names("a, b") == ["a", "b"]
+    assert split_names(["a,b", " c"]) == ["a", "b", "c"]

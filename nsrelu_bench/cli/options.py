@@ -13,6 +13,7 @@ import typer
 
 from nsrelu_bench.config import FIGURES, METRICS, SETTINGS, Setting
 from nsrelu_bench.errors import UsageError
+from nsrelu_bench.text import NOT_TINY, split_names, underflows
 
 #: The variables that set options.
 VARIABLES: list[str] = ["NSRELU_CACHE_DIR"]
@@ -137,6 +138,8 @@ def number(text: str) -> float:
         r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", text, re.I
     ):
         raise typer.BadParameter(f"must be a number, got {text[:80]!r}")
+    if underflows(text):
+        raise typer.BadParameter(f"{NOT_TINY}, got {text[:80]!r}")
     return float(text)
 
 
@@ -149,7 +152,12 @@ def count(text: str) -> int:
 
 def counts(text: str) -> list[int]:
     """Read whole numbers with commas between them."""
-    return [count(part) for part in text.split(",")]
+    return [count(name) for name in split_names(text)]
+
+
+def file_path(text: str | Path) -> Path:
+    """Read a path; ~ is the home folder, also where the shell leaves it."""
+    return Path(text).expanduser()
 
 
 def part(text: str) -> tuple[int, int]:
@@ -190,7 +198,12 @@ Seeds = Annotated[
 
 ResultsDir = Annotated[
     Path,
-    make_option("--results", "Folder of all results", "results", metavar="DIR", section=RUNNING),
+    make_option(
+        *("--results", "Folder of all results", "results"),
+        parser=file_path,
+        metavar="DIR",
+        section=RUNNING,
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -219,12 +232,12 @@ TensorBoard = Annotated[
 Quiet = Annotated[bool, make_option("--quiet", "Show no progress")]
 AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs", variable=False)]
 
-
 Paths = Annotated[
     list[Path] | None,
     typer.Argument(
         help="Runs, studies or folders of them [default: results]",
         metavar="PATH",
+        parser=file_path,
         show_default=False,
     ),
 ]
@@ -283,11 +296,6 @@ Kind = Annotated[
         variable=False,
     ),
 ]
-
-
-def split_names(given: list[str] | None) -> list[str] | None:
-    """Take names apart that were given with commas."""
-    return given and [name.strip() for text in given for name in text.split(",")]
 
 
 def terminal_width() -> int | None:

@@ -18,14 +18,14 @@ from nsrelu_bench.cli.options import (
     Paths,
     Tune,
     Where,
+    file_path,
     make_option,
     number,
-    split_names,
     terminal_width,
 )
 from nsrelu_bench.config import METRICS, SETTINGS
 from nsrelu_bench.files import shortest_ends
-from nsrelu_bench.text import printable
+from nsrelu_bench.text import printable, split_names
 
 Primary = Annotated[
     str | None,
@@ -96,7 +96,12 @@ def compare(
     as_json: AsJson = False,
     out: Annotated[
         Path | None,
-        make_option("--out", "File to write", "standard output", metavar="FILE", variable=False),
+        make_option(
+            *("--out", "File to write", "standard output"),
+            parser=file_path,
+            metavar="FILE",
+            variable=False,
+        ),
     ] = None,
 ) -> None:
     """Compare activations over seeds, in a table and in words.
@@ -171,7 +176,7 @@ def power(
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many seeds a study needs, from the spread of a pilot with a few."""
+    """Say how many seeds a study needs, from a pilot with a few."""
     from nsrelu_bench.compare import comparison as statistics
     from nsrelu_bench.compare import format_plan, scale_of
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
@@ -256,7 +261,10 @@ def plot(
     out: Annotated[
         Path | None,
         make_option(
-            "--out", "Folder to write", "figures/ beside the runs", metavar="DIR", variable=False
+            *("--out", "Folder to write", "figures/ beside the runs"),
+            parser=file_path,
+            metavar="DIR",
+            variable=False,
         ),
     ] = None,
 ) -> None:
@@ -276,7 +284,7 @@ def plot(
             frames,
             study / "figures" if out is None else out / name if studies[1:] else out,
             kinds=split_names(kind),
-            formats=split_names([fmt]) or (),
+            formats=split_names(fmt),
             style=style,
             metric=split_names(metric),
             tell=lambda line: print(line, file=sys.stderr),
@@ -305,7 +313,10 @@ def report(
     out: Annotated[
         Path | None,
         make_option(
-            "--out", "File to write", "report.html beside the runs", metavar="FILE", variable=False
+            *("--out", "File to write", "report.html beside the runs"),
+            parser=file_path,
+            metavar="FILE",
+            variable=False,
         ),
     ] = None,
 ) -> None:

@@ -33,6 +33,7 @@ from nsrelu_bench.cli.options import (
     TensorBoard,
     Workers,
     check_range,
+    file_path,
     flag_of,
     make_option,
     number,
@@ -54,7 +55,10 @@ def train(
     config: Annotated[
         Path | None,
         make_option(
-            "--config", "Take settings from a run's config.yaml", metavar="FILE", section=RUNNING
+            *("--config", "Take settings from a run's config.yaml"),
+            parser=file_path,
+            metavar="FILE",
+            section=RUNNING,
         ),
     ] = None,
     results: ResultsDir = Path("results"),
@@ -93,7 +97,10 @@ def train(
 )
 def sweep(
     config: Annotated[
-        Path, typer.Argument(help="YAML file of the study", metavar="FILE", show_default=False)
+        Path,
+        typer.Argument(
+            help="YAML file of the study", metavar="FILE", parser=file_path, show_default=False
+        ),
     ],
     changes: Annotated[
         list[str] | None,

@@ -18,6 +18,7 @@ from nsrelu_bench.cli.options import (
     check_range,
     count,
     counts,
+    file_path,
     flag_of,
     make_option,
     terminal_width,
@@ -30,9 +31,11 @@ from nsrelu_bench.config import (
     METRICS,
     MODELS,
     SETTINGS,
+    resolve_device,
     run_config,
 )
 from nsrelu_bench.errors import lookup
+from nsrelu_bench.text import split_names
 
 
 @command("examine", "nsrelu-bench check", "nsrelu-bench check --no-compile")
@@ -154,6 +157,7 @@ def ops(
         Path,
         make_option(
             *("--out", "Folder of ops.csv and ops.png", "results/ops"),
+            parser=file_path,
             metavar="DIR",
             variable=False,
         ),
@@ -162,7 +166,7 @@ def ops(
     as_json: AsJson = False,
 ) -> None:
     """Measure time and memory of every implementation of NSReLU."""
-    exponents = [count(size) for size in sizes.split(",")]
+    exponents = counts(sizes)
     for exponent in exponents:
         check_range("--sizes", exponent, most=28)
     threads = 1 if threads is None else threads
@@ -179,16 +183,17 @@ def ops(
     with wrap_write_errors(out):  # before the minutes of measuring
         out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
+    found = resolve_device(device or "cpu")
     rows = run_ops(
         [2**exponent for exponent in exponents],
-        dtypes.split(","),
+        split_names(dtypes),
         compiled=compiled,
-        device=device or "cpu",
+        device="cpu" if (device, found) == ("auto", "mps") else found,
         tell=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     paths = save_ops(rows, out)
-    found = [asdict(row) for row in rows]
-    print(json.dumps(found, indent=2) if as_json else format_ops(rows, terminal_width()))
+    content = [asdict(row) for row in rows]
+    print(json.dumps(content, indent=2) if as_json else format_ops(rows, terminal_width()))
     if not quiet:
         print(*paths, sep="\n", file=sys.stderr)
 
@@ -255,7 +260,7 @@ def doctor(
 
     from nsrelu_bench.tools.doctor import examine, format_findings, is_well, to_json
 
-    findings = examine(Path(data_dir or "data"), results)
+    findings = examine(file_path(data_dir or "data"), results)
     print(json.dumps(to_json(findings), indent=2) if as_json else format_findings(findings))
     if not is_well(findings):
         raise typer.Exit(1)

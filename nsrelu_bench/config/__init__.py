@@ -14,6 +14,7 @@ from nsrelu_bench.config.activation_spec import (
     parse_activation,
     same_activation,
 )
+from nsrelu_bench.config.reading import override, read_run, read_setting, read_settings, run_config
 from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     CLASSES,
@@ -23,13 +24,12 @@ from nsrelu_bench.config.registry import (
     METRICS,
     MODELS,
     PLUGIN,
-    SCORES,
     TEST_IMAGES,
 )
-from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, override, read_run, run_config
+from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, resolve_device
 from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
-from nsrelu_bench.config.yaml import parse_settings, read_setting, read_yaml, write_yaml
+from nsrelu_bench.config.yaml import parse_settings, read_yaml, write_yaml
 
 __all__ = [
     "ACTIVATION_NAMES",
@@ -47,7 +47,6 @@ __all__ = [
     "MODELS",
     "NUMBER",
     "PLUGIN",
-    "SCORES",
     "SETTINGS",
     "TEST_IMAGES",
     "ActivationSpec",
@@ -63,8 +62,10 @@ __all__ = [
     "parse_settings",
     "read_run",
     "read_setting",
+    "read_settings",
     "read_study",
     "read_yaml",
+    "resolve_device",
     "run_config",
     "same_activation",
     "write_yaml",

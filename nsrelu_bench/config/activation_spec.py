@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from nsrelu_bench.errors import UsageError, lookup, unknown
+from nsrelu_bench.text import NOT_TINY, SMALLEST, underflows
 
 MAX_LENGTH = 200
 
@@ -209,6 +210,8 @@ def check_parameter(name: str, value: float) -> float:
         got = str(value).removesuffix(".0") if is_number else repr(value)
         limits = f"from {format_number(low)} to {format_number(high)}"
         raise UsageError(f"{name} must be {limits}, got {got}")
+    if 0 < value < SMALLEST:
+        raise UsageError(f"{name} {NOT_TINY}, got {value}")
     return float(value) + 0.0  # -0.0 becomes 0.0: one value, one label
 
 
@@ -266,6 +269,8 @@ def _parse_call(text: str, kind: str) -> tuple[str, list[float]]:
     for value in values:
         if not NUMBER.fullmatch(value):
             raise UsageError(f"{kind} {text!r}: {value!r} is not a number")
+        if underflows(value):
+            raise UsageError(f"{kind} {text!r}: {NOT_TINY}, got {value}")
     return name, [float(value) for value in values]
 
 

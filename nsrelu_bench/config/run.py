@@ -1,4 +1,4 @@
-"""What a run and a study are: validated, resolved, hashed, expanded. No torch.
+"""What a run is: its settings, validated, resolved and hashed. No torch.
 
 A `RunConfig` holds all that decides a run's numbers: two equal ones give the same metrics.csv,
 bit for bit. What a run does not use is resolved away (the leak of relu, the momentum of Adam),
@@ -7,10 +7,10 @@ so that it is no part of its identity.
 
 import hashlib
 import json
+import os
 import re
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,7 +18,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -42,18 +41,26 @@ from nsrelu_bench.config.registry import (
     PLUGIN,
 )
 from nsrelu_bench.config.setting import Setting, describe_setting, setting
-from nsrelu_bench.config.yaml import read_yaml
-from nsrelu_bench.errors import UsageError, lookup, unknown
+from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.text import NOT_TINY, SMALLEST
 
 #: Raised by one when a change of the code changes the numbers that a configuration gives, so that
 #: "the same run id means the same numbers" holds across versions too.
 NUMERICS = 1
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-#: -0.0 becomes 0.0: one value, one run id.
-_Unsigned = AfterValidator(abs)
-Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _Unsigned]
-Fraction = Annotated[float, Field(ge=0, lt=1), _Unsigned]
+
+
+def _checked_size(value: float) -> float:
+    """Return a number that is 0 or large enough to act; -0.0 becomes 0.0: one value, one run id."""
+    if 0 < value < SMALLEST:
+        raise ValueError(f"{NOT_TINY}, got {value}")
+    return abs(value)
+
+
+_Sized = AfterValidator(_checked_size)
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _Sized]
+Fraction = Annotated[float, Field(ge=0, lt=1), _Sized]
 Choice = Annotated[str, Field(max_length=200)]
 
 
@@ -91,7 +98,7 @@ class RunConfig(BaseModel):
 
     Raises:
         pydantic.ValidationError: A setting is unknown or out of range. `run_config` says the
-            same in one line a mistake.
+            same in one line per mistake.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -178,7 +185,7 @@ class RunConfig(BaseModel):
     )
     threads: Annotated[int, Field(ge=1, le=1024)] = setting("running", "Torch threads per run", 1)
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: _device(name))
+        Literal["auto", "cpu", "cuda", "mps"], AfterValidator(lambda name: resolve_device(name))
     ] = setting("running", "Device to compute on", "cpu")
     precision: Literal["fp32", "bf16"] = setting(
         "running", "Precision of training; bf16 is mixed", "fp32"
@@ -199,7 +206,7 @@ class RunConfig(BaseModel):
         """Make `leak` and `backward` part of the activation's label."""
         if not isinstance(data, Mapping):
             return data
-        settings = dict(data)
+        settings = {key: _plain(value) for key, value in data.items()}
         parts = {key: settings.pop(key) for key in LABEL_PARTS if key in settings}
         act = settings.get("act", forget(cls.model_fields["act"].default, parts))
         if isinstance(act, str):
@@ -215,10 +222,19 @@ class RunConfig(BaseModel):
 
     @field_validator("dataset")
     @classmethod
-    def _known_dataset(cls, name: str) -> str:
-        if not re.fullmatch("folder:.+", name, re.DOTALL) and not PLUGIN.fullmatch(name):
+    def _canonical_dataset(cls, name: str) -> str:
+        """Write the path of a folder in one way, so that it is one data set: p, p/ and ./p."""
+        kind, _, path = name.partition(":")
+        if kind == "folder" and path:
+            return f"folder:{PurePath(os.path.expanduser(path))}"  # noqa: PTH111
+        if not PLUGIN.fullmatch(name):
             lookup(DATASETS, name, "dataset")
         return name
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expanded_folder(cls, path: str) -> str:
+        return os.path.expanduser(path)  # noqa: PTH111
 
     @field_validator("augment")
     @classmethod
@@ -314,12 +330,19 @@ class RunConfig(BaseModel):
         return f"{slug}-s{self.seed}-{digest[:8]}"
 
 
+def _plain(value: Any) -> Any:
+    """Return a value of NumPy or a path as the plain value that a file would have."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
+
+
 def _size(model: str, name: str) -> int:
     return MODELS.get(model, MODELS["mlp"])[name]
 
 
-def _device(name: str) -> str:
-    """Tell what "auto" is here: it is no part of a run's identity, the device is."""
+def resolve_device(name: str) -> str:
+    """Return the device that "auto" is here; the identity of a run has the device, not "auto"."""
     if name != "auto":
         return name
     import torch
@@ -361,77 +384,6 @@ def _measures_text(taken: Sequence[str]) -> str:
         return "all" if taken else "none"
     ways = [",".join(way) for way in sorted((taken, left_out), key=len)]
     return next(way for way in ways if _read_measures(way) == list(taken))
-
-
-def run_config(settings: Mapping[str, Any], place: Callable[[str], str] = str) -> RunConfig:
-    """Make a run's configuration of plain settings; `place` names a setting to the user.
-
-    Raises:
-        UsageError: One line a mistake: the setting, its value and what is allowed.
-    """
-    try:
-        return RunConfig.model_validate(dict(settings))
-    except ValidationError as error:
-        raise UsageError("\n".join(mistake_lines(error, place))) from None
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """Read the settings of one run from a YAML file such as a run folder's config.yaml.
-
-    Raises:
-        UsageError: The file is no such file, or a setting in it is wrong.
-    """
-    settings = read_yaml(path)
-    run_config(settings, lambda key: f"{path}: {key}")
-    return settings
-
-
-def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge settings of two sources, such as a file and the command line."""
-    merged = {**settings, **stronger}
-    if "act" in stronger:
-        # A stronger activation stands for itself; what the weaker source says of its leak is gone.
-        merged = {k: v for k, v in merged.items() if k not in LABEL_PARTS or k in stronger}
-    elif isinstance(settings.get("act"), str):
-        # A separate leak or backward replaces what the weaker source's label says of it.
-        merged["act"] = forget(settings["act"], set(LABEL_PARTS) & set(stronger))
-    return merged
-
-
-def mistake_lines(error: ValidationError, place: Callable[[str], str]) -> list[str]:
-    """Say each mistake that pydantic found in one line."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        if detail["type"] == "default_factory_not_called":
-            continue  # it waits for a setting whose own mistake is told
-        message = detail["msg"].replace("Input should be", "must be")
-        message = message.removeprefix("Value error, ")
-        # A mistake in a label is found before pydantic looks at its field, and names its part.
-        part = next((part for part in LABEL_PARTS if _names_part(message, part, detail)), "act")
-        key = str(detail["loc"][0]) if detail["loc"] else part
-        named, _, rest = message.partition(": ")
-        if not detail["loc"] and named in RunConfig.model_fields:
-            key, message = named, rest
-        if detail["type"] == "extra_forbidden":
-            message = str(unknown(key, SETTINGS, "setting", brief=True))
-        elif detail["type"] != "value_error":
-            message = f"{message}, got {brief(detail['input'])}"
-        where = place(key)
-        lines.append(f"{where}: {message.removeprefix(f'{key} ') if key in where else message}")
-    return lines
-
-
-def _names_part(message: str, part: str, detail: Any) -> bool:
-    """Whether a mistake in an activation's label is in the setting `part` of it."""
-    given = isinstance(detail["input"], Mapping) and part in detail["input"]
-    return message.startswith(f"{part} ") or (given and message.startswith(f"unknown {part} "))
-
-
-def brief(value: Any) -> str:
-    """Write a wrong value, however large it is, in some words."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    return short.repr(value)
 
 
 #: Settings that came after results were published, each with the value that all had before: with

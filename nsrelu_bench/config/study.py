@@ -3,18 +3,16 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
+from nsrelu_bench.config.reading import brief, mistake_lines, override, read_settings, run_config
 from nsrelu_bench.config.registry import METRICS
-from nsrelu_bench.config.run import RunConfig, brief, mistake_lines, override, run_config
-from nsrelu_bench.config.yaml import read_yaml
+from nsrelu_bench.config.run import RunConfig, resolve_device
 from nsrelu_bench.errors import UsageError, unknown
 
 #: What repeats each configuration, as a number or a list, and the setting that it varies.
@@ -28,7 +26,10 @@ MAX_RUNS = 100_000
 class Study:
     """The runs of one config file, without doubles, in the order of the grid.
 
-    `asked` are the settings as they were given, before they were expanded.
+    Attributes:
+        name: The name of its folder.
+        runs: Its runs.
+        asked: The settings as they were given, before they were expanded.
     """
 
     name: str
@@ -43,12 +44,13 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         UsageError: One line for each mistake in the file, with its place and what is allowed.
     """
     stronger = overrides or {}
-    settings = override(read_yaml(path), stronger)
+    settings = override(read_settings(path), stronger)
     if "grid" in settings:
         settings["grid"] = _without(settings["grid"], stronger)
     if isinstance(settings.get("include"), list):
         settings["include"] = [_without(entry, stronger) for entry in settings["include"]]
-    return make_study(settings, path.stem, lambda key: f"{path}: {key}", strict=not stronger)
+    name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", path.stem).strip("-")[:64] or "study"
+    return make_study(settings, name, lambda key: f"{path}: {key}", strict=not stronger)
 
 
 def _without(grid: Any, keys: Collection[str]) -> Any:
@@ -65,17 +67,21 @@ def make_study(
 ) -> Study:
     """Expand settings with a `grid` and `seeds` to the runs of a study.
 
-    `question` is what the report answers, `primary` and `secondary` name the metrics that compare
-    tests; they are no part of any run.
-
     `exclude` leaves out the combinations that have all values of one of its entries; each entry
-    of `include` adds a grid of its own, on top of the settings that stand outside. `strict`: an
-    entry of `exclude` that leaves nothing out is a mistake.
+    of `include` adds a grid of its own, on top of the settings outside it. No run depends on the
+    `question`, nor on the `primary` and `secondary` metrics that compare tests.
+
+    Args:
+        settings: The settings, as in a study's file.
+        default_name: The name where they have none.
+        place: Names a setting to the user.
+        strict: Whether an entry of `exclude` that leaves nothing out is a mistake.
 
     Raises:
         UsageError: One line for each mistake, with its place and what is allowed.
     """
-    fixed = dict(settings)
+    fixed = _resolve_devices(settings)
+    asked = {"name": default_name} | fixed
     name = fixed.pop("name", default_name)
     given = {key: fixed.pop(key, None) for key in REPEATS}
     repeats = {key: value for key, value in given.items() if value is not None}
@@ -104,13 +110,53 @@ def make_study(
         raise UsageError(f"{place('grid')}: makes {size} runs, at most {MAX_RUNS} are allowed")
     runs, *added = [_expand(base, axes, place) for base, axes in grids]
     for index, entry in enumerate(map(_listed, exclude)):
-        left = [run for run in runs if not _has_all(run, entry)]
-        if strict and len(left) == len(runs):
+        kept = [run for run in runs if not _has_all(run, entry)]
+        if strict and len(kept) == len(runs):
             raise UsageError(f"{place('exclude')}[{index}]: leaves out no run of the grid")
-        runs = left
-    every = itertools.chain(runs, *added)
-    asked = {"name": name, **{key: value for key, value in settings.items() if key != "name"}}
-    return Study(name, list({run.run_id: run for run in every}.values()), asked)
+        runs = kept
+    return Study(name, _distinct(itertools.chain(runs, *added), place), asked)
+
+
+def _resolve_devices(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the device "auto" by what it is here, so that a study has the same runs elsewhere."""
+    resolved = dict(settings)
+    device = settings.get("device")
+    if isinstance(device, list):
+        resolved["device"] = [resolve_device(d) if d == "auto" else d for d in device]
+    elif device == "auto":
+        resolved["device"] = resolve_device(device)
+    if isinstance(settings.get("grid"), Mapping):
+        resolved["grid"] = _resolve_devices(settings["grid"])
+    if isinstance(include := settings.get("include"), list):
+        resolved["include"] = [
+            _resolve_devices(e) if isinstance(e, Mapping) else e for e in include
+        ]
+    return resolved
+
+
+def _distinct(runs: Iterable[RunConfig], place: Callable[[str], str]) -> list[RunConfig]:
+    """Return runs without doubles.
+
+    Raises:
+        UsageError: Two different runs have the same id: its eight hex digits agree by chance.
+    """
+    found: dict[str, RunConfig] = {}
+    for run in runs:
+        other = found.setdefault(run.run_id, run)
+        if other is run or other == run:
+            continue
+        ours, theirs = run.settings, other.settings
+        differ = [name for name in ours if name != "data_dir" and ours[name] != theirs[name]]
+        if differ:
+            first, second = (
+                ", ".join(f"{name} {settings[name]}" for name in differ)
+                for settings in (theirs, ours)
+            )
+            raise UsageError(
+                f"{place('grid')}: {first} and {second} have the same run id, {run.run_id};"
+                " change the last digit of one"
+            )
+    return list(found.values())
 
 
 def _listed(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -132,7 +178,7 @@ def _has_all(run: RunConfig, entry: Mapping[str, list[Any]]) -> bool:
 
 
 def _has(run: RunConfig, key: str, value: Any) -> bool:
-    """Whether a run has a setting: giving it leaves the run the same."""
+    """Return whether a run has a setting: giving it leaves the run the same."""
     if (
         key in ("leak", "alpha")
         and key not in run.activation.forward.values | run.activation.backward.values
@@ -151,7 +197,7 @@ def _study_mistakes(
     repeats: Mapping[str, Any],
     place: Callable[[str], str],
 ) -> list[str]:
-    """Check each setting of a study by itself, so that all mistakes are told at once."""
+    """Check each setting of a study by itself, so that all mistakes are reported at once."""
     mistakes = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         mistakes.append(
@@ -174,7 +220,7 @@ def _study_mistakes(
             mistakes.append(f"{where}: must be a list of values, got {brief(values)}")
             continue
         if key in fixed:
-            mistakes.append(f"{where}: stands outside the grid too")
+            mistakes.append(f"{where}: is given outside the grid too")
         for index, value in enumerate(values):
             mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
     return mistakes

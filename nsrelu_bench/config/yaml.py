@@ -3,23 +3,32 @@
 ruamel.yaml is imported where it is used, so that ``--help`` need not wait for it.
 """
 
+import copy
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.errors import UsageError, error_reason
 from nsrelu_bench.files import read_bytes
+from nsrelu_bench.text import NOT_TINY, underflows
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
 
 MAX_FILE_BYTES = 1_000_000
 
+#: Kinds of values that YAML recognises by how they are written.
+PLAIN_KINDS = ("int", "float", "bool", "null", "timestamp")
 
-def read_yaml(path: Path) -> dict[str, Any]:
+
+def read_yaml(path: Path, texts: Collection[str] = ()) -> dict[str, Any]:
     """Read a YAML 1.2 file that holds one mapping; tags and doubled keys are mistakes.
+
+    Args:
+        path: The file.
+        texts: Keys whose plain values are text, whatever they look like.
 
     Raises:
         UsageError: There is no such file, or it can't be read as a mapping.
@@ -28,10 +37,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: {error_reason(error)}") from None
-    return parse_settings(content, str(path))
+    return parse_settings(content, str(path), texts)
 
 
-def parse_settings(content: bytes, source: str) -> dict[str, Any]:
+def parse_settings(content: bytes, source: str, texts: Collection[str] = ()) -> dict[str, Any]:
     """Parse the content of a YAML 1.2 file that holds one mapping; `source` names the file.
 
     Raises:
@@ -40,7 +49,7 @@ def parse_settings(content: bytes, source: str) -> dict[str, Any]:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        return parse_yaml(content.decode())
+        return parse_yaml(content.decode(), texts)
     except UnicodeDecodeError:
         raise UsageError(f"{source}: is not UTF-8 text") from None
     except MarkedYAMLError as error:
@@ -53,9 +62,10 @@ def parse_settings(content: bytes, source: str) -> dict[str, Any]:
         raise UsageError(f"{source}: {error_reason(error)}") from None
 
 
-def _make_yaml() -> "YAML":
+def _make_yaml(texts: Collection[str] = ()) -> "YAML":
     """Return a reader that takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
     from ruamel.yaml.nodes import ScalarNode
     from ruamel.yaml.resolver import VersionedResolver
 
@@ -65,22 +75,28 @@ def _make_yaml() -> "YAML":
                 return self.DEFAULT_SCALAR_TAG
             return super().resolve(kind, value, implicit)
 
+    class Constructor(SafeConstructor):
+        def construct_document(self, node: Any) -> Any:
+            _check_nodes(node, texts, set())
+            return super().construct_document(node)
+
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = Resolver
+    yaml.Constructor = Constructor
     return yaml
 
 
-def parse_yaml(text: str) -> dict[str, Any]:
+def parse_yaml(text: str, texts: Collection[str] = ()) -> dict[str, Any]:
     """Parse YAML text that holds one mapping with names as keys.
 
     Raises:
-        ValueError: It is something else.
-        YAMLError: It is no YAML.
+        ValueError: It is something else, or has a number too small to be told from 0.
+        YAMLError: It is not YAML.
     """
-    return _parse_lines(text) or _parse_document(text)
+    return _parse_lines(text, tuple(texts)) or _parse_document(text, texts)
 
 
-def _parse_lines(text: str) -> dict[str, Any] | None:
+def _parse_lines(text: str, texts: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """Parse settings one a line, as `write_yaml` writes them; None where a line needs others.
 
     A line that begins with a name and is a mapping by itself means the same beside such lines. Runs
@@ -89,7 +105,7 @@ def _parse_lines(text: str) -> dict[str, Any] | None:
     settings: dict[str, Any] = {}
     lines = text.splitlines(keepends=True)
     for line in lines:
-        if not _LINE.fullmatch(line) or (parsed := _parse_line(line)) is None:
+        if not _LINE.fullmatch(line) or (parsed := _parse_line(line, texts)) is None:
             return None
         settings |= parsed
     return settings if len(settings) == len(lines) else None
@@ -100,39 +116,56 @@ _LINE = re.compile(r"[a-z_]+: [A-Za-z0-9_./+(-][A-Za-z0-9_./+() ,-]*\n")
 
 
 @functools.lru_cache(maxsize=10_000)
-def _parse_line(line: str) -> dict[str, Any] | None:
+def _parse_line(line: str, texts: tuple[str, ...]) -> dict[str, Any] | None:
     from ruamel.yaml.error import YAMLError
 
     try:
-        return _parse_document(line)
+        return _parse_document(line, texts)
     except (YAMLError, ValueError):
         return None
 
 
-def _parse_document(text: str) -> dict[str, Any]:
+def _parse_document(text: str, texts: Collection[str] = ()) -> dict[str, Any]:
     if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
         raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
-    content = _make_yaml().load(text)
+    content = _make_yaml(texts).load(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("must be a mapping of settings")
     return content
 
 
-def read_setting(text: str) -> tuple[str, Any]:
-    """Read ``key=value``, the value as in a file.
+def _check_nodes(node: Any, texts: Collection[str], seen: set[int]) -> None:
+    """Make the plain values of some keys text, and refuse numbers too small to be told from 0."""
+    if id(node) in seen:
+        return  # an alias
+    seen.add(id(node))
+    if isinstance(node.value, str):
+        if str(node.tag).endswith(":float") and underflows(node.value):
+            line = node.start_mark.line + 1
+            raise UsageError(f"line {line}: {NOT_TINY}, got {node.value}")
+        return
+    for index, child in enumerate(node.value):
+        if isinstance(child, tuple):
+            key, value = child
+            if key.value in texts:
+                value = _as_text(value)
+                node.value[index] = (key, value)
+            _check_nodes(value, texts, seen)
+        else:
+            _check_nodes(child, texts, seen)
 
-    Raises:
-        UsageError: It is something else.
-    """
-    from ruamel.yaml.error import YAMLError
 
-    key, equals, value = text.partition("=")
-    try:
-        if equals and key.isidentifier():
-            return key, parse_yaml(f"value: {value}")["value"]
-    except (YAMLError, ValueError):
-        pass
-    raise UsageError(f"--set: must be a setting and its value, e.g. lr=0.1, got {text!r}")
+def _as_text(node: Any) -> Any:
+    """Return a copy of a value, or of a list of them, that is text where it is written plainly."""
+    if isinstance(node.value, str):
+        prefix, _, kind = str(node.tag).rpartition(":")
+        if node.style is None and node.value and kind in PLAIN_KINDS:
+            node = copy.copy(node)
+            node.tag = f"{prefix}:str"
+    elif node.id == "sequence":
+        node = copy.copy(node)
+        node.value = [_as_text(child) if child.id == "scalar" else child for child in node.value]
+    return node
 
 
 def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from nsrelu_bench.activations import Surrogate, true_gradients
 
-
 #: Of torch.func.vmap, and of the vmap behind `is_grads_batched`.
 BATCHED = tuple(filter(None, map(torch._C._parse_dispatch_key, ("FuncTorchBatched", "Batched"))))
 

@@ -22,7 +22,7 @@ from nsrelu_bench.config.activation_spec import (
 )
 from nsrelu_bench.errors import UsageError, unknown
 
-leaks = st.floats(0, 1)
+leaks = st.just(0.0) | st.floats(1.2e-38, 1)
 functions = st.sampled_from([name for name in FUNCTIONS if name not in LEARNABLE])
 FUNCTION_NAMES = ", ".join(FUNCTIONS)
 NAMES = ", ".join(ACTIVATION_NAMES)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers.tiny_runs import DIVERGING, make, tiny
 
-from nsrelu_bench.config.run import read_run, run_config
+from nsrelu_bench.config.reading import read_run, run_config
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import status
 from nsrelu_bench.records import writer as records

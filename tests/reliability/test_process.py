@@ -22,7 +22,7 @@ from nsrelu_bench import text as columns
 from nsrelu_bench.activations.functional import IMPLS
 from nsrelu_bench.compare import comparison as compare
 from nsrelu_bench.compare import tables
-from nsrelu_bench.config.run import read_run, run_config
+from nsrelu_bench.config.reading import read_run, run_config
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.sweep.execution import execute_run
 from nsrelu_bench.tools import op_benchmark as ops

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from nsrelu_bench import training
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config import yaml
+from nsrelu_bench.config.reading import run_config
 from nsrelu_bench.config.registry import DATASETS, MEASURES, OPTIMIZERS
-from nsrelu_bench.config.run import RunConfig, run_config
+from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import make_study
 from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
 from nsrelu_bench.records import RunWriter, load, load_runs, read_status, to_csv
@@ -42,7 +43,13 @@ from nsrelu_bench.training.loop import Epoch
 settings.register_profile("here", deadline=None, max_examples=100)
 settings.load_profile("here")
 
-LEAKS = st.floats(0, 1)
+
+def amounts(most: float, **options: Any) -> st.SearchStrategy[float]:
+    """Numbers that are 0 or large enough to act."""
+    return st.just(0.0) | st.floats(1.2e-38, most, **options)
+
+
+LEAKS = amounts(1)
 ACTS = (
     st.sampled_from(["relu", "gelu", "silu", "relu/gelu", "elu", "relu/bsilu"])
     | st.builds("nsrelu({!r})".format, LEAKS)
@@ -62,14 +69,14 @@ CONFIGS: dict[str, st.SearchStrategy[Any]] = {
     "width": COUNTS,
     "depth": COUNTS,
     "batch_norm": st.booleans(),
-    "dropout": st.floats(0, 1, exclude_max=True),
+    "dropout": amounts(1, exclude_max=True),
     "init": st.sampled_from(["he", "xavier", "default"]),
     "epochs": COUNTS,
     "batch_size": COUNTS,
     "optimizer": st.sampled_from([*OPTIMIZERS]),
-    "lr": st.floats(0, 1e6),
-    "momentum": st.floats(0, 1, exclude_max=True),
-    "weight_decay": st.floats(0, 1e6),
+    "lr": amounts(1e6),
+    "momentum": amounts(1, exclude_max=True),
+    "weight_decay": amounts(1e6),
     "schedule": st.sampled_from(["constant", "cosine"]),
     "seed": st.integers(0, 2**63 - 1),
     "threads": st.integers(1, 1024),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from nsrelu_bench.cli.app import app
-from nsrelu_bench.config.run import RunConfig, run_config
+from nsrelu_bench.config.reading import run_config
+from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.models import build_model
 from nsrelu_bench.records.status import read_status
