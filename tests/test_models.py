@@ -52,7 +52,7 @@ def test_every_model_takes_every_shape(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_site_is_a_module_of_its_own_in_the_order_of_the_data(name: str) -> None:
+def test_every_site_is_its_own_module_in_order(name: str) -> None:
     depth = {} if name in FIXED_DEPTH else {"depth": 4}
     model = build(model=name, width=4, **depth)
     called: list[str] = []
@@ -120,7 +120,7 @@ def test_the_table_of_the_models_page_is_true() -> None:
         assert [int(count) for count in counts] == [parameters(plain), parameters(normed)]
 
 
-def test_vgg_halves_the_image_five_times_as_published_and_no_further_than_one_pixel() -> None:
+def test_vgg_halves_the_image_five_times_down_to_one_pixel() -> None:
     for shape, pools in (((3, 32, 32), 5), ((1, 28, 28), 4), ((1, 8, 8), 3), ((1, 64, 64), 5)):
         model = build(model="vgg16", width=2, shape=shape)
         assert sum(isinstance(module, nn.MaxPool2d) for module in model.modules()) == pools
@@ -203,7 +203,7 @@ def test_deep_convolutional_models_learn(name: str, batch_norm: bool) -> None:
 
 
 @pytest.mark.parametrize("init", ["he", "rai"])
-def test_signals_neither_grow_nor_vanish_in_resnet18_without_batch_norm(init: str) -> None:
+def test_signals_keep_their_size_in_resnet18_without_norm(init: str) -> None:
     model = build(model="resnet18", width=16, init=init, shape=(3, 16, 16))
     sizes: dict[str, float] = {}
     for site in sites(model)[::2]:
@@ -230,7 +230,7 @@ def test_a_step_of_a_model_waits_for_no_value(name: str, act: str) -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_layer_measures_of_resnet18_are_those_of_the_weights_that_feed_each_site(
+def test_layer_measures_of_resnet18_are_of_feeding_weights(
     batch_norm: bool,
 ) -> None:
     shape, labels = (3, 16, 16), torch.arange(40) % 10
@@ -261,7 +261,7 @@ def test_layer_measures_of_resnet18_are_those_of_the_weights_that_feed_each_site
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", MODELS)
-def test_two_activations_with_one_seed_start_from_the_same_weights(name: str, init: str) -> None:
+def test_two_activations_with_one_seed_start_equal(name: str, init: str) -> None:
     settings = {"model": name, "init": init, "width": 4}
     one, other = (build(act=act, **settings) for act in ("relu", "nsrelu(0.3)"))
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
@@ -296,9 +296,7 @@ def test_default_initialisation_is_pytorchs() -> None:
     ids=["linear", "conv2d", "conv1d"],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_rai_draws_one_of_a_units_weights_and_bias_from_beta_and_the_others_from_a_normal(
-    make: Callable[[bool], Any], bias: bool
-) -> None:
+def test_rai_draws_one_value_per_unit_from_beta(make: Callable[[bool], Any], bias: bool) -> None:
     layer = make(bias)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -325,7 +323,7 @@ def test_rais_deviation_solves_the_equation_of_its_source() -> None:
 
 
 @pytest.mark.parametrize("width", [2, 3])
-def test_rai_makes_deep_narrow_networks_far_less_often_dead_at_birth(width: int) -> None:
+def test_rai_makes_deep_narrow_networks_die_less_often(width: int) -> None:
     inputs = torch.linspace(-math.sqrt(3), math.sqrt(3), 51)[:, None]
 
     @torch.no_grad()
@@ -408,7 +406,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def test_ones_own_model_is_made_from_the_current_folder_and_initialised(own: Path) -> None:
+def test_an_own_model_comes_from_the_current_folder(own: Path) -> None:
     settings: dict[str, Any] = {"model": "their_nets.small:net", "shape": (1, 8, 8)}
     relu, nsrelu = (build(act=act, **settings) for act in ("relu", "nsrelu(0.3)"))
     assert [type(module).__name__ for module in nsrelu.children()][2] == "NSReLU"

@@ -65,7 +65,7 @@ def test_every_listed_value_can_be_named(column: str) -> None:
     with pytest.raises(UsageError) as caught:
         select(runs, [f"{column}=nothing such"])
     for value in VALUES[column]:
-        name = "none" if value != value else str(value).removesuffix(".0")
+        name = "none" if pd.isna(value) else str(value).removesuffix(".0")
         name = name.lower() if column == "batch_norm" else name
         assert name in str(caught.value)
         chosen = select(runs, [f"{column}={name}"])[column]

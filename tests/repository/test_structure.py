@@ -66,3 +66,21 @@ def test_a_light_room_loads_nothing_heavy(room: str, heavy: tuple[str, ...]) -> 
     code = f"import sys, nsrelu_bench.{room}; print(*{set(heavy)!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.split()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_files_and_functions_fit_in_a_head(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 450
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = 1 + int(node.end_lineno or 0) - body[0].lineno if body else 0
+            assert lines <= 60, f"{node.name} has {lines} lines without signature and docstring"
+
+
+def test_names_of_tests_are_short() -> None:
+    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert len(node.name) <= 60, f"{path.name}: {node.name}"

@@ -241,7 +241,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_an_interrupted_study_with_a_ray_of_its_own_leaves_no_process_and_no_file(
+def test_an_interrupted_study_leaves_nothing_of_its_ray(
     settings: dict[str, str], tmp_path: Path, short_folder: Path
 ) -> None:
     own = {"HOME": settings["HOME"], "TMPDIR": str(short_folder)}

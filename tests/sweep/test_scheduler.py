@@ -37,7 +37,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> N
     assert files(tmp_path / "0") == files(tmp_path / "1") == files(tmp_path / "2")
 
 
-def test_runs_that_are_done_are_kept_and_new_ones_are_made(tmp_path: Path) -> None:
+def test_runs_that_are_done_are_kept(tmp_path: Path) -> None:
     list(run_all(RUNS[:2], tmp_path))
     before = (tmp_path / RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns
     events = last_events(list(run_all(RUNS, tmp_path)))
@@ -45,14 +45,14 @@ def test_runs_that_are_done_are_kept_and_new_ones_are_made(tmp_path: Path) -> No
     assert (tmp_path / RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns == before
 
 
-def test_fresh_makes_runs_again(tmp_path: Path) -> None:
+def test_fresh_reruns_everything(tmp_path: Path) -> None:
     list(run_all(RUNS[:1], tmp_path))
     assert not any(
         event.kept for event in run_all(RUNS[:1], tmp_path, policy=RunPolicy(fresh=True))
     )
 
 
-def test_a_damaged_run_is_set_aside_and_made_again_the_same(tmp_path: Path) -> None:
+def test_a_damaged_run_is_set_aside_and_rerun(tmp_path: Path) -> None:
     list(run_all(RUNS[:1], tmp_path))
     path = tmp_path / RUNS[0].run_id / "metrics.csv"
     whole = path.read_bytes()
@@ -62,7 +62,7 @@ def test_a_damaged_run_is_set_aside_and_made_again_the_same(tmp_path: Path) -> N
     assert path.with_name("metrics.csv.damaged").read_bytes() == whole[:-20]
 
 
-def test_events_tell_every_epoch_and_the_end(tmp_path: Path) -> None:
+def test_events_come_for_every_epoch_and_the_end(tmp_path: Path) -> None:
     events = list(run_all(RUNS[:1], tmp_path))
     assert [event.status.state for event in events] == ["running"] * 4 + ["completed"]
     assert [event.status.epoch for event in events] == [None, 0, 1, 2, 2]
@@ -175,7 +175,7 @@ def test_a_study_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None
         list(run_all(RUNS, tmp_path / "file" / "study"))
 
 
-def test_retry_makes_only_runs_that_ended_so(tmp_path: Path) -> None:
+def test_retry_reruns_only_runs_with_that_status(tmp_path: Path) -> None:
     list(run_all(RUNS[:3], tmp_path))
     mark_(tmp_path / RUNS[0].run_id, "failed")
     mark_(tmp_path / RUNS[1].run_id, "interrupted")
@@ -187,7 +187,7 @@ def test_retry_makes_only_runs_that_ended_so(tmp_path: Path) -> None:
         RunPolicy(retry=["all"])
 
 
-def test_retry_makes_diverged_runs_again(tmp_path: Path) -> None:
+def test_retry_reruns_diverged_runs(tmp_path: Path) -> None:
     config = tiny(**DIVERGING)
     list(run_all([config], tmp_path))
     (kept,) = run_all([config], tmp_path)
@@ -202,9 +202,7 @@ def mark_(folder: Path, state: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_another_process_makes_is_waited_for_and_not_made_twice(
-    workers: int, tmp_path: Path
-) -> None:
+def test_a_run_in_another_process_is_waited_for(workers: int, tmp_path: Path) -> None:
     long = tiny(epochs=200, seed=9)
     events = run_all([long, *RUNS], tmp_path, workers=workers)
     other = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE)

@@ -38,9 +38,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_event_files_hold_every_epoch_and_leave_the_csv_files_as_they_are(
-    tmp_path: Path, workers: int
-) -> None:
+def test_event_files_hold_every_epoch_beside_the_csv_files(tmp_path: Path, workers: int) -> None:
     follow(tmp_path / "with", RUN, DIVERGING, workers=workers)
     list(run_all([RUN, DIVERGING], tmp_path / "without"))
     for run in (RUN, DIVERGING):

@@ -32,7 +32,7 @@ def numbers(epochs: list[Epoch]) -> list[tuple[dict[str, Any], list[dict[str, An
 
 
 @pytest.mark.parametrize("settings", EVERY_KIND)
-def test_the_same_configuration_gives_the_same_bits_whatever_went_before(
+def test_bits_do_not_depend_on_what_ran_before(
     settings: dict[str, Any],
 ) -> None:
     first = numbers(list(run(tiny(**settings))))
@@ -41,7 +41,7 @@ def test_the_same_configuration_gives_the_same_bits_whatever_went_before(
     assert numbers(list(run(tiny(**settings)))) == first
 
 
-def test_the_same_configuration_gives_the_same_bits_in_another_process() -> None:
+def test_bits_are_the_same_in_another_process() -> None:
     code = (
         "from nsrelu_bench.config import RunConfig; from nsrelu_bench.training import run;"
         f"print([e.metrics for e in run(RunConfig(**{TINY!r}))])"
@@ -66,7 +66,7 @@ def test_two_runs_at_a_time_do_not_disturb_each_other() -> None:
     assert numbers([pair[1] for pair in together]) == numbers(list(run(other)))
 
 
-def test_a_run_begins_before_the_first_step_and_has_a_record_an_epoch() -> None:
+def test_a_run_has_a_record_per_epoch_from_epoch_0() -> None:
     config = tiny(epochs=3, batch_size=100)
     epochs = list(run(config))
     assert [epoch.metrics["epoch"] for epoch in epochs] == [0, 1, 2, 3]
@@ -91,7 +91,7 @@ def test_training_learns() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_activations_with_one_seed_see_the_same_weights_and_batches(
+def test_activations_share_weights_and_batches_of_a_seed(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[torch.Tensor]] = {}
@@ -158,7 +158,7 @@ def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
     assert all(epoch.diverged_step is None for epoch in epochs[:-1])
 
 
-def test_the_step_of_divergence_is_the_first_whose_loss_is_not_finite() -> None:
+def test_divergence_is_at_the_first_loss_not_finite() -> None:
     model = torch.nn.Linear(2, 2)
     losses = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
     assert first_non_finite(model, losses, 14) == 13
@@ -208,7 +208,7 @@ def test_measuring_never_changes_training(
     assert all(map(torch.equal, off, every_step))
 
 
-def test_measures_between_epochs_have_a_row_each_and_lives_of_their_own() -> None:
+def test_measures_between_epochs_have_a_row_each() -> None:
     epochs = list(run(tiny(probe_every=5)))
     steps = [row["step"] for epoch in epochs for row in epoch.steps]
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -219,7 +219,7 @@ def test_measures_between_epochs_have_a_row_each_and_lives_of_their_own() -> Non
         assert last[name] == epochs[1].metrics[name]
 
 
-def test_measures_that_are_left_out_are_empty_and_the_others_are_the_same() -> None:
+def test_measures_left_out_are_empty_and_others_unchanged() -> None:
     everything = list(run(tiny()))[-1].metrics
     some = list(run(tiny(measures="-effective_rank,-surrogate_cosine")))[-1].metrics
     assert some["effective_rank"] is None
@@ -232,7 +232,7 @@ def test_measures_that_are_left_out_are_empty_and_the_others_are_the_same() -> N
     assert all(some[name] == everything[name] for name in left)
 
 
-def test_a_deep_narrow_network_with_a_large_leak_diverges_and_reads_as_nothing() -> None:
+def test_a_diverged_deep_network_has_no_measures() -> None:
     # Seen: a naive count reports this network as sparsity 0.000 and no dead unit.
     config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
     *_, last = run(config)
@@ -288,7 +288,7 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
         {"model": "cnn", "augment": "crop+flip+cutout", "width": 4},
     ],
 )
-def test_a_run_that_goes_on_from_a_checkpoint_gives_the_bits_of_one_never_stopped(
+def test_a_resumed_run_gives_the_same_bits(
     settings: dict[str, Any],
 ) -> None:
     config = tiny(epochs=3, **settings) if "epochs" not in settings else tiny(**settings)
@@ -306,7 +306,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_gives_the_bits_of_one_never_stoppe
         assert rest[-1].quantiles == whole[-1].quantiles
 
 
-def test_a_later_task_has_the_same_images_with_their_pixels_in_another_order() -> None:
+def test_a_later_task_permutes_the_pixels_of_all_images() -> None:
     data = load_dataset(tiny())
     one, other = permute_pixels(data, 0, 1), permute_pixels(data, 0, 2)
     pixels = [split.images.flatten(1).sort(1)[0] for split in (data.test, one.test, other.test)]
@@ -327,7 +327,7 @@ def test_tasks_come_one_after_another_and_each_is_learned_anew() -> None:
     assert epochs[:3] == alone
 
 
-def test_mixed_precision_trains_to_other_numbers_and_measures_in_full() -> None:
+def test_mixed_precision_changes_training_not_measuring() -> None:
     full, mixed = (list(run(tiny(precision=name, width=32))) for name in ("fp32", "bf16"))
     assert full[0].metrics == mixed[0].metrics
     assert full[1].metrics["train_loss"] != mixed[1].metrics["train_loss"]
@@ -351,7 +351,7 @@ def test_a_replicate_differs_in_the_last_digit_of_its_weights() -> None:
         assert not torch.equal(changed, other)
 
 
-def test_replicates_have_ids_of_their_own_and_replicate_0_the_usual_one() -> None:
+def test_only_further_replicates_have_new_ids() -> None:
     assert tiny(replicate=0).run_id == tiny().run_id
     assert len({tiny(replicate=number).run_id for number in range(3)}) == 3
     first, second = (list(run(tiny(replicate=number)))[-1].metrics for number in (0, 1))
