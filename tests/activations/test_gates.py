@@ -165,7 +165,7 @@ def test_examples_under_vmap_are_batches_of_their_own(gate):
     assert np.array_equal(torch.func.vmap(function)(x, grad).numpy(), np.stack(expected))
 
 
-def test_a_large_batch_is_searched_to_its_end_for_a_unit_that_is_on():
+def test_a_large_batch_is_searched_to_its_end():
     # The first rows are looked at first; a unit that is on in the last row only is not dead.
     x = torch.rand(4 * gates.SAMPLE // 8 + 1, 8) + 0.1
     x[:, :2] *= -1

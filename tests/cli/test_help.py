@@ -43,7 +43,7 @@ def test_every_option_of_a_command_has_a_metavar_and_a_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_ends_with_examples_that_can_be_parsed(name: str) -> None:
+def test_help_ends_with_examples_that_can_be_parsed(name: str) -> None:
     text = ask(name, "--help", COLUMNS="80").out
     examples = text.partition("Examples:\n")[2].splitlines()
     assert len(examples) >= 2

@@ -189,7 +189,7 @@ def correlated(random: np.random.Generator, groups: int, metrics: int, n: int) -
     return (runs[1:] - runs[:1]).reshape(groups * metrics, n)
 
 
-def test_family_wise_error_is_at_most_5_percent_and_power_above_holms() -> None:
+def test_family_wise_error_is_held_with_more_power_than_holm() -> None:
     random, trials = np.random.default_rng(0), 400
     false, found = 0, {"step down": 0, "holm": 0}
     for _ in range(trials):

@@ -82,7 +82,7 @@ def test_few_pairs_have_no_test() -> None:
     ]
 
 
-def test_runs_that_failed_to_train_are_counted_beside_the_baselines() -> None:
+def test_failed_runs_are_counted_beside_the_baselines() -> None:
     runs = study(lose(make_runs("relu", RELU), [5]), lose(make_runs("nsrelu(1)", BETTER), [0, 1]))
     runs.loc[(runs["act"] == "nsrelu(1)") & (runs["seed"] == 2), "collapsed"] = 1
     (line,) = verdicts(compare(runs, CONFIG))

@@ -258,7 +258,7 @@ def test_a_backward_pass_inside_of_forward_does_not_count():
         model(x)
 
 
-def test_a_backward_pass_through_a_pass_that_failed_breaks_nothing():
+def test_a_backward_pass_through_a_failed_pass_is_harmless():
     class Failing(nn.Module):
         def __init__(self):
             super().__init__()
@@ -317,7 +317,7 @@ def test_backward_passes_of_different_passes_add_as_batches():
     assert probe.frame()["pre_grad_norm"][0] == pytest.approx(sum(squares).sqrt().item())
 
 
-def test_gradients_of_many_passes_are_held_no_longer_than_their_graphs():
+def test_gradients_live_no_longer_than_their_graphs():
     model = mlp()
     images, labels = batch(model)
     with ActivationProbe(model) as probe:

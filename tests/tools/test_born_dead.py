@@ -17,7 +17,7 @@ def test_one_hidden_layer_is_dead_by_hand() -> None:
     assert born_dead(1, 4).probability == pytest.approx(3 / 4, abs=0.01)
 
 
-def test_the_interval_holds_the_probability_and_is_not_empty_at_zero() -> None:
+def test_the_interval_holds_the_probability_at_zero_too() -> None:
     found = born_dead(20, 3, trials=500)
     assert found.dead == 0
     assert found.interval[0] == 0.0
@@ -43,5 +43,5 @@ def test_sizes_that_make_no_network_are_told(sizes: tuple[int, int, int], line: 
     assert str(error.value) == line
 
 
-def test_wide_networks_do_not_need_the_memory_of_all_trials_at_once() -> None:
+def test_wide_networks_need_little_memory() -> None:
     assert born_dead(1500, 3, trials=5).dead == 0

@@ -33,7 +33,7 @@ def gradient(form, x, grad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_forums_function_differs_from_the_definition_at_0_alone_where_it_passes_1(dtype):
+def test_the_forums_function_differs_from_ours_at_0_alone(dtype):
     x = torch.tensor([-2.0, -1e-3, 0.0, -0.0, 1e-3, 2.0], dtype=dtype)
     grad = torch.linspace(-3, 3, 6).to(dtype)
     y, expected = ops.forum(x, 0.1), nsrelu(x, 0.1)
@@ -53,7 +53,7 @@ def test_what_is_measured_is_nsrelu(name):
     assert torch.equal(gradient(FORMS[name], x, grad), expected)
 
 
-def test_every_implementation_is_measured_and_what_it_is_held_against():
+def test_every_implementation_and_its_rivals_are_measured():
     gates = set(GATES) - {"always"}
     assert {*IMPLS, *gates, "relu", "leaky_relu", "forum", *IN_PLACE} <= FORMS.keys()
 
@@ -129,7 +129,7 @@ def test_all_forms_take_turns_in_every_round(monkeypatch):
     assert "".join(order).endswith("abcbcacab")
 
 
-def test_compiled_forms_stand_beside_the_eager_ones_and_failures_are_told(monkeypatch):
+def test_compiled_forms_are_measured_or_say_why_not(monkeypatch):
     # With the tracing alone: the compiler itself takes seconds a form.
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **k | {"backend": "eager"}))
@@ -194,7 +194,7 @@ def test_what_was_measured_is_saved_as_table_and_figure(rows, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_prints_a_table_or_json_and_keeps_messages_off_stdout(tmp_path):
+def test_the_command_keeps_messages_off_stdout(tmp_path):
     command = [sys.executable, "-m", "nsrelu_bench", "ops", "--sizes", "4,5"]
     done = subprocess.run(
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
