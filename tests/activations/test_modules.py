@@ -133,7 +133,7 @@ def test_a_copy_or_pickle_of_a_module_is_the_module(text):
 CARDS = Path(__file__).parents[2] / "docs" / "activations.md"
 
 
-@pytest.mark.parametrize("name", [*labels.FUNCTIONS, *labels.ALIASES])
+@pytest.mark.parametrize("name", labels.ACTIVATION_NAMES)
 def test_every_named_activation_has_a_card_with_its_default(name):
     cards = dict(re.findall(r"^### (\S+)\n(.+?)(?=^###|\Z)", CARDS.read_text(), re.M | re.S))
     for parameter, default in labels.FUNCTIONS.get(name, {}).items():
