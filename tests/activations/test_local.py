@@ -127,7 +127,7 @@ def test_an_input_that_needs_no_gradient_gets_none():
     assert x.grad is not None
 
 
-def test_an_activation_in_place_is_told_that_the_output_is_needed():
+def test_an_activation_in_place_needs_the_output():
     model = nn.Sequential(LocalLinear(3, 2), build("nsrelu", inplace=True))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         model(torch.ones(4, 3, requires_grad=True)).sum().backward()

@@ -91,7 +91,7 @@ def test_failed_runs_are_counted_beside_the_baselines() -> None:
     )
 
 
-def test_a_group_that_all_diverged_is_lower_by_intention_to_treat() -> None:
+def test_an_all_diverged_group_is_lower_by_intention_to_treat() -> None:
     comparison = compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG)
     line = next(line for line in verdicts(comparison) if line.startswith("nsrelu(1)"))
     assert line == (
