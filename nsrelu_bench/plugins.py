@@ -63,8 +63,17 @@ def source_digest(name: str) -> str:
     for path, content in sorted(_sources(module_name)):
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
     if digest.digest() == hashlib.sha256().digest():
-        raise UsageError(f"no module {module_name!r} in {here} or among the installed packages")
+        if not _is_built_in(module_name):
+            raise UsageError(
+                f"{name}: no module {module_name!r} in {here} or among the installed packages"
+            )
+        digest.update(f"{module_name} of Python {sys.version}".encode())
     return digest.hexdigest()
+
+
+def _is_built_in(module_name: str) -> bool:
+    """Return whether a module is a part of Python without a file, as `builtins` and `os`."""
+    return module_name.partition(".")[0] in sys.stdlib_module_names
 
 
 def _search_here() -> str:

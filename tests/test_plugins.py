@@ -58,6 +58,11 @@ def test_a_source_that_does_not_parse_has_a_digest(folder: Path) -> None:
     assert source_digest("my_helper:net") != first
 
 
+@pytest.mark.parametrize("name", ["builtins:exec", "os:system", "os.path:join", "json:loads"])
+def test_a_module_of_python_has_a_digest(name: str) -> None:
+    assert len(source_digest(name)) == 64
+
+
 def test_an_installed_module_is_its_own_file() -> None:
     assert len(source_digest("rich.console:Console")) == 64
 
