@@ -85,6 +85,7 @@ def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, re
 @pytest.mark.parametrize(
     "content", [DEEP, "[]", '{"packages": 1, "command": 7, "platform": [], "torch": {}}']
 )
+@pytest.mark.slow
 def test_an_environment_of_other_types_is_ignored(results: Path, content: str) -> None:
     (results / RUN / "env.json").write_text(content)
     for command in ("compare", "report"):
@@ -117,6 +118,7 @@ def test_a_summary_of_other_types_is_one_line(results: Path, column: str, value:
 ESCAPE = "\x1b[2J\x07\u202e"
 
 
+@pytest.mark.slow
 def test_no_control_character_reaches_the_terminal(results: Path) -> None:
     status = {"state": "failed", "error": f"a{ESCAPE}b\nnsrelu-bench: all is well"}
     (results / RUN / "status.json").write_text(json.dumps(status))
@@ -132,6 +134,7 @@ def test_no_control_character_reaches_the_terminal(results: Path) -> None:
         assert not [line for line in answer.err.splitlines() if line == "nsrelu-bench: all is well"]
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text_are_compared(results: Path) -> None:
     (results / RUN).rename(results / "run\udcff")
     results.rename("results/study\udcff")
