@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nsrelu_bench.activations import LocalConv2d, LocalLinear, NSReLU
 from nsrelu_bench.config.registry import FIXED_DEPTH
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import BenchError, UsageError
@@ -418,6 +419,36 @@ def test_an_own_model_comes_from_the_current_folder(own: Path) -> None:
     assert not nsrelu.get_submodule("1").bias.any()
     assert not nsrelu.get_submodule("3").bias.any()  # lazy, and shaped before it is drawn
     assert build(init="default", **settings).get_submodule("1").bias.any()
+
+
+def test_an_own_model_is_told_of_local_if_it_offers_it(own: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        build(model="their_nets.small:net", shape=(1, 8, 8), local=True)
+    assert str(error.value) == (
+        "local: their_nets.small:net does not offer it; its factory must take local=..., which says"
+        " whether to use LocalLinear and LocalConv2d before activations (docs/models.md)"
+    )
+    root = str(Path(__file__).parent.parent)
+    sys.path.insert(0, root)
+    settings: dict[str, Any] = {"model": "examples.gated_net:wide_net", "shape": (1, 8, 8)}
+    for act in ("rescue(0.1)", "nsrelu(0.1)", "relu"):
+        model = build(act=act, local=True, **settings)
+        local = act != "relu"  # of relu nothing passes below 0 anyway
+        assert isinstance(model.get_submodule("0"), LocalConv2d) == local
+        assert isinstance(model.get_submodule("4"), LocalLinear) == local
+
+
+@pytest.mark.parametrize("name", ["mlp", "deep_narrow", "cnn", "vgg11"])
+def test_local_models_have_the_weights_and_names_of_the_others(name: str) -> None:
+    settings: dict[str, Any] = {"model": name, "width": 4, "shape": (1, 8, 8)}
+    local, plain = (build(act="rescue(0.1)", local=local, **settings) for local in (True, False))
+    kinds = [type(m) for m in local.modules() if isinstance(m, (LocalLinear, LocalConv2d))]
+    sites = [m for m in local.modules() if isinstance(m, NSReLU)]
+    assert len(kinds) == len(sites)
+    assert all((m.unit_axis, m.inplace) == (1, False) for m in sites)
+    assert local.state_dict().keys() == plain.state_dict().keys()
+    for one, other in zip(local.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_ones_own_model_is_not_imported_before_it_is_used(own: Path) -> None:

@@ -37,8 +37,9 @@ def born_dead(width: int, depth: int, *, trials: int = 20_000, seed: int = 0) ->
 
     One input, zero biases, symmetric weights (normal; their scale does not matter). On either side
     of 0 the network is a positive multiple of its value at +1 or -1: it is dead for all inputs
-    where some layer is off at both. NSReLU has the same forward function, so it is born dead as
-    often; its gradient, other than ReLU's, is not zero there.
+    where some layer is off at both. NSReLU, with any gate, has the same forward function and is
+    born dead as often; so there is no choice of it here. What differs is the first step: ReLU's
+    gradient is 0 there, and with gate "rescue", "up" or "dead" such a unit can be raised.
 
     Args:
         width: ReLU units a hidden layer.
