@@ -263,7 +263,7 @@ Metric = Annotated[
 By = Annotated[
     list[str] | None,
     make_option(
-        *("--by", "Settings with a table for each value, with commas"),
+        *("--by", "Settings with a table or figure for each value, with commas"),
         metavar="NAMES",
         names=SETTINGS,
         variable=False,

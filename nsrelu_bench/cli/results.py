@@ -218,46 +218,51 @@ def _family(
     return given | {"margins": read_margins(margins or (), given["primary"] or "test_accuracy")}
 
 
+XSetting = Annotated[
+    str | None,
+    make_option(
+        *("--x", "Numeric setting for the figure line, such as lr", "the first that varies"),
+        metavar="NAME",
+        names=SETTINGS,
+        variable=False,
+    ),
+]
+Formats = Annotated[
+    str,
+    make_option(
+        *("--format", "File formats with commas: png, svg, pdf", "png,svg"),
+        metavar="NAMES",
+        names=["png", "svg", "pdf"],
+        variable=False,
+    ),
+]
+FigureStyle = Annotated[
+    str,
+    make_option(
+        *("--style", "Size and letters", "paper"),
+        metavar="[paper|column|talk]",
+        names=["paper", "column", "talk"],
+        variable=False,
+    ),
+]
+
+
 @command(
     "compare",
     "nsrelu-bench plot results/quickstart",
     "nsrelu-bench plot results/quickstart --kind curves,tradeoff --format pdf",
-    "nsrelu-bench plot results/leaks --kind curves --metric grad_norm",
+    "nsrelu-bench plot results/leaks --kind line --x lr --metric dead_fraction",
 )
 def plot(
     paths: Paths = None,
     kind: Kind = None,
     metric: Metric = None,
-    x: Annotated[
-        str | None,
-        make_option(
-            *("--x", "Numeric setting for the figure line, such as lr", "the first that varies"),
-            metavar="NAME",
-            names=SETTINGS,
-            variable=False,
-        ),
-    ] = None,
+    x: XSetting = None,
     by: By = None,
     where: Where = None,
     baseline: Baseline = "relu",
-    fmt: Annotated[
-        str,
-        make_option(
-            *("--format", "File formats with commas: png, svg, pdf", "png,svg"),
-            metavar="NAMES",
-            names=["png", "svg", "pdf"],
-            variable=False,
-        ),
-    ] = "png,svg",
-    style: Annotated[
-        str,
-        make_option(
-            *("--style", "Size and letters", "paper"),
-            metavar="[paper|column|talk]",
-            names=["paper", "column", "talk"],
-            variable=False,
-        ),
-    ] = "paper",
+    fmt: Formats = "png,svg",
+    style: FigureStyle = "paper",
     out: Annotated[
         Path | None,
         make_option(

@@ -22,11 +22,13 @@ def activation_entries(groups: pd.DataFrame, *, dashes: bool) -> list[Line2D]:
     return entries
 
 
-def outcome_entries(groups: pd.DataFrame, *, lines: bool) -> list[Artist]:
+def outcome_entries(
+    groups: pd.DataFrame, *, lines: bool, marked: Sequence[str] = ("diverged", "collapsed")
+) -> list[Artist]:
     """Return entries for the marks that these runs get; with `lines`, over the epochs."""
     width = mpl.rcParams["lines.linewidth"] / 2 if lines else 0
     ended, entries = outcomes(groups), list[Artist]()
-    for outcome in ("diverged", "collapsed"):
+    for outcome in marked:
         if (ended == outcome).any():
             mark = run_mark(outcome)
             entries.append(Line2D([], [], color="0.3", lw=width, label=f"{outcome} run", **mark))

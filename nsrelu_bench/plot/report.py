@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from nsrelu_bench.compare import (
@@ -130,14 +130,33 @@ def render(
         **family or {},
     )
     sections = group_results(frames, where=where, by=by or (), baseline=baseline)
-    named = pd.concat(results.groups for results in sections)
+    groups = pd.concat(results.groups for results in sections)
     unreadable = frames.runs[frames.runs["act"].isna()]
-    worried = outcomes(named) != "completed"
-    if "gradient_lost_step" in named:
-        worried |= named["gradient_lost_step"].notna()
-    lost = pd.concat([named.assign(state=outcomes(named))[worried], unreadable])
+    lost = pd.concat([_worrying(groups), unreadable])
     shown, others = split_verdicts(comparison)
     environments = list(environments)
+    return _template().render(
+        title=", ".join(sorted(set(frames.runs["study"].astype(str)))),
+        baseline=comparison.baseline,
+        counts=_counts(groups),
+        seeds=groups["seed"].nunique(),
+        question=question,
+        answer=answer(comparison),
+        shown=shown,
+        others=others,
+        sheets=sheets_of(comparison),
+        notes=notes(comparison),
+        drawings=_drawings(sections, metric or ()),
+        lost=_lost_runs(lost.head(MAX_LOST)),
+        unlisted=max(len(lost) - MAX_LOST, 0),
+        settings=_settings(groups, frames.config_columns),
+        versions=_versions(environments),
+        made_by=_commands(environments),
+        command=command,
+    )
+
+
+def _template() -> Template:
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -145,29 +164,25 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template("report.html.jinja").render(
-        title=", ".join(sorted(set(frames.runs["study"].astype(str)))),
-        baseline=comparison.baseline,
-        counts=_counts(named),
-        seeds=named["seed"].nunique(),
-        question=question,
-        answer=answer(comparison),
-        shown=shown,
-        others=others,
-        sheets=sheets_of(comparison),
-        notes=notes(comparison),
-        drawings=[
-            _draw(kind, results, metric or (), f"{kind}-{number}" if sections[1:] else kind)
-            for number, results in enumerate(sections, 1)
-            for kind in ORDER
-        ],
-        lost=_lost_runs(lost.head(MAX_LOST)),
-        unlisted=max(len(lost) - MAX_LOST, 0),
-        settings=_settings(named, frames.config_columns),
-        versions=_versions(environments),
-        made_by=_commands(environments),
-        command=command,
-    )
+    return pages.get_template("report.html.jinja")
+
+
+def _worrying(groups: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that did not end well or lost the true gradient; `state` says how."""
+    ended = outcomes(groups)
+    worrying = ended != "completed"
+    if "gradient_lost_step" in groups:
+        worrying |= groups["gradient_lost_step"].notna()
+    return groups.assign(state=ended)[worrying]
+
+
+def _drawings(sections: Sequence[GroupedResults], metrics: Sequence[str]) -> list[Drawing]:
+    """Draw every figure of every section, each under a name of its own."""
+    return [
+        _draw(kind, results, metrics, f"{kind}-{number}" if sections[1:] else kind)
+        for number, results in enumerate(sections, 1)
+        for kind in ORDER
+    ]
 
 
 def _counts(runs: pd.DataFrame) -> str:

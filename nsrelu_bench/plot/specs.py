@@ -186,7 +186,10 @@ def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> Figur
         f"{name_metrics(wanted)} against {label('zero_fraction')}",
         f"Large marks: {means}. Dots: single runs.",
         legend=results.groups,
-        marks=lambda: [front_entry(), *outcome_entries(results.groups, lines=False)],
+        marks=lambda: [
+            front_entry(),
+            *outcome_entries(results.groups, lines=False, marked=("collapsed",)),
+        ],
         dashes=False,
         alike=len(wanted) == 1,
     )
@@ -339,7 +342,7 @@ def plan_profile(results: GroupedResults, metrics: Sequence[str] = ()) -> Figure
         f"Each mark is one run, {count_seeds(results.groups)}. A line further right is better where"
         " more is better; diverged runs are above nothing.",
         legend=results.groups,
-        marks=partial(outcome_entries, results.groups, lines=False),
+        marks=partial(outcome_entries, results.groups, lines=False, marked=("collapsed",)),
         columns=2,
         alike=len(wanted) == 1,
     )
@@ -362,7 +365,8 @@ def plan_pairs(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSp
             for metric in wanted
         ],
         f"{name_metrics(wanted)} of each seed with {baseline} and with another activation",
-        f"Each line joins two runs of one seed, {count_seeds(results.groups)}; marks: means.",
+        f"Each line joins two runs of one seed, {count_seeds(results.groups)}. Marks: means of"
+        " completed runs.",
         legend=results.groups,
         marks=partial(outcome_entries, results.groups, lines=False),
         dashes=False,
