@@ -27,6 +27,7 @@ from nsrelu_bench.compare.outcomes import (
     outcomes,
     pair_with_baseline,
 )
+from nsrelu_bench.compare.provenance import provenance
 from nsrelu_bench.compare.statistics import (
     LEAST_VALUES,
     clopper_pearson,
@@ -37,7 +38,7 @@ from nsrelu_bench.compare.statistics import (
 )
 from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
-from nsrelu_bench.records import ENVIRONMENT, find_mixed
+from nsrelu_bench.records import ENVIRONMENT
 
 #: What a table shows by default. LeakyReLU has no exact zeros: what is negative compares it too.
 TABLE_METRICS = (
@@ -144,18 +145,15 @@ def compare(
         config_columns: The columns of `runs` that are configuration.
         baseline: An activation's label, or its bare name where it has one leak only.
         metrics: The columns of `runs` to show.
-        primary: The metric that counts most; test accuracy.
-        secondary: The other metrics that are tested; zeros and dead units. The p values are
-            adjusted for the tests of these metrics in all groups of a study, shown or not.
-        margins: By metric, the differences that count as equivalent: 0.01 of an accuracy and 0.02
-            of the zeros where nothing else is said.
+        primary: The metric that counts most. p values are adjusted for the tests of it and the
+            secondary metrics in all groups of a study, shown or not.
+        secondary: The other metrics that are tested.
+        margins: By metric, the differences that count as equivalent.
         by: The settings whose combinations have a table each; the study, where there are
             several, the data set and the model.
-        where: Conditions as in `select`; the baseline always stays. Those on settings choose what
-            is shown; those on what else a run has, such as its seed, choose runs before all else.
-        tune: Settings to choose for each activation. The one with the smallest share of runs that
-            failed to train wins (a mean over survivors flatters), among equals the one with the
-            best mean validation accuracy over its completed runs; the test set has no say.
+        where: Conditions as in `select`; the baseline always stays.
+        tune: Settings to choose for each activation: those with the smallest share of runs that
+            failed to train, then the best mean validation accuracy; the test set has no say.
         sort: A metric, the largest mean first, or a setting. By settings, then by activation.
         confidence: The coverage of the intervals.
 
@@ -163,26 +161,14 @@ def compare(
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    if runs.empty or runs["act"].isna().all():
-        raise BenchError("no runs to compare")
-    runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
-    if "study" in runs and len(runs["study"].unique()) > 1:
-        config_columns = ["study", *config_columns]
+    runs, config_columns = _readable(runs, config_columns)
     settings = settings_of(runs, config_columns)
     by = [c for c in ("study", "dataset", "model") if c in settings] if by is None else by
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     label = find_baseline(runs, baseline)
-    untuned = [c for c in settings if c not in tune]
-    # Which groups are shown changes no test; which of their runs, and which rate is chosen, does.
-    columns = [split_condition(condition)[0] for condition in where]
-    showing = [w for w, c in zip(where, columns, strict=True) if c in (*untuned, *ACT_COLUMNS)]
-    runs = select(runs, [w for w in where if w not in showing], keep=label)
-    tested = _group(runs, config_columns, by, tune, untuned)
-    frame = tested
-    if showing:
-        frame = _group(select(runs, showing, keep=label), config_columns, by, tune, untuned)
+    tested, frame = _choose_groups(runs, config_columns, label, by, where, tune)
     named = {*by, *tune, *varying_settings(frame, config_columns)}
     varying = [c for c in settings if c in named]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, label, confidence)
@@ -194,13 +180,45 @@ def compare(
         tests_of=tests,
         baseline=label,
         confidence=confidence,
-        shared=dict(zip(frame["section"], frame["shared"], strict=True)),
         tuned=tuple(tune),
-        datasets=tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
-        environment=_environment(frame),
-        mixed=find_mixed(frame),
-        copies=_copies(frame, config_columns),
+        **provenance(frame, config_columns),
     )
+
+
+def _readable(
+    runs: pd.DataFrame, config_columns: Sequence[str]
+) -> tuple[pd.DataFrame, Sequence[str]]:
+    """Return the runs that have a configuration; of several studies, the study is part of it."""
+    if runs.empty or runs["act"].isna().all():
+        raise BenchError("no runs to compare")
+    runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
+    if "study" in runs and len(runs["study"].unique()) > 1:
+        config_columns = ["study", *config_columns]
+    return runs, config_columns
+
+
+def _choose_groups(
+    runs: pd.DataFrame,
+    config_columns: Sequence[str],
+    baseline: str,
+    by: Sequence[str],
+    where: Sequence[str],
+    tune: Sequence[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs that are tested, and those of them that are shown, with their groups.
+
+    A condition on a setting chooses what is shown, and changes no test. One on what else a run has,
+    such as its seed, or on a setting to tune, chooses what is tested.
+    """
+    untuned = [c for c in settings_of(runs, config_columns) if c not in tune]
+    columns = [split_condition(condition)[0] for condition in where]
+    showing = [w for w, c in zip(where, columns, strict=True) if c in (*untuned, *ACT_COLUMNS)]
+    runs = select(runs, [w for w in where if w not in showing], keep=baseline)
+    tested = _group(runs, config_columns, by, tune, untuned)
+    if not showing:
+        return tested, tested
+    shown = select(runs, showing, keep=baseline)
+    return tested, _group(shown, config_columns, by, tune, untuned)
 
 
 def _group(
@@ -276,31 +294,6 @@ def _rounding_range(rows: pd.DataFrame) -> "pd.Series[float]":
     variance = rows["sd_rounding"] ** 2 + of_baseline**2
     width: pd.Series[float] = 1.96 * np.sqrt(variance / rows["pairs"].where(rows["pairs"] > 0))
     return width
-
-
-def _environment(runs: pd.DataFrame) -> dict[str, str]:
-    """Return what all runs that say so were computed with; digests say nothing to people."""
-    names = [name for name in ENVIRONMENT if name in runs and not name.endswith("digest")]
-    values = {name: runs[name].dropna().unique() for name in names}
-    return {name: str(there[0]) for name, there in values.items() if len(there) == 1}
-
-
-#: Settings that say what is measured and not what is trained.
-MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
-
-
-def _copies(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Count, for pairs of studies, the runs of the second that train as one of the first does."""
-    if "study" not in config_columns:
-        return {}
-    training = [c for c in config_columns if c in runs and c not in ("study", *MEASURING)]
-    repeated = runs[runs.duplicated(training, keep=False)]
-    counts: dict[tuple[str, str], int] = {}
-    for _, same in repeated.groupby(training, dropna=False) if len(repeated) else ():
-        first, *others = sorted(set(same["study"]))
-        for other in others:
-            counts[other, first] = counts.get((other, first), 0) + 1
-    return counts
 
 
 def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:

@@ -68,7 +68,10 @@ def declare_family(
     secondary: Iterable[str] | None = None,
     margins: Mapping[str, float] | None = None,
 ) -> Family:
-    """Return the family over metrics that were `measured`; what is None is as usual.
+    """Return the family over metrics that were `measured`.
+
+    The primary metric is test accuracy, the secondary ones are zeros and dead units, and the
+    margins 0.01 of an accuracy and 0.02 of the zeros, where nothing else is said.
 
     Raises:
         UsageError: A metric was not measured, or a margin is not above 0.

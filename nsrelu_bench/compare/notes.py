@@ -4,7 +4,7 @@ import math
 
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import STATES
-from nsrelu_bench.compare.labels import label
+from nsrelu_bench.compare.labels import label, scale_of
 from nsrelu_bench.compare.outcomes import chance_accuracy
 from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
 from nsrelu_bench.compare.statistics import ALPHA, LEAST_SEEDS, LEAST_VALUES, POWER
@@ -105,10 +105,12 @@ def _other_noise(comparison: Comparison) -> list[str]:
             )
     if "sd_rounding" in rows:
         part = rows[rows["metric"] == comparison.main_metric]
+        scale, unit = scale_of(comparison.main_metric)
         lines.append(
             f"{label(comparison.main_metric)}: standard deviation between seeds "
-            f"{part['sd_seed'].median():.2g}, between replicates of a seed, which differ in "
-            f"rounding alone, {part['sd_rounding'].median():.2g} (medians over groups)."
+            f"{scale * part['sd_seed'].median():.2g}{unit}, between replicates of a seed, which "
+            f"differ in rounding alone, {scale * part['sd_rounding'].median():.2g}{unit} (medians "
+            "over groups)."
         )
     if comparison.environment:
         parts = (f"{name} {value}" for name, value in comparison.environment.items())

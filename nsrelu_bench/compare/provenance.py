@@ -1,0 +1,43 @@
+"""What the runs of a comparison have in common, and which of them are counted twice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nsrelu_bench.records import ENVIRONMENT, find_mixed
+
+#: Settings that say what is measured and not what is trained.
+MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
+
+
+def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, Any]:
+    """Return what a `Comparison` says of the runs that it rests on, by attribute."""
+    return {
+        "shared": dict(zip(frame["section"], frame["shared"], strict=True)),
+        "datasets": tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
+        "environment": _environment(frame),
+        "mixed": find_mixed(frame),
+        "copies": _copies(frame, config_columns),
+    }
+
+
+def _environment(runs: pd.DataFrame) -> dict[str, str]:
+    """Return what all runs that say so were computed with; digests say nothing to people."""
+    names = [name for name in ENVIRONMENT if name in runs and not name.endswith("digest")]
+    values = {name: runs[name].dropna().unique() for name in names}
+    return {name: str(there[0]) for name, there in values.items() if len(there) == 1}
+
+
+def _copies(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[tuple[str, str], int]:
+    """Count, for pairs of studies, the runs of the second that train as one of the first does."""
+    if "study" not in config_columns:
+        return {}
+    training = [c for c in config_columns if c in runs and c not in ("study", *MEASURING)]
+    repeated = runs[runs.duplicated(training, keep=False)]
+    counts: dict[tuple[str, str], int] = {}
+    for _, same in repeated.groupby(training, dropna=False) if len(repeated) else ():
+        first, *others = sorted(set(same["study"]))
+        for other in others:
+            counts[other, first] = counts.get((other, first), 0) + 1
+    return counts
