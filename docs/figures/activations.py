@@ -58,7 +58,7 @@ def draw() -> Figure:
     panels = figure.subplots(2, len(ACTIVATIONS), sharex=True, sharey="row")
     for (act, title), upper, lower in zip(ACTIVATIONS.items(), *panels, strict=True):
         x = torch.cat([off, on])
-        upper.plot(x, build(act)(x.clone()), color=BLUE)
+        upper.plot(x, build(act)(x[None])[0], color=BLUE)
         draw_derivative(lower, act, off, on)
         upper.set_title(title, fontsize=10)
         upper.set(xlim=(-2, 2), ylim=(-0.75, 2))

@@ -104,6 +104,12 @@ class Comparison:
         """The number of tests of all studies."""
         return sum(self.tests_of.values())
 
+    def _repr_markdown_(self) -> str:
+        """Return tables, notes and verdicts, as a notebook shows them."""
+        from nsrelu_bench.compare.tables import format_table
+
+        return format_table(self, "md")
+
     @property
     def main_metric(self) -> str:
         """The metric whose differences a table gives: the primary one, or the first shown."""

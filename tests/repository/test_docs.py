@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
+import numpy as np
 import pytest
 import typer
 from helpers.tiny_runs import tiny
@@ -98,6 +100,7 @@ def test_the_notebook_runs_and_shows_what_it_is_committed_with(
         is_figure = isinstance(value, Figure)
         assert ("image/png" in shown) == is_figure
         assert ("text/html" in shown) == (hasattr(value, "_repr_html_") and not is_figure)
+        assert ("text/markdown" in shown) == hasattr(value, "_repr_markdown_")
     study = tmp_path / "results" / "notebook"
     assert (study / "mine.png").stat().st_size > 10_000
     assert (study / "figures" / "curves.svg").exists()
@@ -138,6 +141,18 @@ def test_the_quickstart_trains_what_the_readme_says() -> None:
     study = read_study(ROOT / "configs" / "quickstart.yaml")
     assert f"trains {len(study.runs)} small networks" in README
     assert {run.dataset for run in study.runs} == {"mnist5k"}
+
+
+def test_the_figure_of_the_activations_is_as_the_code_computes(tmp_path: Path) -> None:
+    script = ROOT / "docs" / "figures" / "activations.py"
+    namespace: dict[str, Any] = {"__name__": "activations", "__file__": str(script)}
+    exec(script.read_text(encoding="utf-8"), namespace)  # noqa: S102
+    namespace["draw"]().savefig(tmp_path / "activations.png", dpi=160)
+    drawn, committed = map(
+        matplotlib.image.imread, (tmp_path / "activations.png", script.with_suffix(".png"))
+    )
+    assert drawn.shape == committed.shape
+    assert np.abs(drawn - committed).mean() < 0.01  # fonts differ between machines
 
 
 def test_the_version_is_the_same_everywhere() -> None:
