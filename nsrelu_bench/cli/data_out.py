@@ -8,6 +8,7 @@ import typer
 
 from nsrelu_bench.cli.app import PROGRAM, command
 from nsrelu_bench.cli.options import Paths, ResultsDir, make_option
+from nsrelu_bench.cli.paths import choose_paths
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.text import printable
 
@@ -49,7 +50,7 @@ def export(
     from nsrelu_bench.records import export as to_bytes
 
     form = "csv" if out is None else out.suffix.removeprefix(".").lower()
-    content = to_bytes(paths or [Path("results")], table, form)
+    content = to_bytes(choose_paths(paths), table, form)
     if out is None:
         sys.stdout.write(content.decode())
     else:

@@ -241,6 +241,10 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+AllRuns = Annotated[
+    bool,
+    make_option("--all", "Also runs that the study's file no longer asks for", variable=False),
+]
 Baseline = Annotated[
     str,
     make_option(

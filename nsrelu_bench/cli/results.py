@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 from nsrelu_bench.cli.app import command
 from nsrelu_bench.cli.options import (
+    AllRuns,
     AsJson,
     Baseline,
     By,
@@ -23,6 +24,7 @@ from nsrelu_bench.cli.options import (
     number,
     terminal_width,
 )
+from nsrelu_bench.cli.paths import choose_left_out, choose_paths, print_next
 from nsrelu_bench.config import METRICS, SETTINGS
 from nsrelu_bench.files import shortest_ends
 from nsrelu_bench.text import printable, split_names
@@ -79,6 +81,7 @@ def compare(
     ] = False,
     by: By = None,
     where: Where = None,
+    all_runs: AllRuns = False,
     tune: Tune = None,
     sort: Annotated[
         str | None,
@@ -113,8 +116,8 @@ def compare(
     from nsrelu_bench.files import write_file
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
-    chosen = paths or [Path("results")]
-    runs = load_runs(*chosen)
+    chosen = choose_paths(paths)
+    runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
     _tell_failed(runs)
     comparison = statistics.compare(
         runs,
@@ -138,6 +141,8 @@ def compare(
     else:
         write_file(out, text)
         print(printable(str(out)))
+    if sys.stderr.isatty() and not as_json:
+        print_next(["plot", *chosen], ["report", *chosen])
 
 
 @command(
@@ -174,6 +179,7 @@ def power(
     baseline: Baseline = "relu",
     by: By = None,
     where: Where = None,
+    all_runs: AllRuns = False,
     as_json: AsJson = False,
 ) -> None:
     """Say how many seeds a study needs, from a pilot with a few."""
@@ -181,10 +187,10 @@ def power(
     from nsrelu_bench.compare import format_plan, scale_of
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
-    chosen = paths or [Path("results")]
+    chosen = choose_paths(paths)
     family = _family(chosen, primary, None, margin)
     comparison = statistics.compare(
-        load_runs(*chosen),
+        load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs)),
         CONFIG_COLUMNS,
         baseline=baseline,
         **family,
@@ -260,6 +266,7 @@ def plot(
     x: XSetting = None,
     by: By = None,
     where: Where = None,
+    all_runs: AllRuns = False,
     baseline: Baseline = "relu",
     fmt: Formats = "png,svg",
     style: FigureStyle = "paper",
@@ -280,10 +287,12 @@ def plot(
     from nsrelu_bench.plot import draw_all
     from nsrelu_bench.records import find_drawable, load
 
-    found = [study for path in paths or [Path("results")] for study in find_drawable(path)]
+    chosen = choose_paths(paths)
+    left_out = choose_left_out(chosen, all_runs=all_runs)
+    found = [study for path in chosen for study in find_drawable(path)]
     studies = list({study.resolve(): study for study in found}.values())
     for study, name in zip(studies, shortest_ends(studies), strict=True):
-        frames = load(study)
+        frames = load(study, without=left_out)
         _tell_failed(frames.runs)
         drawn = draw_all(
             frames,
@@ -313,6 +322,7 @@ def report(
     metric: Metric = None,
     by: By = None,
     where: Where = None,
+    all_runs: AllRuns = False,
     baseline: Baseline = "relu",
     tune: Tune = None,
     out: Annotated[
@@ -331,7 +341,7 @@ def report(
     """
     from nsrelu_bench.plot import write_report
 
-    chosen = paths or [Path("results")]
+    chosen = choose_paths(paths)
     page = write_report(
         *chosen,
         out=out or chosen[0] / "report.html",
@@ -340,6 +350,8 @@ def report(
         metric=split_names(metric),
         by=split_names(by),
         where=where or (),
+        without=choose_left_out(chosen, all_runs=all_runs),
+        all_runs=all_runs,
     )
     print(printable(str(page)))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nsrelu_bench.cli.paths import print_next
 from nsrelu_bench.config import SETTINGS
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.machine import available_cores
@@ -265,7 +266,7 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show how the runs of a study go, and say how they ended."""
-    from nsrelu_bench.records import write_summary
+    from nsrelu_bench.records import find_leftovers, write_summary
     from nsrelu_bench.sweep import progress
 
     if tensorboard:
@@ -291,9 +292,14 @@ def _follow(
         print(table.reset_index().to_json(orient="records", indent=2))
     else:
         print("\n".join(progress.closing_lines(ended, table, folder)))
-    others = len(summary.index.difference(table.index))
-    if others and len(runs) > 1 and not quiet:
-        told = f"{others} other runs lie in {folder}, and are compared and drawn with these"
-        print(f"nsrelu-bench: {told}", file=sys.stderr)
+    if not quiet:
+        left = len(find_leftovers(folder))
+        if left:
+            print(
+                f"{PROGRAM}: {left} other runs in {folder}, which this study does not ask for;"
+                f" to remove them: {PROGRAM} clean {shlex.quote(str(folder))}",
+                file=sys.stderr,
+            )
+        print_next(*([name, folder] for name in ("compare", "plot", "report")))
     if failures:
         raise typer.Exit(3)

@@ -47,7 +47,7 @@ def check(
         ),
     ] = True,
 ) -> None:
-    """Check every implementation and gate of NSReLU against the definition.
+    """Check every implementation and gate against the definition.
 
     The exit code is 1 where one disagrees.
     """

@@ -29,6 +29,7 @@ from nsrelu_bench.config.registry import (
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, resolve_device
 from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
+from nsrelu_bench.config.template import study_schema, study_template
 from nsrelu_bench.config.yaml import parse_settings, read_yaml, write_yaml
 
 __all__ = [
@@ -68,5 +69,7 @@ __all__ = [
     "resolve_device",
     "run_config",
     "same_activation",
+    "study_schema",
+    "study_template",
     "write_yaml",
 ]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,23 +58,27 @@ def write_report(
     metric: Sequence[str] | None = None,
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
+    without: Collection[Path] = (),
+    all_runs: bool = False,
 ) -> Path:
     """Write the report on the runs at some paths to one HTML file; returns its path.
 
-    The page needs no network. Its bytes depend on the runs, the paths and the options alone.
+    The page needs no network. Its bytes depend on the runs, the paths and the options alone. The
+    runs in the folders `without` are left out; `all_runs` only says that the user asked for all.
 
     Raises:
         BenchError: There are no runs, they can't be compared, or the file can't be written.
     """
     command = ["nsrelu-bench", "report", *map(str, paths)]
-    command += ["--baseline", baseline] * (baseline != "relu")
+    command += ["--baseline", baseline] * (baseline != "relu") + ["--all"] * all_runs
     options = {"--metric": metric or (), "--by": by or (), "--where": where, "--tune": tune}
     command += [
         text for flag, values in options.items() for value in values for text in (flag, value)
     ]
     folders = {folder.resolve() for path in paths for folder in find_runs(path)}
+    folders -= {folder.resolve() for folder in without}
     page = render(
-        load(*paths),
+        load(*paths, without=without),
         environments=[_environment(folder) for folder in sorted(folders)],
         command=shlex.join(command),
         baseline=baseline,

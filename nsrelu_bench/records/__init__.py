@@ -1,10 +1,12 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
+from nsrelu_bench.records.describe import describe_run
 from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
 from nsrelu_bench.records.export import export
 from nsrelu_bench.records.folders import find_drawable, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.identity import check_configuration, check_inputs
+from nsrelu_bench.records.leftovers import find_leftovers, remove_runs
 from nsrelu_bench.records.merge import Merged, merge_studies, study_name
 from nsrelu_bench.records.reader import Results, load, load_runs
 from nsrelu_bench.records.status import (
@@ -33,10 +35,12 @@ __all__ = [
     "Status",
     "check_configuration",
     "check_inputs",
+    "describe_run",
     "environment",
     "export",
     "failed",
     "find_drawable",
+    "find_leftovers",
     "find_mixed",
     "find_runs",
     "find_studies",
@@ -45,6 +49,7 @@ __all__ = [
     "merge_studies",
     "read_environment",
     "read_status",
+    "remove_runs",
     "save_study",
     "study_name",
     "to_csv",

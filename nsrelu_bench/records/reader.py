@@ -4,7 +4,7 @@
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +54,15 @@ class Results:
     config_columns: list[str]
 
 
-def load(*paths: str | Path) -> Results:
+def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     """Read all runs in run folders, studies or folders of studies.
 
     Studies of one name in several folders are one study, unless they hold different results of a
     run: then their names are told apart by their folders, as in "a/study" and "b/study".
+
+    Args:
+        paths: Where to look.
+        without: Run folders to leave out.
 
     Raises:
         BenchError: There is no run.
@@ -66,7 +70,8 @@ def load(*paths: str | Path) -> Results:
     rows: list[Row] = []
     tables: list[Tables] = []
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
-    for folder in folders.values():
+    left_out = {folder.resolve() for folder in without}
+    for folder in (folders[place] for place in folders if place not in left_out):
         try:
             row = read_run(folder, FILES)
             tables.append(_read_tables(folder) if row["state"] in DONE else {})
@@ -81,7 +86,7 @@ def load(*paths: str | Path) -> Results:
     return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 
 
-def load_runs(*paths: str | Path) -> "pd.DataFrame":
+def load_runs(*paths: str | Path, without: Collection[Path] = ()) -> "pd.DataFrame":
     """Read what `load` gives as `runs`, using the summaries of the studies where they are current.
 
     Summaries that are out of date are updated where they can be written. A study without run
@@ -104,6 +109,9 @@ def load_runs(*paths: str | Path) -> "pd.DataFrame":
         for study, folders in studies.items():
             parts.append(study_runs(study, folders).assign(place=str(study.resolve())))
     runs = pd.concat(parts, ignore_index=True).drop_duplicates(["place", "run_id"])
+    left_out = {(str(folder.parent.resolve()), folder.name) for folder in without}
+    places = zip(runs["place"], runs["run_id"], strict=True)
+    runs = runs[[place not in left_out for place in places]]
     return with_plain_types(complete(merge_places(runs)))
 
 

@@ -198,7 +198,8 @@ def test_set_changes_a_study_and_other_runs_are_reported(study: Path) -> None:
     ask("sweep", "small.yaml", "--seeds", "1")
     answer = ask("sweep", "small.yaml", "--set", "lr=1e-3", "--seeds", "1")
     assert settings(study.parent, "lr") == {0.02, 0.001}
-    assert "2 other runs" in answer.err
+    assert "2 other runs in results/small, which this study does not ask for" in answer.err
+    assert answer.err.splitlines()[-3] == "next: nsrelu-bench compare results/small"
 
 
 def test_a_dry_run_lists_the_runs_and_runs_nothing(study: Path) -> None:

@@ -1,0 +1,44 @@
+"""Which runs a command reads, and what to do next with them."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nsrelu_bench.cli.app import PROGRAM
+from nsrelu_bench.text import printable
+
+
+def choose_paths(given: Sequence[Path] | None) -> list[Path]:
+    """Return the paths to read: those of several that hold runs; ``results/*`` names others too."""
+    from nsrelu_bench.records import find_studies
+
+    if given is None or len(given) < 2:
+        return list(given or [Path("results")])
+    chosen = [path for path in given if find_studies(path)]
+    others = [printable(str(path)) for path in given if path not in chosen]
+    if chosen and others:
+        print(f"{PROGRAM}: without runs, and ignored: {', '.join(others)}", file=sys.stderr)
+    return chosen or list(given)
+
+
+def choose_left_out(paths: Sequence[Path], *, all_runs: bool) -> list[Path]:
+    """Return the run folders to leave out, and say so: those that their study does not ask for."""
+    from nsrelu_bench.records import find_leftovers
+
+    leftovers = [] if all_runs else find_leftovers(*paths)
+    if leftovers:
+        places = ", ".join(printable(str(p)) for p in dict.fromkeys(f.parent for f in leftovers))
+        print(
+            f"{PROGRAM}: left out {len(leftovers)} runs in {places} that study.yaml does not ask"
+            " for; --all includes them",
+            file=sys.stderr,
+        )
+    return leftovers
+
+
+def print_next(*commands: Sequence[str | Path]) -> None:
+    """Name the commands that come next, to a person."""
+    for index, words in enumerate(commands):
+        line = shlex.join([PROGRAM, *map(str, words)])
+        print(f"{'next: ' if index == 0 else '      '}{printable(line)}", file=sys.stderr)

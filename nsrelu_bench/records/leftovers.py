@@ -1,0 +1,61 @@
+"""Runs in the folder of a study that its study.yaml does not ask for, since it was changed."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from nsrelu_bench.config import make_study, read_settings
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.files import wrap_write_errors
+from nsrelu_bench.records.folders import find_studies
+from nsrelu_bench.records.schema import CONFIG, STUDY
+from nsrelu_bench.records.status import read_status
+from nsrelu_bench.records.summary import write_summary
+
+
+def find_leftovers(*paths: Path) -> list[Path]:
+    """Return the run folders that the studies at or in some folders do not ask for.
+
+    A study has none where it has no study.yaml that can be read, or asks for no run that is there:
+    then its runs come from elsewhere. A run folder that is itself among the paths is none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if (path / CONFIG).exists():
+            continue
+        for study, folders in find_studies(path).items():
+            asked = _asked_ids(study)
+            if asked & {folder.name for folder in folders}:
+                found += [folder for folder in folders if folder.name not in asked]
+    return found
+
+
+def _asked_ids(study: Path) -> set[str]:
+    try:
+        settings = read_settings(study / STUDY)
+        return {run.run_id for run in make_study(settings, study.name, strict=False).runs}
+    except UsageError:
+        return set()
+
+
+def remove_runs(folders: Iterable[Path]) -> list[Path]:
+    """Remove run folders and their rows in summary.csv; returns those removed.
+
+    Runs that a process is running stay.
+
+    Raises:
+        BenchError: A folder can't be removed.
+    """
+    removed = []
+    for folder in folders:
+        status = read_status(folder)
+        if status is not None and status.state == "running":
+            continue
+        with wrap_write_errors(folder):
+            shutil.rmtree(folder)
+        removed.append(folder)
+    for study in {folder.parent for folder in removed}:
+        with suppress(BenchError):  # no run is left
+            write_summary(study)
+    return removed
