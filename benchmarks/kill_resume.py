@@ -1,12 +1,12 @@
-"""Kill a study at random moments, resume it each time, and compare it with one left in peace.
+"""Kill a study at random moments, resume it each time, and compare it with an undisturbed one.
 
     python benchmarks/kill_resume.py [--kills 50] [--seed 0] [--span 3] [--epochs 12]
         [--model mlp cnn] [--workers 2]
 
 A kill is SIGKILL to the sweep and all its processes: one in five within `span` seconds of its
-start, the others within `span` seconds after it ended its first epoch. A study that is done gives
-way to the same one in a new folder. All CSV files but timing.csv, which tells of the clock, must
-have the same bytes.
+start, the others within `span` seconds after its first epoch. When a study is done, the next kills
+hit the same study in a new folder. All CSV files must have the same bytes, except timing.csv, which
+has times.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Sweep:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def ended_well(self) -> bool:
-        """Wait for it; whether it was done before it was killed.
+        """Wait for it; return whether it was done before it was killed.
 
         Raises:
             RuntimeError: It ended in another way.
@@ -83,7 +83,7 @@ class Sweep:
 
 
 def kill_once(sweep: Sweep, chance: random.Random, span: float) -> float:
-    """Kill a sweep at a random moment; returns the seconds that it had."""
+    """Kill a sweep at a random moment; return the seconds that it ran."""
     starting, delay = chance.random() < 0.2, chance.random()
     while not starting and not sweep.has_ended_an_epoch() and sweep.process.poll() is None:
         time.sleep(0.005)
@@ -108,7 +108,7 @@ def left_behind(study: Path) -> tuple[int, list[tuple[int, int]]]:
 
 
 def differences(study: Path, whole: Path) -> Iterator[str]:
-    """Compare a study with the one left in peace, and look for what should not be there.
+    """Compare a study with the undisturbed one, and look for files that should not exist.
 
     A kill between the last status and the end may leave the checkpoint of a run that is done.
     """
@@ -159,7 +159,7 @@ def disturb(
 
 
 def main() -> int:
-    """Print a line a kill and a summary; returns 1 if anything differs."""
+    """Print a line per kill and a summary; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -177,7 +177,7 @@ def main() -> int:
         began = time.perf_counter()
         whole = Sweep(file, root / "whole", given.workers)
         whole.ended_well()
-        print(f"left in peace: {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"undisturbed: {time.perf_counter() - began:.1f} s", flush=True)
         studies = disturb(file, root, given.kills, chance, given.span, given.workers)
         bad = [text for study in studies for text in differences(study, whole.study)]
     print(*bad, sep="\n", end="\n" if bad else "")
