@@ -119,6 +119,12 @@ def run_cell(source: str, namespace: dict[str, Any]) -> object:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)  # noqa: S307
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [page for page in PAGES if not re.search(rf"[ -]{page}$", navigation, re.MULTILINE)]
+    assert not missing, f"{', '.join(missing)}: not in nav of mkdocs.yml"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
     path = ROOT / page
