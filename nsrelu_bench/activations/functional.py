@@ -326,11 +326,11 @@ _Part = FunctionSpec | Elementwise
 
 
 def check_gate(gate: str, impl: str, leak: float) -> str:
-    """Return the name of a gate for NSReLU; raise UsageError unless it is there and makes sense."""
-    lookup(GATES, gate, "gate")
-    if gate != "always":
+    """Return the name of a gate for NSReLU; raise UsageError unless it exists and makes sense."""
+    if gate not in GATES or (gate != "always" and leak == 0):
+        lookup(GATES, gate, "gate")
         ActivationSpec(FunctionSpec("relu"), FunctionSpec("leaky_relu", (leak,)), gate)
-        check_gate_impl(gate, impl)
+    check_gate_impl(gate, impl)
     return gate
 
 

@@ -95,7 +95,9 @@ def batch_axes(x: Tensor, gate: str, unit_axis: int | None) -> tuple[int, ...]:
             f"gate {gate!r} needs unit_axis for an input of shape {tuple(x.shape)}: 1 for the"
             f" channels of a convolution, -1 for the features of a linear layer{got}"
         )
-    return tuple(other for other in range(x.dim()) if other != axis % x.dim())
+    axes = list(range(x.dim()))
+    del axes[axis]
+    return tuple(axes)
 
 
 class GatedNSReLUFunction(Function):
@@ -212,44 +214,38 @@ def _relu_with_revival(
 
     Most batches have none: then the backward is ReLU's own.
     """
-    y = F.relu(x, inplace=inplace)
-    if y.grad_fn is not None and y.numel():
-        units = _dead_units(y.detach(), axes)
-        if units is not None:
-            (axis,) = set(range(y.dim())) - set(axes)
-            y.grad_fn.register_hook(partial(_revive, units, axis, leak, gate))
+    y = torch.relu_(x) if inplace else torch.relu(x)
+    node = y.grad_fn
+    if node is not None and y.numel():
+        highest = _highest_unless_all_on(y.detach(), axes)
+        if highest is not None:
+            node.register_hook(partial(_revive, highest, leak, gate))
     return y
 
 
-def _dead_units(y: Tensor, axes: tuple[int, ...]) -> Tensor | None:
-    """Return the indices of units that are 0 for the whole batch, None where there is none."""
+def _highest_unless_all_on(y: Tensor, axes: tuple[int, ...]) -> Tensor | None:
+    """Return the highest output of each unit in a batch; None where all units are on somewhere."""
     if y.numel() > 4 * SAMPLE and 0 in axes:
         sample = y[: max(1, len(y) * SAMPLE // y.numel())]
         if sample.amax(axes).min().item() > 0:
             return None
-    highest = y.amax(axes) if axes else y
-    if highest.min().item() > 0:
-        return None
-    units = (highest == 0).nonzero().flatten()
-    return units if len(units) else None
+    highest = y.amax(axes, keepdim=True) if axes else y
+    return None if highest.min().item() > 0 else highest
 
 
 def _revive(
-    units: Tensor,
-    axis: int,
+    highest: Tensor,
     leak: float,
     gate: str,
     grad_inputs: tuple[Tensor | None, ...],
     grad_outputs: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...] | None:
-    """Put the gradient of dead units into ReLU's, which is 0 there."""
+    """Add the gradient of dead units to ReLU's, which is 0 there."""
     (dx,), (grad,) = grad_inputs, grad_outputs
     if dx is None or grad is None:
         return None
-    passes = grad.index_select(axis, units)
-    if gate == "rescue":
-        passes = passes.clamp(max=0)
-    return (dx.index_copy_(axis, units, passes * leak),)
+    passes = grad.clamp(max=0) if gate == "rescue" else grad
+    return (dx.addcmul_(passes, (highest == 0).to(grad.dtype), value=leak),)
 
 
 _relu_slope = torch.ops.aten.threshold_backward.default
