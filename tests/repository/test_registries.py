@@ -64,6 +64,7 @@ TEXTS: list[tuple[str, str, Collection[str]]] = [
     ("model", "docs/models.md: a row", found_in("docs/models.md", ROW)),
     ("model", "SITES of tests/test_models.py", SITES),
     ("data set", "docs/datasets.md: a row", found_in("docs/datasets.md", ROW)),
+    ("figure", "docs/reading.md: a section", found_in("docs/reading.md", r"^## (\w+): ")),
     ("measure", "docs/metrics.md: a section", found_in("docs/metrics.md", CARD)),
     ("measure", "the tests of measures", MEASURE_TESTS),
 ]
