@@ -207,4 +207,13 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BenchError(f"{path}: can't be written ({error_reason(error)})") from error
+        reason = find_broken_link(path) or error_reason(error)
+        raise BenchError(f"{path}: can't be written ({reason})") from error
+
+
+def find_broken_link(path: Path) -> str:
+    """Return which link in a path leads nowhere, and where to; empty where none does."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            return f"{place} is a link to {place.readlink()}, which does not exist"
+    return ""

@@ -192,7 +192,7 @@ def sweep(
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
-    from nsrelu_bench.sweep.progress import format_plan
+    from nsrelu_bench.sweep.plan import format_runs
 
     overrides = dict(read_setting(change) for change in changes or ())
     given = {"data_dir": data_dir, "stack": stack}
@@ -214,7 +214,8 @@ def sweep(
         ]
     on_cluster = _engine(engine, address, gpus, collect=collect)
     if dry_run:
-        print(format_plan(plan_runs(runs, folder, policy), as_json=as_json), end="")
+        plan = list(plan_runs(runs, folder, policy))
+        print(format_runs(plan, folder, _workers(workers), as_json=as_json), end="")
         return
     save_study(study, folder)
     events = run_all(runs, folder, workers=_workers(workers), policy=policy, executor=on_cluster)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.errors import UsageError, error_reason
-from nsrelu_bench.files import read_bytes
+from nsrelu_bench.files import find_broken_link, read_bytes
 from nsrelu_bench.text import NOT_TINY, underflows
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def read_yaml(path: Path, texts: Collection[str] = ()) -> dict[str, Any]:
     try:
         content = read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise UsageError(f"{path}: {error_reason(error)}") from None
+        raise UsageError(f"{path}: {find_broken_link(path) or error_reason(error)}") from None
     return parse_settings(content, str(path), texts)
 
 

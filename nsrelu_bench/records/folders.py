@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nsrelu_bench.errors import BenchError
+from nsrelu_bench.files import find_broken_link
 from nsrelu_bench.records.schema import CONFIG, SUMMARY
 
 
@@ -46,5 +47,5 @@ def no_runs(path: Path) -> BenchError:
         return BenchError(
             f"{str(path)!r} has a {SUMMARY} but no run folders; run its sweep to create them"
         )
-    missing = "" if path.is_dir() else " (there is no such folder)"
+    missing = "" if path.is_dir() else f" ({find_broken_link(path) or 'there is no such folder'})"
     return BenchError(f"no runs in {str(path)!r}{missing}; create one with nsrelu-bench train")

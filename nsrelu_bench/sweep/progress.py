@@ -1,6 +1,5 @@
 """What a person sees on stderr while runs are computed: a bar on a terminal, lines elsewhere."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -138,23 +137,6 @@ def describe_status(status: Status, metrics: Mapping[str, Any]) -> str:
         return f"failed: {status.error}"
     collapsed = metrics.get("collapsed") == 1
     return f"{status.state}, but collapsed" if collapsed else status.state
-
-
-def format_plan(
-    plan: Iterable[tuple[RunConfig, Status | None, bool]], *, as_json: bool = False
-) -> str:
-    """List the runs of a `plan_runs`: their status, and whether they are due."""
-    rows = [
-        {"run_id": config.run_id, "state": status.state if status else "new", "due": due}
-        for config, status, due in plan
-    ]
-    if as_json:
-        return json.dumps(rows, indent=2) + "\n"
-    due = sum(row["due"] is True for row in rows)
-    lines = [
-        f"{'run ' if row['due'] else 'keep'}  {row['state']:11}  {row['run_id']}" for row in rows
-    ]
-    return "\n".join([*lines, f"{len(rows)} runs, {due} to run"]) + "\n"
 
 
 def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> list[str]:

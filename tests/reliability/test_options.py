@@ -260,3 +260,18 @@ def test_a_wrong_value_names_the_variable_it_came_from(
 def test_a_wrong_option_is_named_if_a_variable_is_set_too(flag: str) -> None:
     answer = ask("train", *flag.split(), NSRELU_EPOCHS="5")
     assert answer.err == "nsrelu-bench: --epochs: must be greater than or equal to 1, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("train --results link", 1, "link/runs: can't be written ({broken})"),
+        ("train --config link", 2, "link: {broken}"),
+        ("compare link", 1, "no runs in 'link' ({broken}); create one with nsrelu-bench train"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_named(arguments: str, code: int, line: str) -> None:
+    Path("link").symlink_to("/nowhere/x")
+    answer = ask(*arguments.split())
+    broken = "link is a link to /nowhere/x, which does not exist"
+    assert (answer.code, answer.err) == (code, f"nsrelu-bench: {line.format(broken=broken)}\n")
