@@ -18,10 +18,7 @@ from nsrelu_bench.config import SETTINGS, RunConfig
 
 PROGRAM: Any = typer.main.get_command(cli.app)
 COMMANDS = PROGRAM.commands
-DOCS = "\n".join(
-    path.read_text(encoding="utf-8")
-    for path in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
-)
+OPTIONS_PAGE = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
 
 
 def test_the_commands_are_listed_whole_and_by_section() -> None:
@@ -76,6 +73,16 @@ def test_the_defaults_that_help_states_are_those_of_a_run() -> None:
         else:
             shown = f"{value:g}" if isinstance(value, float) else str(value).partition("(")[0]
             assert said.split()[0] == shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented(name: str) -> None:
+    section = re.split(r"^## ", OPTIONS_PAGE, flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(f"{name}\n")]
+    documented = set(re.findall(r"`(--[a-z-]+)`", text.replace(" / ", "\n")))
+    flags = {flag for p in COMMANDS[name].params for flag in (*p.opts, *p.secondary_opts)}
+    flags = {flag for flag in flags if flag.startswith("--")}
+    assert documented == flags, f"docs/options.md, section {name}: {documented ^ flags}"
 
 
 # Completion.
