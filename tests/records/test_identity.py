@@ -11,7 +11,6 @@ from PIL import Image
 
 from nsrelu_bench.compare import compare
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.data import loading
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.records import (
     CONFIG_COLUMNS,
@@ -41,7 +40,6 @@ def draw(folder: Path, seed: int) -> None:
             for number in range(count):
                 pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    loading._load.cache_clear()
 
 
 def write_net(width: int) -> None:
@@ -122,7 +120,6 @@ def test_inputs_that_are_gone_or_unknown_keep_a_done_run(given: Input) -> None:
     sweep(given.config())
     shutil.rmtree("images", ignore_errors=True)
     Path("mynet.py").unlink(missing_ok=True)
-    loading._load.cache_clear()
     assert sweep(given.config()) == ["completed"]
     given.make(1)
     (Path("study") / given.config().run_id / "env.json").write_text("{}")  # of an older version
