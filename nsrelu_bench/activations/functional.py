@@ -298,6 +298,13 @@ def _pair_detach(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tens
 
 
 def _pair_function(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
+    """Compute the slope in the backward pass, by a pull-back of its own.
+
+    Not under `torch.func`: a pull-back inside of one that has left its transform is an internal
+    error of PyTorch. There the other Function gives the same gradients.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return _pair_mismatch(x, forward, backward)
     return _surrogate_function(x, forward, partial(_pull_back, backward))
 
 

@@ -256,6 +256,43 @@ def test_the_native_form_never_needs_the_result_it_overwrites(backward):
     assert torch.equal(gradient, expected)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("text", ["relu/gelu", "relu/elu", "relu/nelu", "relu/softplus"])
+def test_pull_backs_nest_and_saved_tensors_move(text, impl):
+    x, v = (
+        torch.linspace(-2, 2, 12).double().view(4, 3),
+        torch.linspace(1, 2, 12).double().view(4, 3),
+    )
+    module = build(text, impl)
+    expected = value_and_gradient(module, x, v)[1]
+
+    def pull_back(x, v):
+        return torch.func.vjp(module, x)[1](v)[0]
+
+    assert torch.allclose(torch.func.vmap(pull_back)(x, v), expected)
+    second = torch.func.vjp(lambda v: pull_back(x, v), v)[1](v)[0]
+    assert torch.allclose(second, expected)
+    with torch.autograd.graph.save_on_cpu():
+        z = x.clone().requires_grad_()
+        y = module(z * 1)
+    y.backward(v)
+    assert torch.allclose(z.grad, expected)
+
+
+def test_bsilu_in_float16_has_no_nan_where_the_product_overflows():
+    x, grad = torch.tensor([66.0, -66.0, 0.0]).half(), torch.tensor([1000.0] * 3).half()
+    _, gradient = value_and_gradient(Surrogate("relu", "bsilu"), x, grad)
+    _, expected = value_and_gradient(Surrogate("relu", "bsilu"), x.double(), grad.double())
+    assert torch.allclose(gradient.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_rrelu_in_float16_on_the_cpu_is_refused_in_one_line():
+    with pytest.raises(
+        TypeError, match=r"^rrelu takes no float16 on the CPU: PyTorch has no kernel"
+    ):
+        surrogate(torch.ones(2).half(), "relu/rrelu", impl="detach")
+
+
 def test_functions_with_a_weight_make_no_pair():
     for make in (Surrogate, lambda name: surrogate(torch.ones(2), name)):
         with pytest.raises(UsageError, match=r"^prelu has a weight of its own: build\('prelu"):
