@@ -10,11 +10,12 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
-
-from filelock import FileLock
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from nsrelu_bench.errors import BenchError, error_reason
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 try:
     import fcntl
@@ -83,8 +84,10 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def file_lock(path: Path, timeout_s: float = 0.0) -> FileLock:
+def file_lock(path: Path, timeout_s: float = 0.0) -> "FileLock":
     """Return the lock of a file, which is released when its process ends, however it ends."""
+    from filelock import FileLock  # takes time that --help does not have
+
     return FileLock(path, timeout=timeout_s, poll_interval=0.01)
 
 

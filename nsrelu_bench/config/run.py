@@ -67,6 +67,8 @@ Choice = Annotated[str, Field(max_length=200)]
 class ActivationParts(BaseModel):
     """Settings that may be given beside `act`, and become part of its label."""
 
+    model_config = ConfigDict(defer_build=True)
+
     leak: float = setting(
         "activation", "Negative slope, from 0 to 1", usual=f"{FUNCTIONS['leaky_relu']['leak']}"
     )
@@ -101,7 +103,8 @@ class RunConfig(BaseModel):
             same in one line per mistake.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Building the validators waits for the first run, which --help does not need.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     act: Choice = setting(
         "activation",

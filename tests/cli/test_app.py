@@ -24,7 +24,8 @@ def test_help_loads_nothing_heavy() -> None:
         "from nsrelu_bench.cli import main\n"
         "try: main()\n"
         "except SystemExit as e: assert e.code == 0\n"
-        "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'scipy', 'ruamel'}\n"
+        "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'scipy', 'ruamel',"
+        " 'filelock'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
