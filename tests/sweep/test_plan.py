@@ -10,7 +10,7 @@ from nsrelu_bench.sweep.plan import find_varying, format_runs
 SETTINGS = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
 
 
-def test_a_plan_names_the_settings_that_vary_and_estimates_the_time(tmp_path: Path) -> None:
+def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None:
     runs = make_study(SETTINGS, "s").runs
     study = tmp_path / "results" / "s"
     new = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()
