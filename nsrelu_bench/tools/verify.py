@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nsrelu_bench.activations import DTYPES, IMPLS, NSReLU
 from nsrelu_bench.errors import describe_error, error_reason
 from nsrelu_bench.text import align, wrap
+from nsrelu_bench.tools.exactness import hold, hold_that, normal, relu_value, subnormals
 
 Outcome = Literal["agrees", "documented", "disagrees"]
 
@@ -108,35 +109,12 @@ def outcome(subject: str, case: str, reason: str, behaves: Callable[[], str]) ->
 # The definition
 
 
-def relu_value(x: Tensor) -> Tensor:
-    """Max(x, 0), NaN where x is NaN."""
-    values = x.detach().double().numpy()
-    return torch.from_numpy(np.where(values <= 0, 0.0, values)).to(x.dtype)
-
-
 def _gradient(x: Tensor, grad: Tensor, leak: float) -> Tensor:
     """Grad where x > 0, leak * grad where x <= 0, rounded once: 16-bit types compute in float32."""
     precision = np.float64 if x.dtype == torch.float64 else np.float32
     upstream = grad.detach().double().numpy().astype(precision)
     slope = np.where(x.detach().double().numpy() > 0, precision(1), precision(leak))
     return torch.from_numpy(np.asarray(upstream * slope)).to(x.dtype)
-
-
-def hold(what: str, x: Tensor, actual: Tensor, expected: Tensor) -> None:
-    """Hold `actual` equal to `expected`, bit for bit but for the sign of zero and NaN's payload."""
-    hold_that(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}")
-    hold_that(actual.shape == expected.shape, f"{what} has shape {tuple(actual.shape)}")
-    actual = actual.detach()
-    differs = (actual != expected) & ~(actual.isnan() & expected.isnan())
-    if differs.any():
-        where, got, wanted = (t.detach()[differs][0].item() for t in (x, actual, expected))
-        raise AssertionError(f"{what} {got} at x = {where}, expected {wanted} ({x.dtype})")
-
-
-def hold_that(condition: bool, otherwise: str) -> None:
-    """Raise AssertionError with the message `otherwise` unless the condition holds."""
-    if not condition:
-        raise AssertionError(otherwise)
 
 
 def _hold_both(module: Callable[[Tensor], Tensor], x: Tensor, leak: float) -> None:
@@ -150,12 +128,6 @@ def _hold_both(module: Callable[[Tensor], Tensor], x: Tensor, leak: float) -> No
     defined = ~before.isnan()  # at NaN there is no gradient that would be right
     hold("gradient", before[defined], gradient[defined], _gradient(x, grad, leak)[defined])
     hold("input, which changed to", before, x, before)
-
-
-def normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Return normal random numbers, the same on every call."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 # The cases
@@ -179,11 +151,6 @@ def _points(points: Callable[[torch.finfo], list[float]], make: Make) -> str:
         for leak in LEAKS:
             _hold_both(make(leak), torch.tensor(points(torch.finfo(dtype)), dtype=dtype), leak)
     return ""
-
-
-def subnormals(f: torch.finfo) -> list[float]:
-    """Give the smallest and a large one, of either sign."""
-    return [sign * f.smallest_normal * part for sign in (-1, 1) for part in (f.eps, 0.5)]
 
 
 def _dtype(dtype: torch.dtype, make: Make) -> str:

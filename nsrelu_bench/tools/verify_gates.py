@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nsrelu_bench.activations import DTYPES, NSReLU, surrogate
 from nsrelu_bench.config import GATES
 from nsrelu_bench.tools import verify
+from nsrelu_bench.tools.exactness import hold, hold_that, normal, relu_value, subnormals
 from nsrelu_bench.tools.verify import Check
 
 LEAKS = (0.01, 0.1, 1.0)
@@ -60,13 +61,13 @@ def _hold(
     """Hold value and gradient at `x`, for gradients of either sign."""
     x = x.detach().requires_grad_()
     y = module(x)
-    verify.hold("value", x, y, verify.relu_value(x))
-    grad = verify.normal(y.shape, y.dtype, seed=1)
+    hold("value", x, y, relu_value(x))
+    grad = normal(y.shape, y.dtype, seed=1)
     for sign in (1, -1):
         (gradient,) = torch.autograd.grad(y, x, sign * grad, retain_graph=True)
         defined = ~x.detach().isnan()
         expected = _gradient(x, sign * grad, leak, gate, axis)
-        verify.hold("gradient", x.detach()[defined], gradient[defined], expected[defined])
+        hold("gradient", x.detach()[defined], gradient[defined], expected[defined])
 
 
 def _module(gate: str, leak: float = 0.1, axis: int = -1, *, inplace: bool = False) -> NSReLU:
@@ -75,7 +76,7 @@ def _module(gate: str, leak: float = 0.1, axis: int = -1, *, inplace: bool = Fal
 
 def _batch(shape: tuple[int, ...] = (50, 20), axis: int = -1) -> Tensor:
     """Return values with a unit that is off for all examples."""
-    x = verify.normal(shape)
+    x = normal(shape)
     x.select(axis, 0).abs_().neg_()
     return x
 
@@ -112,7 +113,7 @@ def _dtype(dtype: torch.dtype, gate: str) -> str:
 
 def _non_contiguous(gate: str) -> str:
     _hold(_module(gate), _batch((8, 6), 0).t()[::2], 0.1, gate)
-    _hold(_module(gate), verify.normal((6, 1)).expand(6, 8), 0.1, gate)
+    _hold(_module(gate), normal((6, 1)).expand(6, 8), 0.1, gate)
     return ""
 
 
@@ -125,12 +126,12 @@ def _channels_last(gate: str) -> str:
         (gradient,) = torch.autograd.grad(y.sum(), x)
         for name, tensor in {"value": y, "gradient": gradient}.items():
             kept = tensor.is_contiguous(memory_format=torch.channels_last)
-            verify.hold_that(kept, f"{name} is not channels_last")
+            hold_that(kept, f"{name} is not channels_last")
     return ""
 
 
 def _empty(gate: str) -> str:
-    _hold(_module(gate), verify.normal((0, 3)), 0.1, gate)
+    _hold(_module(gate), normal((0, 3)), 0.1, gate)
     return ""
 
 
@@ -141,7 +142,7 @@ def _in_place(gate: str) -> str:
         )
     x = _batch()
     kept = _module(gate, inplace=True)(x).data_ptr() == x.data_ptr()
-    verify.hold_that(kept, "the input is not overwritten")
+    hold_that(kept, "the input is not overwritten")
     return ""
 
 
@@ -150,46 +151,46 @@ def _other_forms(gate: str) -> str:
     for pair, leak in pairs.items():
         _hold(partial(surrogate, forward=pair, gate=gate), _batch(), leak, gate)
     own = partial(surrogate, forward="relu", backward=partial(torch.mul, 1.0), gate=gate)
-    x, grad = _batch().requires_grad_(), verify.normal((50, 20), seed=1)
+    x, grad = _batch().requires_grad_(), normal((50, 20), seed=1)
     (gradient,) = torch.autograd.grad(own(x), x, grad)
-    verify.hold("gradient", x, gradient, _gradient(x, grad, 1.0, gate))
+    hold("gradient", x, gradient, _gradient(x, grad, 1.0, gate))
     return ""
 
 
 def _double_backward(gate: str) -> str:
     for leak in LEAKS:
         x = _batch().double().requires_grad_()
-        weight = verify.normal((50, 20), torch.float64, seed=2).requires_grad_()
+        weight = normal((50, 20), torch.float64, seed=2).requires_grad_()
         loss = (_module(gate, leak)(x) * weight).sum()
         (first,) = torch.autograd.grad(loss, x, create_graph=True)
-        verify.hold("first gradient", x, first, _gradient(x, weight, leak, gate))
+        hold("first gradient", x, first, _gradient(x, weight, leak, gate))
         (second,) = torch.autograd.grad(first.sum(), weight)
         sign = weight.sign()
-        verify.hold("second gradient", x, second, _gradient(x, sign, leak, gate) * sign)
+        hold("second gradient", x, second, _gradient(x, sign, leak, gate) * sign)
     return ""
 
 
 def _vmap(gate: str) -> str:
     """Hold that each slice is a batch of its own."""
-    x, grad = _batch((4, 6, 5)), verify.normal((4, 6, 5), seed=1)
+    x, grad = _batch((4, 6, 5)), normal((4, 6, 5), seed=1)
 
     def loss(x: Tensor, g: Tensor) -> Tensor:
         result: Tensor = (_module(gate)(x) * g).sum()
         return result
 
-    verify.hold("value", x, torch.func.vmap(_module(gate))(x), verify.relu_value(x))
+    hold("value", x, torch.func.vmap(_module(gate))(x), relu_value(x))
     for batch, weights in ((x, grad), (x.transpose(0, 1), grad.transpose(0, 1))):
         gradient = torch.func.vmap(torch.func.grad(loss))(batch, weights)
         slices = zip(batch, weights, strict=True)
         expected = torch.stack([_gradient(part, g, 0.1, gate) for part, g in slices])
-        verify.hold("gradient", batch, gradient, expected)
+        hold("gradient", batch, gradient, expected)
     return ""
 
 
 def _func_grad(gate: str) -> str:
-    x, grad = _batch(), verify.normal((50, 20), seed=1)
+    x, grad = _batch(), normal((50, 20), seed=1)
     gradient = torch.func.grad(lambda x: (_module(gate)(x) * grad).sum())(x)
-    verify.hold("gradient", x, gradient, _gradient(x, grad, 0.1, gate))
+    hold("gradient", x, gradient, _gradient(x, grad, 0.1, gate))
     return ""
 
 
@@ -200,7 +201,7 @@ def _forward_mode_is_refused(gate: str) -> str:
             warnings.simplefilter("ignore", FutureWarning)
             torch.func.jvp(_module(gate), (_batch(),), (_batch(),))
     except NotImplementedError as error:
-        verify.hold_that("forward mode" in str(error), f"the message is {error}")
+        hold_that("forward mode" in str(error), f"the message is {error}")
     else:
         raise AssertionError("forward mode gives a tangent")
     return ""
@@ -212,26 +213,26 @@ def _compile(gate: str) -> str:
     module = torch.compile(_module(gate), backend=backend, fullgraph=True)
     x = _batch().requires_grad_()
     for sign in (1, -1):
-        y, grad = module(x), sign * verify.normal((50, 20), seed=1)
-        verify.hold("value", x, y, verify.relu_value(x))
+        y, grad = module(x), sign * normal((50, 20), seed=1)
+        hold("value", x, y, relu_value(x))
         (gradient,) = torch.autograd.grad(y, x, grad)
-        verify.hold("gradient", x, gradient, _gradient(x, grad, 0.1, gate))
+        hold("gradient", x, gradient, _gradient(x, grad, 0.1, gate))
     return remark
 
 
 def _exports_values_alone(gate: str) -> str:
     x = _batch()
     program = torch.export.export(_module(gate), (x,)).module()
-    verify.hold("value", x, program(x), verify.relu_value(x))
+    hold("value", x, program(x), relu_value(x))
     return ""
 
 
 def _copy_and_pickle(gate: str) -> str:
     module = _module(gate, 0.3)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):  # noqa: S301
-        verify.hold_that(repr(twin) == repr(module), f"{module!r} comes back as {twin!r}")
+        hold_that(repr(twin) == repr(module), f"{module!r} comes back as {twin!r}")
         _hold(twin, _batch(), 0.3, gate)
-    verify.hold_that(not module.state_dict(), "the state_dict is not empty")
+    hold_that(not module.state_dict(), "the state_dict is not empty")
     return ""
 
 
@@ -239,8 +240,8 @@ def _no_gradient(gate: str) -> str:
     x = _batch()
     with torch.no_grad():
         y = _module(gate)(x.clone().requires_grad_())
-    verify.hold("value", x, y, verify.relu_value(x))
-    verify.hold_that(not y.requires_grad, "the value requires grad under no_grad")
+    hold("value", x, y, relu_value(x))
+    hold_that(not y.requires_grad, "the value requires grad under no_grad")
     return ""
 
 
@@ -255,7 +256,7 @@ CASES: dict[str, GateCase] = {
     "-0.0": partial(_points, lambda _: [-0.0]),
     "infinities": partial(_points, lambda _: [-torch.inf, torch.inf]),
     "NaN": partial(_points, lambda _: [torch.nan, 1.0, -1.0]),
-    "subnormals": partial(_points, verify.subnormals),
+    "subnormals": partial(_points, subnormals),
     **{str(dtype).removeprefix("torch."): partial(_dtype, dtype) for dtype in DTYPES},
     "non-contiguous": _non_contiguous,
     "channels_last": _channels_last,
