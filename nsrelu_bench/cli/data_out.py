@@ -12,7 +12,7 @@ from nsrelu_bench.cli.paths import choose_paths
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.text import printable
 
-TABLES = ("runs", "metrics", "layers", "quantiles")
+EXPORTED = ("runs", "metrics", "layers", "quantiles")
 
 
 @command(
@@ -31,8 +31,8 @@ def export(
                 "Which rows: of runs, epochs, layers or quantiles",
                 "metrics",
             ),
-            metavar=f"[{'|'.join(TABLES)}]",
-            names=TABLES,
+            metavar=f"[{'|'.join(EXPORTED)}]",
+            names=EXPORTED,
             variable=False,
         ),
     ] = "metrics",

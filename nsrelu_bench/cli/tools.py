@@ -199,7 +199,7 @@ def ops(
 
 
 #: What can be named, with descriptions where the name does not say it.
-NAMED: dict[str, dict[str, str]] = {
+KINDS_OF_NAMES: dict[str, dict[str, str]] = {
     "activations": dict.fromkeys(ACTIVATION_NAMES, ""),
     "gates": GATES,
     "models": dict.fromkeys(MODELS, ""),
@@ -214,16 +214,18 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help=f"One of {', '.join(NAMED)} [default: all]",
+            help=f"One of {', '.join(KINDS_OF_NAMES)} [default: all]",
             metavar="KIND",
             show_default=False,
-            autocompletion=lambda incomplete: [n for n in NAMED if n.startswith(incomplete)],
+            autocompletion=lambda incomplete: [
+                n for n in KINDS_OF_NAMES if n.startswith(incomplete)
+            ],
         ),
     ] = None,
 ) -> None:
     """List activations, models, data sets, metrics and figures."""
-    for name in NAMED if kind is None else [kind]:
-        names = lookup(NAMED, name, "kind")
+    for name in KINDS_OF_NAMES if kind is None else [kind]:
+        names = lookup(KINDS_OF_NAMES, name, "kind")
         lines = (f"{name}: {text}" if text else name for name, text in names.items())
         print(f"{name}:", *lines, sep="\n  ")
 

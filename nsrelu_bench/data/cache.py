@@ -25,7 +25,7 @@ from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.files import file_lock, open_regular
 
 #: The last number goes up by one when the format, or the decoding, changes.
-FORMAT = b"nsrelu-bench images 2\n"
+CACHE_FORMAT = b"nsrelu-bench images 2\n"
 MAX_HEADER_BYTES = 1 << 16
 MAX_ENTRY_BYTES = 1 << 40
 
@@ -181,7 +181,7 @@ def _pack(stamp: str, parts: Parts) -> list[bytes | memoryview]:
     digest = sha256(header)
     for array in arrays:
         digest.update(array.data)
-    return [FORMAT, digest.hexdigest().encode() + b"\n", header, *(a.data for a in arrays)]
+    return [CACHE_FORMAT, digest.hexdigest().encode() + b"\n", header, *(a.data for a in arrays)]
 
 
 def _unpack(file: BinaryIO, stamp: str) -> Parts:
@@ -190,7 +190,7 @@ def _unpack(file: BinaryIO, stamp: str) -> Parts:
     Raises:
         ValueError: It is damaged, or has another stamp. Other damage raises other errors.
     """
-    if file.readline(len(FORMAT)) != FORMAT:
+    if file.readline(len(CACHE_FORMAT)) != CACHE_FORMAT:
         raise ValueError("another format")
     expected, line = file.readline(65).strip().decode(), file.readline(MAX_HEADER_BYTES)
     header = json.loads(line)

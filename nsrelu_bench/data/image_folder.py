@@ -26,14 +26,14 @@ File = tuple[str, os.stat_result]
 #: File names that count as images, as for torchvision's ImageFolder, and the formats that are
 #: decoded: no other one, whatever the name. Pillow would start Ghostscript for an EPS file.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 
 LAYOUT = "a folder of images needs train/<class>/ and test/<class>/"
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 #: Images that a thread decodes at a time: many are small, and a task costs more than one of them.
-CHUNK = 256
+IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ def _decode(folder: ImageFolder) -> Parts:
     paths = [path for part in folder.paths.values() for path in itertools.chain(*part)]
     pool = ThreadPoolExecutor()
     try:
-        starts = range(0, len(paths), CHUNK)
-        chunks = pool.map(_pixels, [paths[start : start + CHUNK] for start in starts])
+        starts = range(0, len(paths), IMAGES_AT_ONCE)
+        chunks = pool.map(_pixels, [paths[start : start + IMAGES_AT_ONCE] for start in starts])
         whole = _stack(paths, itertools.chain.from_iterable(chunks))
     finally:
         pool.shutdown(cancel_futures=True)  # after a mistake the others are in vain
@@ -210,7 +210,7 @@ def _decode_image(path: str) -> Pixels:
     from PIL import UnidentifiedImageError
 
     try:
-        with open_regular(Path(path)) as file, Pillow.open(file, formats=FORMATS) as image:
+        with open_regular(Path(path)) as file, Pillow.open(file, formats=IMAGE_FORMATS) as image:
             if _is_deep(image):
                 raise BenchError("more than 8 bits per channel")
             if image.mode == "P":  # with transparency, Pillow warns of the direct way
@@ -220,7 +220,7 @@ def _decode_image(path: str) -> Pixels:
                 pixels = np.asarray(image.convert("L" if gray else "RGB"))
     except UnidentifiedImageError as error:
         raise BenchError(
-            f"{path}: is not an image in one of the formats {', '.join(FORMATS)};"
+            f"{path}: is not an image in one of the formats {', '.join(IMAGE_FORMATS)};"
             " replace it or take it out"
         ) from error
     except Exception as error:  # a damaged file raises anything

@@ -16,7 +16,7 @@ from nsrelu_bench.data.dataset import Dataset, Parts, from_parts
 from nsrelu_bench.errors import BenchError, describe_error
 from nsrelu_bench.plugins import load_plugin
 
-PARTS = ("train", "val", "test")
+SPLIT_NAMES = ("train", "val", "test")
 
 
 def load_own(name: str, data_dir: Path) -> Dataset:
@@ -31,7 +31,7 @@ def load_own(name: str, data_dir: Path) -> Dataset:
         found = load(data_dir)
     except Exception as error:
         raise BenchError(f"dataset: {name} failed: {describe_error(error)}") from error
-    if not isinstance(found, Mapping) or not {"train", "test"} <= set(found) <= set(PARTS):
+    if not isinstance(found, Mapping) or not {"train", "test"} <= set(found) <= set(SPLIT_NAMES):
         got = list(found) if isinstance(found, Mapping) else type(found).__name__
         raise BenchError(
             f"dataset: {name} must return a dict with train, test and perhaps val, got {got}"

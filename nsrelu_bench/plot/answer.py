@@ -22,7 +22,7 @@ def answer(comparison: Comparison) -> str:
     parts = []
     for word in dict.fromkeys(sorted(words, key=_strength)):
         names = list(rows.loc[words == word, "group"])
-        listed = f" ({', '.join(names)})" if word in SHOWN and len(names) <= MAX_NAMED else ""
+        listed = f" ({', '.join(names)})" if word in DIFFERENCES and len(names) <= MAX_NAMED else ""
         parts.append(f"{word} in {len(names)}{listed}")
     several = len(rows) > 1
     return (
@@ -32,14 +32,14 @@ def answer(comparison: Comparison) -> str:
 
 
 #: Words for a difference, and how many groups a sentence names.
-SHOWN = ("higher", "lower")
+DIFFERENCES = ("higher", "lower")
 MAX_NAMED = 4
 
 
 def split_verdicts(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
     """Return the verdicts that show some difference, and the others."""
     parts = _of_others(comparison).groupby(["section", "group"], sort=False)
-    differs = [part["verdict"].str.startswith(SHOWN).any() for _, part in parts]
+    differs = [part["verdict"].str.startswith(DIFFERENCES).any() for _, part in parts]
     shown, others = list[Verdict](), list[Verdict]()
     for verdict, differ in zip(verdict_clauses(comparison), differs, strict=True):
         (shown if differ else others).append(verdict)
@@ -52,7 +52,11 @@ def _of_others(comparison: Comparison) -> pd.DataFrame:
 
 
 def _strength(word: str) -> int:
-    return SHOWN.index(word) if word in SHOWN else len(SHOWN) + word.startswith("not")
+    return (
+        DIFFERENCES.index(word)
+        if word in DIFFERENCES
+        else len(DIFFERENCES) + word.startswith("not")
+    )
 
 
 def _enumerate(parts: list[str]) -> str:

@@ -35,7 +35,7 @@ from nsrelu_bench.records import ENVIRONMENT, Results
 logger = logging.getLogger(__name__)
 
 #: Each format's metadata; a date would make the bytes differ from run to run.
-FORMATS: dict[str, dict[str, Any]] = {
+IMAGE_FILES: dict[str, dict[str, Any]] = {
     "png": {},
     "svg": {"Date": None},
     "pdf": {"CreationDate": None},
@@ -105,7 +105,7 @@ def draw_all(
         frames: What `nsrelu_bench.load` returns.
         out_dir: A folder; created if needed.
         kinds: Keys of `FIGURES`; None for all.
-        formats: Keys of `FORMATS`. The bytes of an SVG or PDF depend on the data alone.
+        formats: Keys of `IMAGE_FILES`. The bytes of an SVG or PDF depend on the data alone.
         style: A key of `STYLES`.
         metric: One or several metrics to draw in place of a figure's own.
         tell: Is given one line for each figure that there is no data for.
@@ -125,7 +125,7 @@ def draw_all(
         raise UsageError(f"x is for the figure line, got {', '.join(plans)}")
     metrics = [metric] if isinstance(metric, str) else list(metric or ())
     for fmt in formats:
-        lookup(FORMATS, fmt, "format")
+        lookup(IMAGE_FILES, fmt, "format")
     lookup(STYLES, style, "style")
     sections = group_results(frames, where=where, by=by, baseline=baseline, x=x)
     for name in metrics:
@@ -163,7 +163,7 @@ def _save(drawn: Figure, stem: Path, formats: Sequence[str], style: str) -> list
     for path, fmt in zip(paths, formats, strict=True):
         buffer = io.BytesIO()
         with mpl.style.context(["default", RC]):
-            drawn.savefig(buffer, format=fmt, dpi=STYLES[style].dpi, metadata=FORMATS[fmt])
+            drawn.savefig(buffer, format=fmt, dpi=STYLES[style].dpi, metadata=IMAGE_FILES[fmt])
         with wrap_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, buffer.getvalue(), durable=False)
@@ -179,7 +179,7 @@ def to_svg(spec: FigureSpec, prefix: str, style: str = "paper") -> str:
     buffer = io.StringIO()
     with mpl.style.context(["default", RC]):
         drawn = figure(spec, style)
-        drawn.savefig(buffer, format="svg", metadata=FORMATS["svg"])
+        drawn.savefig(buffer, format="svg", metadata=IMAGE_FILES["svg"])
     # Twice its width on paper at most: letters larger than the page's own help nobody.
     head = f'<svg style="max-width: {2 * 72 * drawn.get_figwidth():.0f}px"'
     text = buffer.getvalue()

@@ -7,7 +7,7 @@ from pathlib import Path
 from nsrelu_bench.config import parse_settings, run_config
 from nsrelu_bench.errors import UsageError, error_reason
 from nsrelu_bench.files import read_bytes
-from nsrelu_bench.records.schema import NUMBER
+from nsrelu_bench.records.schema import CELL
 
 
 def find_corruption(path: Path) -> str:
@@ -65,6 +65,6 @@ def _row_problem(row: list[str], header: list[str]) -> str:
     if len(row) != len(header):
         return f"has {len(row)} cells, the header has {len(header)}"
     for column, cell in zip(header, row, strict=True):
-        if column != "layer" and not NUMBER.fullmatch(cell):
+        if column != "layer" and not CELL.fullmatch(cell):
             return f"has {cell[:40]!r} as {column}, which is not a number"
     return ""

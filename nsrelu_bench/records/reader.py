@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Tables = dict[str, pd.DataFrame]
 
 #: The CSV files that `load` reads; runs of older versions have no quantiles.csv.
-FILES = ("metrics.csv", "layers.csv", "quantiles.csv")
+FRAME_FILES = ("metrics.csv", "layers.csv", "quantiles.csv")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     left_out = {folder.resolve() for folder in without}
     for folder in (folders[place] for place in folders if place not in left_out):
         try:
-            row = read_run(folder, FILES)
+            row = read_run(folder, FRAME_FILES)
             tables.append(_read_tables(folder) if row["state"] in DONE else {})
         except OSError as error:
             row = unreadable_run(folder, error)
@@ -82,7 +82,7 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     runs = with_plain_types(runs_frame(rows).drop(columns="fingerprint", errors="ignore"))
     runs = merge_places(runs.assign(number=range(len(runs))))
     chosen = [tables[number] for number in runs.pop("number")]
-    metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FILES)
+    metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FRAME_FILES)
     return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 
 
@@ -128,7 +128,7 @@ def _read_tables(folder: Path) -> "Tables":
     import pandas as pd
 
     tables = {}
-    for name in FILES:
+    for name in FRAME_FILES:
         if (folder / name).exists():
             text = io.StringIO(read_bytes(folder / name).decode())
             table = pd.read_csv(text, dtype={"layer": "str"}, keep_default_na=False, na_values=[""])

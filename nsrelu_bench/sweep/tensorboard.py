@@ -52,11 +52,11 @@ class _Log:
             old.unlink()
         self.folder = folder
         self.writer = SummaryWriter(str(folder))
-        self.written = dict.fromkeys(FILES, 0)
+        self.written = dict.fromkeys(LOGGED_FILES, 0)
 
     def update(self) -> None:
         """Write the rows that have come since the last time."""
-        for name in FILES:
+        for name in LOGGED_FILES:
             rows = _read(self.folder / name)
             for row in rows[self.written[name] :]:
                 epoch, layer = int(row.pop("epoch")), row.pop("layer", None)
@@ -82,4 +82,4 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 EVENT_FILES = "events.out.tfevents.*"
-FILES = ("metrics.csv", "layers.csv")
+LOGGED_FILES = ("metrics.csv", "layers.csv")

@@ -30,7 +30,7 @@ LEAK = 0.1
 SIZES = tuple(2**exponent for exponent in (8, 12, 16, 20, 24))
 ROUNDS = 7
 ROUND_S = 0.03  # of one form in a round, at least one pass
-UNITS = 128  # per example, or the largest divisor of it that fits
+UNITS_PER_EXAMPLE = 128  # per example, or the largest divisor of it that fits
 MIB = 2**20
 
 
@@ -140,7 +140,7 @@ def _compile(tell: Callable[[str], object] | None) -> dict[str, Form]:
     torch.compiler.reset()  # or the sizes before would make this one a dynamic shape
     probe, compiled = torch.ones(8, requires_grad=True), {}
     for name, form in FORMS.items():
-        if name in IN_PLACE:
+        if name in FORMS_IN_PLACE:
             continue
         try:
             y = torch.compile(form, fullgraph=True, backend="aot_eager")(probe)
@@ -157,11 +157,11 @@ def _measure(
     forms: dict[str, Form], size: int, dtype: torch.dtype, device: str, compiled: bool, rounds: int
 ) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
-    shape = (-1, math.gcd(size, UNITS))  # gates look at the units of a batch
+    shape = (-1, math.gcd(size, UNITS_PER_EXAMPLE))  # gates look at the units of a batch
     x = torch.randn(size, generator=generator).view(shape).to(device, dtype).requires_grad_()
     grad = torch.randn(size, generator=generator).view(shape).to(device, dtype)
     passes: dict[str, Callable[[], object]] = {
-        name: partial(_in_place_pass if name in IN_PLACE else _pass, form, x, grad)
+        name: partial(_in_place_pass if name in FORMS_IN_PLACE else _pass, form, x, grad)
         for name, form in forms.items()
     }
     target = torch.empty_like(grad)
@@ -308,7 +308,7 @@ def save_ops(rows: Sequence[Row], folder: Path) -> list[Path]:
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, ((device, dtype, compiled), block) in zip(panels, groups, strict=True):
         for form, line in block.groupby("form", sort=False):
-            dash = ":" if form in IN_PLACE else "-"
+            dash = ":" if form in FORMS_IN_PLACE else "-"
             axes.plot(line["size"], line["vs_relu"], dash, marker="o", ms=3, label=form)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
@@ -345,4 +345,4 @@ FORMS: dict[str, Form] = {
     "up in place": lambda x: nsrelu_(x, LEAK, "up"),
     "rescue in place": lambda x: nsrelu_(x, LEAK, "rescue", -1),
 }
-IN_PLACE = tuple(name for name in FORMS if name.endswith("in place"))
+FORMS_IN_PLACE = tuple(name for name in FORMS if name.endswith("in place"))

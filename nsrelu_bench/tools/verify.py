@@ -33,7 +33,7 @@ Make = Callable[[float], nn.Module]
 Case = Callable[[Make], str]
 
 LEAKS = (0.0, 0.01, 0.1, 1.0)
-IN_PLACE = "native in place"
+NATIVE_IN_PLACE = "native in place"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run_checks(*, compiled: bool = True) -> list[Check]:
     The first use of the compiler takes most of the time, about 20 s on one core.
     """
     makes: dict[str, Make] = {impl: partial(NSReLU, impl=impl) for impl in IMPLS}
-    makes[IN_PLACE] = lambda leak: nn.Sequential(Clone(), NSReLU(leak, inplace=True))
+    makes[NATIVE_IN_PLACE] = lambda leak: nn.Sequential(Clone(), NSReLU(leak, inplace=True))
     cases = [case for case in CASES if compiled or case != "torch.compile"]
     return [_check(impl, make, case) for impl, make in makes.items() for case in cases]
 

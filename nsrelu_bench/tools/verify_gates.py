@@ -1,7 +1,7 @@
 """Every gate of NSReLU, held against its definition.
 
 The definition is written here once more, in NumPy, and shares nothing with `activations`. What a
-gate can't do, and says so, is in `DOCUMENTED`.
+gate can't do, and says so, is in `GATE_DIFFERENCES`.
 """
 
 import copy
@@ -20,7 +20,7 @@ from nsrelu_bench.tools import verify
 from nsrelu_bench.tools.exactness import hold, hold_that, normal, relu_value, subnormals
 from nsrelu_bench.tools.verify import Check
 
-LEAKS = (0.01, 0.1, 1.0)
+GATE_LEAKS = (0.01, 0.1, 1.0)
 
 # Raises AssertionError if the gate is not as it should be; returns a remark, mostly empty.
 GateCase = Callable[[str], str]
@@ -28,13 +28,13 @@ GateCase = Callable[[str], str]
 
 def run_gate_checks(*, compiled: bool = True) -> list[Check]:
     """Check every gate in every case; without `compiled`, not under torch.compile."""
-    cases = [case for case in CASES if compiled or case != "torch.compile"]
+    cases = [case for case in GATE_CASES if compiled or case != "torch.compile"]
     gates = [gate for gate in GATES if gate != "always"]
     return [_check(gate, case) for gate in gates for case in cases]
 
 
 def _check(gate: str, case: str) -> Check:
-    reason, behaves = DOCUMENTED.get(case, ("", CASES[case]))
+    reason, behaves = GATE_DIFFERENCES.get(case, ("", GATE_CASES[case]))
     return verify.outcome(gate, case, reason, partial(behaves, gate))
 
 
@@ -82,7 +82,7 @@ def _batch(shape: tuple[int, ...] = (50, 20), axis: int = -1) -> Tensor:
 
 
 def _gradients(gate: str) -> str:
-    for leak in LEAKS:
+    for leak in GATE_LEAKS:
         _hold(_module(gate, leak), _batch(), leak, gate)
         _hold(_module(gate, leak), _batch((2, 50, 20)), leak, gate)
     return ""
@@ -106,7 +106,7 @@ def _dtype(dtype: torch.dtype, gate: str) -> str:
     largest = torch.finfo(dtype).max
     x = torch.cat([_batch(), torch.zeros(2, 20)]).to(dtype)
     x[-2:, 1:] = torch.tensor([[-largest], [largest]], dtype=dtype)
-    for leak in LEAKS:
+    for leak in GATE_LEAKS:
         _hold(_module(gate, leak), x, leak, gate)
     return ""
 
@@ -136,7 +136,7 @@ def _empty(gate: str) -> str:
 
 
 def _in_place(gate: str) -> str:
-    for leak in LEAKS:
+    for leak in GATE_LEAKS:
         _hold(
             nn.Sequential(verify.Clone(), _module(gate, leak, inplace=True)), _batch(), leak, gate
         )
@@ -158,7 +158,7 @@ def _other_forms(gate: str) -> str:
 
 
 def _double_backward(gate: str) -> str:
-    for leak in LEAKS:
+    for leak in GATE_LEAKS:
         x = _batch().double().requires_grad_()
         weight = normal((50, 20), torch.float64, seed=2).requires_grad_()
         loss = (_module(gate, leak)(x) * weight).sum()
@@ -249,7 +249,7 @@ def _saved_memory(gate: str) -> str:
     return verify.saved_memory(lambda _: _module(gate, axis=0))
 
 
-CASES: dict[str, GateCase] = {
+GATE_CASES: dict[str, GateCase] = {
     "gradients": _gradients,
     "batch of one": _batch_of_one,
     "0": partial(_points, lambda _: [0.0]),
@@ -274,7 +274,7 @@ CASES: dict[str, GateCase] = {
     "saved memory": _saved_memory,
 }
 
-DOCUMENTED: dict[str, tuple[str, GateCase]] = {
+GATE_DIFFERENCES: dict[str, tuple[str, GateCase]] = {
     "torch.func.jvp": (
         "refused in one line: a gate reads the sign of the gradient, and a tangent has none",
         _forward_mode_is_refused,

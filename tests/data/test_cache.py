@@ -62,7 +62,7 @@ def test_an_entry_is_found_by_source_and_stamp(folder: Path) -> None:
 
 def test_an_entry_of_another_version_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     cached("it", "1", make)
-    monkeypatch.setattr(cache, "FORMAT", b"nsrelu-bench images 3\n")
+    monkeypatch.setattr(cache, "CACHE_FORMAT", b"nsrelu-bench images 3\n")
     assert same(cached("it", "1", lambda: make(2)), 2)
 
 
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_leaves_no_file(monkeypatch: pytest.MonkeyPatch, fol
 def fake(shapes: dict[str, list[int]], content: bytes, stamp: str = "1") -> bytes:
     """An entry with the right digest, whatever it holds."""
     signed = json.dumps({"stamp": stamp, "shapes": shapes}).encode() + b"\n" + content
-    return cache.FORMAT + sha256(signed).hexdigest().encode() + b"\n" + signed
+    return cache.CACHE_FORMAT + sha256(signed).hexdigest().encode() + b"\n" + signed
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def fake(shapes: dict[str, list[int]], content: bytes, stamp: str = "1") -> byte
     [
         b"",
         pickle.dumps(print),
-        cache.FORMAT,
-        cache.FORMAT + b"[" * 10**5,
+        cache.CACHE_FORMAT,
+        cache.CACHE_FORMAT + b"[" * 10**5,
         fake({"train": [10**6, 3, 10**3, 10**3]}, b""),
         fake({"train": [-1, 3, -8, 8]}, bytes(200)),
         fake({"train": [1, 1, 2, 2]}, bytes(12)),

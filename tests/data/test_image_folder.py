@@ -16,7 +16,7 @@ from PIL import Image
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import Dataset, cache, data_digest, image_folder, load_dataset, loading
 from nsrelu_bench.data.dataset import Parts
-from nsrelu_bench.data.image_folder import FORMATS, SUFFIXES, read_folder, scan_folder
+from nsrelu_bench.data.image_folder import IMAGE_FORMATS, SUFFIXES, read_folder, scan_folder
 from nsrelu_bench.errors import BenchError
 
 Pixels = npt.NDArray[np.uint8]
@@ -410,4 +410,4 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
 def test_the_formats_are_those_of_the_file_names() -> None:
     Image.init()
     named = {Image.EXTENSION[suffix] for suffix in SUFFIXES}
-    assert named == set(FORMATS)
+    assert named == set(IMAGE_FORMATS)

@@ -12,7 +12,14 @@ from nsrelu_bench.activations import DTYPES, IMPLS, nsrelu
 from nsrelu_bench.config import GATES
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.tools import op_benchmark as ops
-from nsrelu_bench.tools.op_benchmark import FORMS, IN_PLACE, Row, format_ops, run_ops, save_ops
+from nsrelu_bench.tools.op_benchmark import (
+    FORMS,
+    FORMS_IN_PLACE,
+    Row,
+    format_ops,
+    run_ops,
+    save_ops,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +62,7 @@ def test_what_is_measured_is_nsrelu(name):
 
 def test_every_implementation_and_its_rivals_are_measured():
     gates = set(GATES) - {"always"}
-    assert {*IMPLS, *gates, "relu", "leaky_relu", "forum", *IN_PLACE} <= FORMS.keys()
+    assert {*IMPLS, *gates, "relu", "leaky_relu", "forum", *FORMS_IN_PLACE} <= FORMS.keys()
 
 
 def test_every_form_has_a_row_for_every_size_and_type(rows):
@@ -138,7 +145,7 @@ def test_compiled_forms_are_measured_or_say_why_not(monkeypatch):
     rows = run_ops([8], compiled=True, rounds=2, tell=told.append)
     compiled = [row.form for row in rows if row.compiled]
     assert set(IMPLS) < set(compiled)
-    assert not set(IN_PLACE) & set(compiled)
+    assert not set(FORMS_IN_PLACE) & set(compiled)
     assert "broken" not in compiled
     assert [line for line in told if line.startswith("broken can't be compiled: ")]
 

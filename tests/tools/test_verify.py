@@ -7,7 +7,14 @@ from torch.autograd.function import once_differentiable
 from nsrelu_bench.activations.functional import IMPLS, nsrelu_
 from nsrelu_bench.activations.modules import NSReLU
 from nsrelu_bench.tools import verify as check
-from nsrelu_bench.tools.verify import CASES, DOCUMENTED, IN_PLACE, Check, format_checks, run_checks
+from nsrelu_bench.tools.verify import (
+    CASES,
+    DOCUMENTED,
+    NATIVE_IN_PLACE,
+    Check,
+    format_checks,
+    run_checks,
+)
 
 NATIVE = IMPLS["native"]
 
@@ -32,12 +39,12 @@ def outcomes(name, function, monkeypatch, cases):
 
 
 def test_every_implementation_is_checked_in_every_case(checks):
-    expected = [(impl, case) for impl in (*IMPLS, IN_PLACE) for case in CASES]
+    expected = [(impl, case) for impl in (*IMPLS, NATIVE_IN_PLACE) for case in CASES]
     assert [(check.impl, check.case) for check in checks] == expected
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("impl", [*IMPLS, IN_PLACE])
+@pytest.mark.parametrize("impl", [*IMPLS, NATIVE_IN_PLACE])
 def test_every_implementation_agrees_or_is_documented_not_to(checks, impl, case):
     (result,) = [check for check in checks if (check.impl, check.case) == (impl, case)]
     expected = "documented" if (impl, case) in DOCUMENTED else "agrees"

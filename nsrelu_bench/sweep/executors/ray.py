@@ -29,7 +29,7 @@ from nsrelu_bench.sweep.executors.ray_connection import connected, reach
 from nsrelu_bench.sweep.scheduler import POLL_S, Executor, Lost
 
 #: Seconds that a task may take to end by itself before its process is killed, and then to be gone.
-GRACE_S = 1.5
+CANCEL_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class RayExecutor(Executor):
                 if left:
                     for task in tasks:
                         self._ray.cancel(task.stream, force=force)
-                    left = self._ray.wait(left, num_returns=len(left), timeout=GRACE_S)[1]
+                    left = self._ray.wait(left, num_returns=len(left), timeout=CANCEL_S)[1]
             for task in tasks:
                 self._forget(task)
 

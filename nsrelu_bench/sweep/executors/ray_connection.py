@@ -20,7 +20,7 @@ from nsrelu_bench.machine import available_cores
 CONNECT_S = 5.0
 
 #: What Ray is told by its environment; what the user has set stays.
-SETTINGS = {
+RAY_VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # to connect: one takes up to 40 s, and Ray's own is 20
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns of what it will do some day
@@ -60,7 +60,7 @@ def reach(address: str) -> bool:
 @contextmanager
 def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
     """Import Ray, and connect to a cluster or start a Ray of this process' own."""
-    for name, value in SETTINGS.items():
+    for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     if loopback:
         # Or Ray takes the address of another interface in its place.
