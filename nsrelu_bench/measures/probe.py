@@ -1,13 +1,14 @@
 """The probe: hooks that measure a model's activation sites while it is open."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -62,7 +63,7 @@ class _Record:
         self.extra: GradientSums[ExtraSums] = GradientSums()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Visit:
     """What is seen at one site in the pass that runs."""
 
@@ -82,7 +83,8 @@ class _Pass:
 
     tracker: OriginTracker | None  # None: all layouts are known
     visits: dict[_Key, _Visit] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: dict[str, int] = field(default_factory=dict)  # by the name of the module
+    last: dict[str, _Visit] = field(default_factory=dict)
     feeding: set[Layer] = field(default_factory=set)  # layers that feed a site already
     depth: int = 1  # of calls of the model by itself
 
@@ -136,6 +138,7 @@ class ActivationProbe:
         self._model = uncompiled(model)
         self._modules = find_sites(self._model, ACTIVATIONS if sites is None else sites)
         self._wanted = check_measures(measures, SITE_MEASURES)
+        self._watches_inputs = bool(self._wanted & (PRE_GRADIENT_MEASURES | EXTRA_MEASURES))
         self._unit_axis = check_unit_axis(unit_axis, self._modules)
         self._records: dict[_Key, _Record] = {}
         self._layouts: dict[_Key, Layout] = {}
@@ -144,6 +147,7 @@ class ActivationProbe:
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._watched: set[nn.Parameter] = set()
         self._hooks: ExitStack | None = None
+        self._following = ExitStack()
 
     def __enter__(self) -> Self:
         if self._hooks is not None:
@@ -196,9 +200,6 @@ class ActivationProbe:
 
     def _register(self) -> None:
         self._keep(self._model.register_forward_pre_hook(self._begin))
-        for module in self._model.modules():
-            if isinstance(module, MODULES):
-                self._keep(module.register_forward_hook(self._after_layer))
         for name, module in self._modules.items():
             before, after = partial(self._before, name), partial(self._after, name)
             self._keep(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -217,9 +218,7 @@ class ActivationProbe:
         if self._pass is not None:
             self._pass.depth += 1
             return
-        self._pass = _Pass(OriginTracker(self._model) if self._unseen else None)
-        if self._pass.tracker:
-            self._pass.tracker.__enter__()  # type: ignore[no-untyped-call]
+        self._pass = _Pass(self._following.enter_context(self._follow()) if self._unseen else None)
 
     def _end(self, *_: object) -> None:
         """Add the pass, which went well, to those before."""
@@ -246,13 +245,19 @@ class ActivationProbe:
                 self._leave()
 
     def _leave(self) -> None:
-        if self._pass is not None and self._pass.tracker:
-            self._pass.tracker.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._following.close()
         self._pass = None
 
-    def _after_layer(self, module: nn.Module, inputs: object, output: object) -> None:
-        if self._pass is not None and self._pass.tracker:
-            self._pass.tracker.add_module(module, inputs, output)
+    @contextmanager
+    def _follow(self) -> Iterator[OriginTracker]:
+        """Follow the tensors of a pass from layer to site."""
+        tracker = OriginTracker(self._model)
+        with ExitStack() as hooks:
+            for module in self._model.modules():
+                if isinstance(module, MODULES):
+                    hooks.callback(module.register_forward_hook(tracker.add_module).remove)
+            with tracker:
+                yield tracker
 
     # A site -----------------------------------------------------------------------------------
 
@@ -260,16 +265,17 @@ class ActivationProbe:
         """Look at the input before the activation can overwrite it."""
         if self._pass is None:
             return
-        pre = first_tensor((*args, *kwargs.values()), name)
-        if is_batched(pre):
+        whole = args[0] if args else None
+        pre = whole if isinstance(whole, Tensor) else first_tensor((*args, *kwargs.values()), name)
+        if torch._C._functorch.maybe_current_level() is not None and is_batched(pre):
             raise BenchError(f"site {name!r} runs under vmap, which hides its values from a probe")
-        self._pass.calls[name] += 1
-        key = name, self._pass.calls[name]
+        call = self._pass.calls[name] = self._pass.calls.get(name, 0) + 1
+        key = name, call
         layout = self._find_layout(key, module, pre)
         record = self._records.get(key) or _Record(self._wanted, self.POOLED)
         visit = _Visit(layout, record, record.pre.gather(units_second(pre, layout.pre)))
-        self._pass.visits[key] = visit
-        if pre.requires_grad and self._wanted & (PRE_GRADIENT_MEASURES | EXTRA_MEASURES):
+        self._pass.visits[key] = self._pass.last[name] = visit
+        if self._watches_inputs and pre.requires_grad:
             self._watch_input(visit, module, pre)
 
     def _watch_input(self, visit: _Visit, module: nn.Module, pre: Tensor) -> None:
@@ -312,13 +318,13 @@ class ActivationProbe:
     def _after(self, name: str, module: nn.Module, _: object, output: object) -> None:
         if self._pass is None:
             return
-        key = name, self._pass.calls[name]
-        visit = self._pass.visits[key]
+        visit = self._pass.last[name]
         if visit.view:
             visit.view.watch()
             visit.view = None
-        post = first_tensor(output, name)
+        post = output if isinstance(output, Tensor) else first_tensor(output, name)
         if visit.layout.post is None:
+            key = name, self._pass.calls[name]
             visit.layout.post = self._find_post_axes(key, module, visit.layout, post)
         visit.post = visit.record.post.gather(units_second(post, visit.layout.post))
         if visit.call and post.requires_grad:
@@ -331,9 +337,10 @@ class ActivationProbe:
         name, _ = key
         tracker = self._pass.tracker if self._pass else None
         if tracker is None:
-            of_module = (layout for (other, _), layout in self._layouts.items() if other == name)
-            known = self._layouts.get(key) or next(of_module, None)
-            if known and known.dims == pre.dim():
+            known = self._layouts.get(key)
+            if known is None:
+                known = next((one for (n, _), one in self._layouts.items() if n == name), None)
+            if known is not None and known.dims == pre.dim():
                 return known
         origin = tracker.origin(pre) if tracker else Origin()
         axes = find_axes(name, pre, self._asked_axes(key, module), origin.axes)

@@ -22,17 +22,18 @@ class RunningSums(Generic[S]):
 
     Args:
         update: Gathers the sums of values (N, U, ...).
-        pooled: Values of batches up to this size are pooled, four times as many at most.
+        pooled: Values of batches up to this size are pooled, eight times as many at most.
     """
 
     def __init__(self, update: Callable[[Tensor], S], pooled: int) -> None:
         self._update, self._pooled = update, pooled
         self._waiting: list[Tensor] = []
+        self._count = 0  # of values that wait
         self._sums: S | None = None
 
     def gather(self, values: Tensor) -> Tensor | S:
         """Return what `add` takes of a batch: its sums, or if it is small a copy of it."""
-        if 0 < values.numel() <= self._pooled and values.device.type == "cpu":
+        if 0 < values.numel() <= self._pooled and values.is_cpu:
             return values.detach().clone()
         return self._update(values)
 
@@ -44,7 +45,8 @@ class RunningSums(Generic[S]):
         if self._waiting and self._waiting[0].shape[1:] != gathered.shape[1:]:
             self._flush()
         self._waiting.append(gathered)
-        if sum(values.numel() for values in self._waiting) >= 4 * self._pooled:
+        self._count += gathered.numel()
+        if self._count >= 8 * self._pooled:
             self._flush()
 
     @property
@@ -56,7 +58,7 @@ class RunningSums(Generic[S]):
     def _flush(self) -> None:
         if self._waiting:
             self._join(self._update(torch.cat(self._waiting)))
-            self._waiting = []
+            self._waiting, self._count = [], 0
 
     def _join(self, sums: S) -> None:
         self._sums = sums if self._sums is None else self._sums + sums

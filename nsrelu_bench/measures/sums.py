@@ -18,9 +18,11 @@ from torch import Tensor
 
 from nsrelu_bench.errors import UsageError
 
-# Elements worked on at a time: their temporaries stay in the cache and off the page table, which
-# makes the sums over a convolution's output several times faster.
+# Elements worked on at a time, with room for one result of that size: it stays in the cache and off
+# the page table, which makes the sums over a convolution's output several times faster.
 PIECE = 2**18
+# On a GPU only to bound the memory of the temporaries.
+DEVICE_PIECE = 2**24
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class ParameterSums(Sums):
 
 def pre_update(pre: Tensor) -> PreSums:
     """Gather the sums of one batch of `pre`, shaped (N, U) or (N, U, ...)."""
-    return reduce(add, map(_pre_piece, _pieces(pre)))
+    return reduce(add, (_pre_piece(*piece) for piece in _pieces(pre)))
 
 
 def post_update(post: Tensor, gram: bool = True, response: bool = True) -> PostSums:
@@ -131,12 +133,12 @@ def post_update(post: Tensor, gram: bool = True, response: bool = True) -> PostS
     With `gram=False` the Gram matrix is left out, and with it the effective rank; with
     `response=False` all that needs more than counts of zeros.
     """
-    return reduce(add, (_post_piece(piece, gram, response) for piece in _pieces(post)))
+    return reduce(add, (_post_piece(*piece, gram, response) for piece in _pieces(post)))
 
 
 def grad_update(gradient: Tensor) -> GradSums:
     """Gather the sums of one batch of the loss gradient at `pre`, (N, U) or (N, U, ...)."""
-    return reduce(add, map(_grad_piece, _pieces(gradient)))
+    return reduce(add, (_grad_piece(*piece) for piece in _pieces(gradient)))
 
 
 def extra_update(gradient: Tensor, true_gradient: Tensor) -> ExtraSums:
@@ -194,8 +196,8 @@ def treves_rolls(total: Tensor, square: Tensor, n: int) -> Tensor:
     return ((1 - total.square() / (n * square)) / (1 - 1 / n)).clamp(0, 1)
 
 
-def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """Cut values into pieces of shape (n, U, positions).
+def _pieces(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut values into pieces of shape (n, U, positions), each with room for results of its shape.
 
     Raises:
         UsageError: There are no values.
@@ -205,14 +207,17 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
     x = values.detach().reshape(*values.shape[:2], -1)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    rows = max(1, PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
-    yield from torch.split(x, rows)
+    piece = PIECE if x.is_cpu else DEVICE_PIECE
+    rows = max(1, piece // x[0].numel())
+    room = torch.empty_like(x[:rows])
+    for part in torch.split(x, rows):
+        yield part, room[: len(part)]
 
 
-def _pre_piece(x: Tensor) -> PreSums:
+def _pre_piece(x: Tensor, room: Tensor) -> PreSums:
     examples, _, positions = x.shape
     observations, square = examples * positions, square_of(x)
-    nonpositive = _count(torch.le, x)
+    nonpositive = _count(torch.le, x, room)
     highest = None
     if int(nonpositive.max()) == observations:
         submerged = nonpositive == observations
@@ -222,26 +227,40 @@ def _pre_piece(x: Tensor) -> PreSums:
     return PreSums(nonfinite, observations, nonpositive, square, highest)
 
 
-def _post_piece(x: Tensor, gram: bool, response: bool) -> PostSums:
+def _post_piece(x: Tensor, room: Tensor, gram: bool, response: bool) -> PostSums:
     examples, _, positions = x.shape
-    sums = _response_piece(x) if response else None
+    sums = _response_piece(x, room) if response else None
     nonfinite = sums.nonfinite if sums else not all_finite(x)
     rows = (x.mean(2) if positions > 1 else x.squeeze(2)).double() if gram else x
     return PostSums(
         nonfinite=nonfinite,
         observations=examples * positions,
-        zeros=_count(torch.eq, x),
+        zeros=_count(torch.eq, x, room),
         response=sums,
-        gram=rows.T @ rows if gram else None,
+        gram=_gram(rows) if gram else None,
     )
 
 
-def _response_piece(x: Tensor) -> ResponseSums:
-    response, magnitude, nonfinite = _magnitude(x)
-    squares = response.square()
+def _gram(x: Tensor) -> Tensor:
+    """Return x^T x; of many rows only what is on one side of the diagonal is computed."""
+    if len(x) < 512:
+        return x.T @ x
+    gram, start = x.new_empty(x.shape[1], x.shape[1]), 0
+    for part in x.chunk(4, 1):
+        end = start + part.shape[1]
+        torch.mm(part.T, x[:, start:], out=gram[start:end, start:])
+        gram[end:, start:end] = gram[start:end, end:].T
+        start = end
+    return gram
+
+
+def _response_piece(x: Tensor, room: Tensor) -> ResponseSums:
+    response, magnitude, nonfinite = _magnitude(x, room)
+    row = response.sum(1)
+    squares = response.square_()
     row_square = squares.sum(1)
     responds = row_square > 0
-    sparsity = treves_rolls(response.sum(1), row_square, x.shape[1])
+    sparsity = treves_rolls(row, row_square, x.shape[1])
     return ResponseSums(
         nonfinite=nonfinite,
         magnitude=magnitude,
@@ -251,27 +270,27 @@ def _response_piece(x: Tensor) -> ResponseSums:
     )
 
 
-def _grad_piece(x: Tensor) -> GradSums:
-    response, magnitude, nonfinite = _magnitude(x)
-    return GradSums(nonfinite, magnitude, response.square().sum().double())
+def _grad_piece(x: Tensor, room: Tensor) -> GradSums:
+    response, magnitude, nonfinite = _magnitude(x, room)
+    return GradSums(nonfinite, magnitude, response.square_().sum().double())
 
 
-def _magnitude(x: Tensor) -> tuple[Tensor, Tensor, int]:
+def _magnitude(x: Tensor, room: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return abs(x), its sum per unit, and 1 if that is not finite.
 
     In float32 squares overflow above 1e19 and vanish below 1e-23. A network about to diverge, or
     a gradient 50 layers down, has such values; they are returned in float64.
     """
-    response = x.abs()
+    response = torch.abs(x, out=room)
     magnitude = response.sum((0, 2)).double()
     mean = float(magnitude.sum()) / x.numel()
     if 1e-12 < mean < 1e12 or mean == 0 or x.dtype == torch.float64:
         return response, magnitude, not math.isfinite(mean)
-    return _magnitude(x.double())
+    return _magnitude(x.double(), room.double())
 
 
-def _count(compare: Callable[..., Tensor], x: Tensor) -> Tensor:
+def _count(compare: Callable[..., Tensor], x: Tensor, room: Tensor) -> Tensor:
     """Count per unit where `compare(x, 0)`, as floats: summing booleans is ten times slower."""
     # Above 2^24 float32 has no odd whole numbers.
     dtype = torch.float64 if x.shape[0] * x.shape[2] > 2**24 else x.dtype
-    return compare(x, 0, out=torch.empty_like(x)).sum((0, 2), dtype=dtype).long()
+    return compare(x, 0, out=room).sum((0, 2), dtype=dtype).long()

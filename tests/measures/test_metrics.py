@@ -258,6 +258,12 @@ def test_effective_rank_of_given_singular_values():
     assert metrics.effective_rank(post_update(u * s @ v)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("units", [1, 3, 6, 130])
+def test_the_gram_matrix_of_many_examples_is_whole(units):
+    post = torch.randn(600, units, dtype=torch.float64)
+    assert torch.allclose(post_update(post).gram, post.T @ post, rtol=1e-12)
+
+
 @pytest.mark.parametrize("index", [metrics.lifetime_sparsity, metrics.population_sparsity])
 def test_sparsity_in_closed_form(index):
     assert index(post_update(torch.eye(7))) == pytest.approx(1)

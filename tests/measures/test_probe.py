@@ -1,5 +1,6 @@
 """The probe on models of all kinds: what it sees, and that it leaves nothing behind."""
 
+import json
 from collections import OrderedDict
 
 import pytest
@@ -14,6 +15,7 @@ from nsrelu_bench.measures import probe as probe_module
 from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.metrics import MEASURES
 from nsrelu_bench.measures.probe import ActivationProbe
+from nsrelu_bench.measures.sites import GRADIENT_MEASURES, SITE_MEASURES
 
 
 @pytest.fixture(autouse=True)
@@ -402,6 +404,29 @@ def test_small_batches_pooled_give_what_large_ones_do():
     for frame in frames[1:]:
         for row, expected in zip(*(f.to_dict("records") for f in (frame, frames[0])), strict=True):
             same(row, expected)
+
+
+def peak_memory(run, folder) -> int:
+    """The most memory in bytes that a function holds beyond what there was."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        run()
+    profile.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    held = [e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]"]
+    return max(held) - held[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_probe_holds_less_than_one_more_activation(tmp_path, inplace):
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(inplace))
+    images = torch.randn(8, 3, 96, 96)
+    activation = model(images).nbytes
+    expected = peak_memory(lambda: model(images), tmp_path)
+    with ActivationProbe(model, measures=set(SITE_MEASURES) - GRADIENT_MEASURES):
+        model(images)
+        assert peak_memory(lambda: model(images), tmp_path) - expected < activation
 
 
 # Errors -----------------------------------------------------------------------------------
