@@ -216,7 +216,8 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
 
 def find_broken_link(path: Path) -> str:
     """Return which link in a path leads nowhere, and where to; empty where none does."""
-    for place in (path, *path.parents):
-        if place.is_symlink() and not place.exists():
-            return f"{place} is a link to {place.readlink()}, which does not exist"
+    with suppress(OSError):  # of a name that is too long, the system's own reason says more
+        for place in (path, *path.parents):
+            if place.is_symlink() and not place.exists():
+                return f"{place} is a link to {place.readlink()}, which does not exist"
     return ""

@@ -17,7 +17,7 @@ from helpers.command_line import ask
 from helpers.tiny_runs import tiny
 from torch import Tensor, nn
 
-from nsrelu_bench import NSReLU
+from nsrelu_bench import NSReLU, training
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data.dataset import Dataset, Split, moments
 from nsrelu_bench.errors import BenchError, UsageError
@@ -26,7 +26,7 @@ from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.plot.panel_data import means
 from nsrelu_bench.sweep.execution import execute_run
-from nsrelu_bench.training import loop as train
+from nsrelu_bench.training import steps
 from nsrelu_bench.training.loop import Epoch
 
 CLASSES = 4
@@ -50,8 +50,8 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that trains on a made-up data set, and gives the records."""
 
     def run(dataset: Dataset, **settings: Any) -> list[Epoch]:
-        monkeypatch.setattr(train, "load_dataset", lambda _: dataset)
-        return list(train.run(tiny(**({"batch_size": 16} | settings))))
+        monkeypatch.setattr(steps, "load_dataset", lambda _: dataset)
+        return list(training.run(tiny(**({"batch_size": 16} | settings))))
 
     return run
 
@@ -95,7 +95,7 @@ def test_a_hidden_non_finite_weight_is_noticed(value: float) -> None:
 def test_a_run_with_nan_weights_diverged_with_empty_cells(
     trained_on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(train, "load_dataset", lambda _: made_up())
+    monkeypatch.setattr(steps, "load_dataset", lambda _: made_up())
     config = tiny(lr=1e6, act="nsrelu(1)", epochs=3)
     *_, event = execute_run(config, tmp_path / "run")
     assert event.status.state == "diverged"
@@ -103,7 +103,7 @@ def test_a_run_with_nan_weights_diverged_with_empty_cells(
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         *_, last = csv.DictReader(file)
     known = {name for name, cell in last.items() if cell}
-    assert known <= {"epoch", "step", "lr", "task"}
+    assert known <= {"epoch", "step", "lr", "task", "gradient_lost_step"}
     text = (tmp_path / "run" / "metrics.csv").read_text()
     assert "nan" not in text
     assert "inf" not in text
@@ -185,7 +185,7 @@ def test_a_probe_set_larger_than_the_data_is_all_of_it(trained_on: Any) -> None:
 
 def test_a_probe_set_of_no_example_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with pytest.raises(UsageError, match="a probe set needs one label an image, got 0 labels"):
+    with pytest.raises(UsageError, match="a probe set needs one label per image, got 0 labels"):
         measure(model, torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
 
 
