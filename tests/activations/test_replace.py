@@ -1,11 +1,14 @@
+import functools
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import fx, nn
+from torch.ao.nn.intrinsic import qat, quantized
 from torch.nn.functional import relu
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from nsrelu_bench.activations.modules import NSReLU, Surrogate
 from nsrelu_bench.activations.replace import swap_activations
@@ -51,9 +54,21 @@ class Kept(Functional):
         return self.activation(self.linear(self.relu(x)))
 
 
+class Held(Functional):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.relu(x)
+
+
 class Clean(Functional):
     def forward(self, x):
         return self.relu(F.softmax(self.linear(x), dim=1))
+
+
+QCONFIG = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
 
 
 def types(model):
@@ -69,7 +84,7 @@ def test_a_resnet_keeps_weights_and_outputs():
     assert types(swapped).count(nn.ReLU) == 0
     (line,) = lines
     assert line.startswith(
-        "replaced 9 ReLU by NSReLU(leak=0.1, impl='native'): relu, layer1.0.relu"
+        "replaced 9 ReLU by NSReLU(leak=0.1, impl='native', inplace=True): relu, layer1.0.relu"
     )
     assert len({id(m) for m in swapped.modules() if isinstance(m, NSReLU)}) == 9
     assert not any(module.training for module in swapped.modules())
@@ -127,6 +142,11 @@ def test_swapping_back_restores_the_model():
     assert repr(swap_activations(there, NSReLU, nn.ReLU())) == repr(model)
 
 
+def behind_a_relu(module):
+    return nn.Sequential(nn.ReLU(), module)
+
+
+@pytest.mark.filterwarnings("ignore:.*(jit.script|quantized tensor creation):Warning")
 @pytest.mark.parametrize(
     ("make", "call"),
     [
@@ -134,18 +154,28 @@ def test_swapping_back_restores_the_model():
         (Method, "Method: relu_"),
         (Imported, "Imported: relu"),
         (Helped, "Helped: relu"),
-        (Kept, "Kept: relu"),
         (lambda: nn.Sequential(nn.ReLU(), Functional()), "1 (Functional): relu"),
+        (lambda: Held([F.relu, F.gelu]), "Held: relu"),
+        (lambda: Held({"f": functools.partial(F.relu, inplace=True)}), "Held: relu"),
+        (lambda: Held(lambda x: F.relu(x)), "Held: relu"),
+        (lambda: behind_a_relu(nn.RNN(2, 2, nonlinearity="relu")), "1 (RNN): relu"),
         (
-            lambda: nn.Sequential(nn.ReLU(), nn.TransformerEncoderLayer(4, 2)),
-            "1 (TransformerEncoderLayer): relu",
+            lambda: nn.Sequential(nn.ReLU(), nn.RNNCell(2, 2, nonlinearity="relu")),
+            "1 (RNNCell): relu",
         ),
+        (lambda: behind_a_relu(torch.jit.script(nn.ReLU())), "1 (ReLU): relu"),
+        (
+            lambda: nn.Sequential(nn.ReLU(), qat.ConvReLU2d(2, 2, 1, qconfig=QCONFIG)),
+            "1 (ConvReLU2d): relu",
+        ),
+        (lambda: behind_a_relu(quantized.LinearReLU(2, 2)), "1 (LinearReLU): relu"),
+        (lambda: fx.symbolic_trace(Functional()), "GraphModule: relu"),
     ],
 )
 def test_a_functional_call_is_warned_of_by_name(make, call):
     with pytest.warns(UserWarning, match="functional calls are left") as caught:
         swapped = swap_activations(make(), nn.ReLU, NSReLU())
-    (warning,) = caught
+    (warning,) = (one for one in caught if "functional" in str(one.message))
     assert str(warning.message).endswith(f": {call}")
     assert warning.filename == __file__
     assert NSReLU in types(swapped)
@@ -171,3 +201,175 @@ def test_a_model_without_such_a_module_is_an_error():
     assert str(caught.value) == (
         "no ReLU or ELU in Nothing; it has functional calls, which can't be swapped"
     )
+
+
+# What holds an activation in other ways than as a module ----------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_a_transformer_is_swapped_in_evaluation_too(name):
+    # The fast path computes the activation by itself, where it is noted as ReLU or GELU.
+    old = {"relu": nn.ReLU, "gelu": nn.GELU}[name]
+    layers = [
+        nn.TransformerEncoderLayer(8, 2, 16, activation=a, batch_first=True) for a in (name, old())
+    ]
+    for layer in layers:
+        model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 8)
+        swapped = swap_activations(model, old, nn.Tanh())
+        padding = torch.zeros(3, 5, dtype=torch.bool)
+        padding[0, 3:] = True
+        for mask in (None, padding):
+            slow = swapped(x, src_key_padding_mask=mask)[~padding]
+            with torch.no_grad():
+                fast = swapped(x, src_key_padding_mask=mask)[~padding]
+                before = model(x, src_key_padding_mask=mask)[~padding]
+            assert torch.allclose(fast, slow, atol=1e-6)
+            assert not torch.allclose(before, slow, atol=1e-3)
+        back = swap_activations(swapped, nn.Tanh, old())
+        assert [one.activation_relu_or_gelu for one in back.layers] == [
+            one.activation_relu_or_gelu for one in model.layers
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.parametrize("activation", [F.relu, nn.ReLU(), "relu"], ids=str)
+def test_a_whole_transformer_is_swapped(activation):
+    model = nn.Transformer(8, 2, 2, 2, 16, activation=activation, batch_first=True)
+    swapped = swap_activations(model, nn.ReLU, NSReLU(0.1))
+    assert types(swapped).count(NSReLU) == 4
+    seen = []
+    for module in swapped.modules():
+        if isinstance(module, NSReLU):
+            module.register_forward_hook(lambda *_: seen.append(1))
+    swapped(torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    assert len(seen) == 4
+    assert list(swapped.state_dict()) == list(model.state_dict())
+
+
+def test_copying_a_decoder_does_not_change_its_activation():
+    layer, x = (
+        nn.TransformerDecoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True),
+        torch.randn(2, 3, 8),
+    )
+    model = nn.Sequential(nn.ReLU(), layer).eval()
+    model.forward = None
+    swapped = swap_activations(model, nn.ReLU, NSReLU())
+    assert torch.equal(swapped[1](x, x), layer(x, x))
+
+
+def test_a_function_that_is_an_attribute_is_replaced():
+    model = Kept()
+    lines = []
+    swapped = swap_activations(model, nn.ReLU, NSReLU(), report=lines.append)
+    assert type(swapped.activation) is NSReLU
+    assert model.activation is F.relu
+    assert lines == ["replaced 2 ReLU by NSReLU(leak=0.1, impl='native'): relu, activation"]
+    assert not torch.equal(gradient(model), gradient(swapped))
+
+
+def gradient(model):
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, requires_grad=True)
+    model(x).sum().backward()
+    return x.grad
+
+
+HOLDERS = {
+    "list": lambda old: [old, {"a": (old, 1)}],
+    "method": lambda old: old.forward,
+    "partial": lambda old: functools.partial(old.forward),
+    "dict": lambda old: {"x": [old]},
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_a_list_or_a_method_holds_is_replaced(holder, inplace):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.act = nn.Linear(2, 2), nn.ReLU()
+            self.held = HOLDERS[holder](self.act)
+
+        def forward(self, x):
+            value = self.held
+            while not callable(value):
+                value = next(iter(value.values() if isinstance(value, dict) else value))
+            return value(self.linear(x))
+
+    model = Holding()
+    before = gradient(model)
+    swapped = swap_activations(model, nn.ReLU, NSReLU(1.0), inplace=inplace)
+    expected = (torch.ones(4, 2) @ swapped.linear.weight).detach()
+    assert torch.allclose(gradient(swapped), expected)
+    assert not torch.allclose(before, expected)
+    if not inplace:
+        assert torch.equal(gradient(model), before)
+
+
+def test_a_function_that_keeps_an_old_module_is_warned_of():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    relu_ = model[1]
+    model.inner = Held(lambda x: relu_(x))
+    with pytest.warns(UserWarning, match=r"^functions keep old modules: inner.value$"):
+        swap_activations(model, nn.ReLU, NSReLU(), inplace=True)
+
+
+def test_hooks_go_on_and_can_be_removed():
+    model, calls = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), []
+    handles = [
+        model[1].register_forward_hook(lambda *_: calls.append("forward")),
+        model[1].register_forward_pre_hook(lambda *_, **__: calls.append("pre"), with_kwargs=True),
+        model[1].register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    copied = swap_activations(model, nn.ReLU, NSReLU())
+    swap_activations(model, nn.ReLU, NSReLU(), inplace=True)
+    for one in (model, copied):
+        calls.clear()
+        one(torch.randn(3, 2)).sum().backward()
+        assert calls == ["pre", "forward", "backward"]
+    for handle in handles:
+        handle.remove()
+    calls.clear()
+    model(torch.randn(3, 2)).sum().backward()
+    assert not calls
+
+
+class Overwriting(nn.Module):
+    """A block that uses its input behind an activation that has overwritten it."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = x * 1
+        return self.act(y) + y
+
+
+@pytest.mark.parametrize("new", [NSReLU(0.1), nn.LeakyReLU(0.0), nn.ELU(1e-9)])
+def test_inplace_is_handed_on(new):
+    x = torch.randn(5, 4)
+    swapped = swap_activations(Overwriting(), nn.ReLU, new)
+    assert swapped.act.inplace
+    assert torch.allclose(swapped(x), Overwriting()(x), atol=1e-6)
+    assert not new.inplace
+
+
+@pytest.mark.parametrize("new", [Surrogate("relu", "gelu"), nn.Softplus(), NSReLU(impl="function")])
+def test_what_can_not_work_in_place_is_warned_of(new):
+    model = nn.Sequential(nn.ReLU(), Overwriting())
+    with pytest.warns(UserWarning, match=r"no longer overwrite their input, .*: 1\.act$"):
+        swap_activations(model, nn.ReLU, new)
+
+
+def test_traced_models_are_swapped():
+    resnet = torchvision.models.resnet18(num_classes=3).eval()
+    extractor = create_feature_extractor(resnet, ["layer1", "fc"])
+    for model in (fx.symbolic_trace(resnet), extractor):
+        swapped = swap_activations(model, nn.ReLU, NSReLU(0.1))
+        assert types(swapped).count(NSReLU) == types(model).count(nn.ReLU) > 0
+        x = torch.randn(1, 3, 32, 32)
+        found, expected = swapped(x), model(x)
+        assert torch.equal(*((o["fc"] if isinstance(o, dict) else o) for o in (found, expected)))
