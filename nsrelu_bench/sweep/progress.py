@@ -77,7 +77,7 @@ class _View:
         epoch = event.status.epoch or 0
         self.shares[config.run_id] = 1.0 if event.ended else epoch / config.total_epochs
         lost_step = event.metrics.get("gradient_lost_step")
-        if lost_step is not None:
+        if lost_step is not None and self._runs == 1:
             self._announce(config, f"gradient lost at step {lost_step}: {LOST_GRADIENT}")
         if event.elsewhere:
             self._announce(config, "running in another process; waiting for it")
@@ -91,6 +91,8 @@ class _View:
             self._states["done before" if event.kept else event.status.state] += 1
             if self._runs > 1 and not event.kept:
                 outcome = describe_status(event.status, event.metrics)
+                if lost_step is not None:
+                    outcome += f", gradient lost at step {lost_step}"
                 line = f"{describe(config)}: {outcome}  {_format_metrics(event)}"
                 self._print(f"[{len(self.ended)}/{self._runs}] {line}".rstrip())
 

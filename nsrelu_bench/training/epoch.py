@@ -18,6 +18,10 @@ from nsrelu_bench.training.warning import GradientWatch
 
 Row = dict[str, Any]
 
+#: A loss of so many times that of guessing has exploded. Usable networks with large logits have
+#: been seen at 1.2 times, collapsed ones from 35 times on.
+EXPLODED = 10
+
 #: Images per forward pass of an evaluation.
 EVAL_BATCH = 1000
 
@@ -158,7 +162,8 @@ class Monitor:
 
         It has collapsed if, after the first step, its validation accuracy is at most the share of
         the most frequent class, or less than half of the best so far, or if its loss on the probe
-        set, a part of the training split, is at least that of guessing by the shares of classes.
+        set, a part of the training split, is at least ten times that of guessing by the shares of
+        classes.
         """
         if metrics["epoch"] == 0:
             return 0
@@ -170,7 +175,7 @@ class Monitor:
         shares = counts / counts.sum()
         guessing = -(shares * shares.log()).sum().item()
         only_class = len(counts) == 1  # then guessing is right, and there is nothing to learn
-        no_better = accuracy <= chance or metrics["train_loss"] >= guessing
+        no_better = accuracy <= chance or metrics["train_loss"] >= EXPLODED * guessing
         return int(accuracy < best / 2 or (no_better and not only_class))
 
 

@@ -30,7 +30,8 @@ def verdict(monitor: Monitor, task: Task, accuracy: float, loss: float, epoch: i
         (0.9, 0.3, 0),
         (0.3, 2.2, 0),
         (0.05, 2.2, 1),  # no better than the most frequent class
-        (0.3, GUESSING + 0.01, 1),  # a loss no better than guessing
+        (0.8, GUESSING + 0.4, 0),  # large logits, and yet usable
+        (0.55, 10 * GUESSING + 0.1, 1),  # an exploded loss
         (0.3, 1340.0, 1),
     ],
 )
