@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from nsrelu_bench.activations.functional import (
     IMPLS,
@@ -62,6 +64,8 @@ class Surrogate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, of the same shape."""
+        if isinstance(x, Proxy):
+            return _as_node(self, x)
         forward, backward = self.pair
         if self.true_gradient:
             backward = forward
@@ -111,6 +115,8 @@ class NSReLU(Surrogate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, of the same shape."""
+        if isinstance(x, Proxy):
+            return _as_node(self, x)
         check_dtype(x)
         if self.true_gradient:
             return F.relu(x, inplace=self.inplace)
@@ -122,6 +128,13 @@ class NSReLU(Surrogate):
         """Name the leak, how it is computed, and what is not as usual."""
         inplace = ", inplace=True" if self.inplace else ""
         return f"leak={format_number(self.leak)}, impl={self.impl!r}{inplace}{self._gate_repr()}"
+
+
+def _as_node(module: Surrogate, x: Proxy) -> Tensor:
+    """Return the node that calls a module, as torch.fx makes it for PyTorch's own activations."""
+    tracer: Any = x.tracer
+    node: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
+    return node
 
 
 def build(

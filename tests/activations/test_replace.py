@@ -373,3 +373,25 @@ def test_traced_models_are_swapped():
         x = torch.randn(1, 3, 32, 32)
         found, expected = swapped(x), model(x)
         assert torch.equal(*((o["fc"] if isinstance(o, dict) else o) for o in (found, expected)))
+
+
+NEW = (NSReLU(0.1), NSReLU(0.1, impl="function"), Surrogate("relu", "gelu"), NSReLU(0.1, gate="up"))
+
+
+@pytest.mark.filterwarnings("ignore:activations no longer overwrite:UserWarning")
+@pytest.mark.parametrize("new", NEW, ids=str)
+def test_swapped_models_can_be_traced(new):
+    resnet = torchvision.models.resnet18(num_classes=3).eval()
+    swapped, x = swap_activations(resnet, nn.ReLU, new), torch.randn(1, 3, 32, 32)
+    logits = swapped(x)
+    logits.sum().backward()
+    gradients = [parameter.grad for parameter in swapped.parameters()]
+    swapped.zero_grad()
+    for traced in (fx.symbolic_trace(swapped), create_feature_extractor(swapped, ["fc"]).eval()):
+        found = traced(x)
+        found = found["fc"] if isinstance(found, dict) else found
+        assert torch.equal(found, logits)
+        found.sum().backward()
+        assert all(map(torch.equal, gradients, (p.grad for p in traced.parameters())))
+        assert types(traced).count(type(new)) == 9
+        traced.zero_grad()
