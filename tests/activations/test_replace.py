@@ -233,7 +233,9 @@ def test_a_transformer_is_swapped_in_evaluation_too(name):
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
-@pytest.mark.parametrize("activation", [F.relu, nn.ReLU(), "relu"], ids=str)
+@pytest.mark.parametrize(
+    "activation", [F.relu, nn.ReLU(), "relu"], ids=["function", "module", "name"]
+)
 def test_a_whole_transformer_is_swapped(activation):
     model = nn.Transformer(8, 2, 2, 2, 16, activation=activation, batch_first=True)
     swapped = swap_activations(model, nn.ReLU, NSReLU(0.1))
@@ -379,7 +381,7 @@ NEW = (NSReLU(0.1), NSReLU(0.1, impl="function"), Surrogate("relu", "gelu"), NSR
 
 
 @pytest.mark.filterwarnings("ignore:activations no longer overwrite:UserWarning")
-@pytest.mark.parametrize("new", NEW, ids=str)
+@pytest.mark.parametrize("new", NEW, ids=["native", "function", "pair", "gate"])
 def test_swapped_models_can_be_traced(new):
     resnet = torchvision.models.resnet18(num_classes=3).eval()
     swapped, x = swap_activations(resnet, nn.ReLU, new), torch.randn(1, 3, 32, 32)
