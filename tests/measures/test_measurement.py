@@ -11,6 +11,7 @@ from helpers.networks import CLASSES, FEATURES, N, backward, batch, cnn, mlp, sa
 from torch import Tensor, nn
 
 from nsrelu_bench.activations.functional import IMPLS
+from nsrelu_bench.activations.local import LocalLinear
 from nsrelu_bench.activations.modules import MODULES, NSReLU, Surrogate, build
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures.measurement import measure
@@ -182,6 +183,46 @@ def test_the_extra_gradient_is_the_difference_of_slopes(pair, slope, derivative)
     assert found["extra_grad_down"] == pytest.approx(extra.clamp(min=0).norm().item(), rel=1e-5)
     share = extra.square().sum() / (extra.square().sum() + true.square().sum())
     assert found["extra_grad_fraction"] == pytest.approx(share.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("gate", ["always", "up", "dead", "rescue", "down"])
+def test_gates_and_local_layers_have_their_measures(gate, inplace, local):
+    layer = LocalLinear if local else nn.Linear
+    model = nn.Sequential(
+        *(layer(5, 7), NSReLU(0.5, inplace=inplace and not local, gate=gate)),
+        *(layer(7, 6), NSReLU(0.5, gate=gate), nn.Linear(6, 3)),
+    )
+    model[0].bias.data[:2] = model[2].bias.data[0] = -50  # dead units
+    images, labels = torch.randn(30, 5), torch.arange(30) % 3
+    found = measure(model, images, labels)
+    for index, row in zip((1, 3), found.layers, strict=True):
+        pre = model[:index](images).detach()
+        post = pre.relu().requires_grad_()
+        F.cross_entropy(model[index + 1 :](post), labels).backward()
+        g = post.grad
+        passes = {
+            "always": pre <= 0,
+            "up": (pre <= 0) & (g < 0),
+            "dead": (pre <= 0).all(0).expand_as(pre),
+            "rescue": (pre <= 0).all(0) & (g < 0),
+            "down": (pre <= 0) & (g > 0),
+        }[gate]
+        extra = torch.where(passes, 0.5 * g, 0)
+        true = torch.where(pre > 0, g, 0)
+        share = extra.square().sum() / (extra.square().sum() + true.square().sum())
+        expected = {
+            "units": (7, 6)[index // 2],
+            "extra_grad_up": extra.clamp(max=0).norm().item(),
+            "extra_grad_down": extra.clamp(min=0).norm().item(),
+            "extra_grad_fraction": share.item(),
+            "weight_norm": model[index - 1].weight.norm().item(),
+        }
+        assert {n: row[n] for n in expected} == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert row["surrogate_cosine"] < 1
+        assert (row["extra_grad_up"] == 0) == (gate == "down")
+        assert (row["extra_grad_down"] == 0) == (gate in ("up", "rescue"))
 
 
 def test_a_surrogate_inside_another_module_has_no_extra_gradient():
