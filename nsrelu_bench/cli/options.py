@@ -51,7 +51,7 @@ def make_option(
         text: What it is.
         default: Its default in words.
         parser: Reads its value.
-        metavar: What stands for its value in help texts.
+        metavar: Placeholder for its value in help texts.
         section: Where help texts list it.
         names: Values that shells complete.
         variable: Whether an environment variable sets it too.

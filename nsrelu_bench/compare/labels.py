@@ -56,7 +56,7 @@ def scale_of(metric: str) -> tuple[int, str]:
 
 
 def format_interval(metric: str, low: float, high: float, places: int) -> str:
-    """Write an interval as "[92.1, 94.0]"; nothing where there is none."""
+    """Write an interval as "[92.1, 94.0]"; nothing without one."""
     if math.isnan(low) or math.isnan(high):
         return ""
     scale, _ = scale_of(metric)

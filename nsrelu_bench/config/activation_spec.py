@@ -331,7 +331,7 @@ ALIASES: dict[str, tuple[str, str]] = {
 }
 
 # Where the backward's slope is used below 0, with g the gradient at the output; above 0 it always
-# is. As an activation's name, a gate stands for NSReLU with it: rescue(0.1).
+# is. As an activation's name, a gate means NSReLU with it: rescue(0.1).
 GATES: dict[str, str] = {
     "always": "wherever x <= 0",
     "up": "where x <= 0 and g < 0, so that descent raises x",

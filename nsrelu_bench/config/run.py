@@ -2,7 +2,7 @@
 
 A `RunConfig` holds all that decides a run's numbers: two equal ones give the same metrics.csv,
 bit for bit. What a run does not use is resolved away (the leak of relu, the momentum of Adam),
-so that it is no part of its identity.
+so that it is not part of its identity.
 """
 
 import hashlib

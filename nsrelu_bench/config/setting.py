@@ -23,8 +23,8 @@ class Setting:
         kind: The type of its values.
         section: What it belongs to.
         help: What it is, in one line.
-        default: Its default in words; empty where there is none.
-        metavar: What stands for a value in help texts.
+        default: Its default in words; empty without one.
+        metavar: Placeholder for a value in help texts.
         names: Values that can be named; where `closed`, there are no others.
     """
 
@@ -56,7 +56,7 @@ def setting(
         default: As for `pydantic.Field`.
         usual: The default in words, where it is not a plain value.
         names: Values that can be named, where others are allowed too.
-        metavar: What stands for a value in help texts.
+        metavar: Placeholder for a value in help texts.
         constraints: Further arguments of `pydantic.Field`.
     """
     shown: dict[str, Any] = {
