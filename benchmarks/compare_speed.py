@@ -25,10 +25,10 @@ from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.yaml import write_yaml
 from nsrelu_bench.records.schema import COLUMNS, REQUIRED
 
-ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
+TIMED_ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
 RATES = tuple(0.01 * 1.5**i for i in range(10))
-EPOCHS = 20
-LAYERS = 3
+WRITTEN_EPOCHS = 20
+LAYER_COUNT = 3
 
 
 def main() -> None:
@@ -52,11 +52,11 @@ def main() -> None:
 
 def make_study(study: Path, runs: int, seeds: int) -> list[Path]:
     """Write so many run folders."""
-    groups = itertools.product(range(1, runs), RATES, ACTS)
+    groups = itertools.product(range(1, runs), RATES, TIMED_ACTS)
     texts = CsvTexts()
     folders: list[Path] = []
     for width, lr, act in groups:
-        config = RunConfig(act=act, lr=lr, width=16 * width, epochs=EPOCHS)
+        config = RunConfig(act=act, lr=lr, width=16 * width, epochs=WRITTEN_EPOCHS)
         buffer = io.StringIO()
         write_yaml(config.settings, buffer)
         for seed in range(seeds):
@@ -74,7 +74,7 @@ class CsvTexts:
 
     def __init__(self) -> None:
         self.random = random.Random(0)  # noqa: S311
-        rows = {"metrics.csv": EPOCHS + 1, "layers.csv": (EPOCHS + 1) * LAYERS}
+        rows = {"metrics.csv": WRITTEN_EPOCHS + 1, "layers.csv": (WRITTEN_EPOCHS + 1) * LAYER_COUNT}
         self.fixed = {
             name: self.text(
                 [COLUMNS[name], *(self.row(name) for _ in range(rows.get(name, 21) - 1))]
@@ -89,7 +89,7 @@ class CsvTexts:
 
     def row(self, name: str) -> list[object]:
         """Return made-up values for the columns of a file."""
-        return [EPOCHS, *(self.random.random() for _ in COLUMNS[name][1:])]
+        return [WRITTEN_EPOCHS, *(self.random.random() for _ in COLUMNS[name][1:])]
 
     @staticmethod
     def text(rows: list[object]) -> str:
@@ -103,7 +103,7 @@ def write_run(folder: Path, files: dict[str, str]) -> None:
     """Write a completed run."""
     folder.mkdir(parents=True)
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    status = {"state": "completed", "epoch": EPOCHS, "sha256": sums}
+    status = {"state": "completed", "epoch": WRITTEN_EPOCHS, "sha256": sums}
     for name, text in (files | {"status.json": json.dumps(status)}).items():
         (folder / name).write_text(text, encoding="utf-8")
 

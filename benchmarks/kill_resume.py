@@ -25,7 +25,7 @@ from nsrelu_bench.records.checkpoint import unpack
 from nsrelu_bench.records.schema import CHECKPOINT
 from nsrelu_bench.records.status import read_status
 
-STUDY = """\
+KILLED_STUDY = """\
 name: kills
 dataset: mnist5k
 train_size: 1000
@@ -172,7 +172,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         file = root / "study.yaml"
-        text = STUDY.format(epochs=given.epochs, models=", ".join(given.model))
+        text = KILLED_STUDY.format(epochs=given.epochs, models=", ".join(given.model))
         file.write_text(text, encoding="utf-8")
         began = time.perf_counter()
         whole = Sweep(file, root / "whole", given.workers)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nsrelu_bench.activations.functional import IMPLS
 from nsrelu_bench.activations.modules import NSReLU
 
-ACTIVATIONS = {
+CHAINED = {
     "relu": nn.ReLU(),
     "relu in place": nn.ReLU(inplace=True),
     "leaky_relu": nn.LeakyReLU(0.1),
@@ -52,5 +52,5 @@ def saved_mib(activation: nn.Module, examples: int = 4096, units: int = 256) -> 
 
 
 if __name__ == "__main__":
-    for name, activation in ACTIVATIONS.items():
+    for name, activation in CHAINED.items():
         print(f"{name:20} {saved_mib(activation):6.2f}")

@@ -16,8 +16,8 @@ from nsrelu_bench import models
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.models import build_model
 
-ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "relu/bsilu(1.67)", "relu/gelu")
-IMPLS = ("detach", "function", "mismatch")
+STEP_ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "relu/bsilu(1.67)", "relu/gelu")
+OTHER_IMPLS = ("detach", "function", "mismatch")
 
 
 def step_timer(config: RunConfig) -> Timer:
@@ -37,12 +37,12 @@ def step_timer(config: RunConfig) -> Timer:
 
 def compare(**settings: object) -> None:
     """Print one model's times."""
-    timers = {act: step_timer(RunConfig(act=act, **settings)) for act in ACTS}
-    for impl in IMPLS:
+    timers = {act: step_timer(RunConfig(act=act, **settings)) for act in STEP_ACTS}
+    for impl in OTHER_IMPLS:
         timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(impl=impl, **settings))
     original = models.build
     models.build = lambda spec, impl, **_: original(spec, impl)
-    for act in ACTS[:3]:
+    for act in STEP_ACTS[:3]:
         timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
     models.build = original
     times: dict[str, list[float]] = {name: [] for name in timers}

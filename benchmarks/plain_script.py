@@ -17,7 +17,7 @@ from nsrelu_bench import NSReLU
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import Split, load_dataset
 
-ACTS = {
+TRAINED = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
     "nsrelu": lambda: NSReLU(0.1),
@@ -27,7 +27,7 @@ ACTS = {
 
 def build(model: str, act: str) -> nn.Module:
     """Return the network that nsrelu-bench calls mlp or cnn."""
-    make = ACTS[act]
+    make = TRAINED[act]
     if model == "mlp":
         sizes = (784, 128, 128, 128)
         hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), make())]

@@ -24,19 +24,19 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from nsrelu_bench.config.registry import MEASURES
+from nsrelu_bench.config.registry import SITE_MEASURES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.measures.probe import ActivationProbe
-from nsrelu_bench.measures.sites import GRADIENT_MEASURES, SITE_MEASURES
+from nsrelu_bench.measures.sites import GRADIENT_MEASURES, PROBE_MEASURES
 from nsrelu_bench.training.loop import run
 
-NO_GRADIENT = set(SITE_MEASURES) - GRADIENT_MEASURES
+NO_GRADIENT = set(PROBE_MEASURES) - GRADIENT_MEASURES
 RUN_CHOICES = {
     "none": "none",
     "all": "all",
     "all but effective_rank": "-effective_rank",
     "all but the true gradient": "-surrogate_cosine,-sign_disagreement",
-    "no gradient": ",".join(f"-{name}" for name in MEASURES if name in GRADIENT_MEASURES),
+    "no gradient": ",".join(f"-{name}" for name in SITE_MEASURES if name in GRADIENT_MEASURES),
     "zeros and dead units": "zero_fraction,negative_fraction,dead_units,dead_fraction",
     "those of the mechanism alone": "living_zero_fraction,pre_rms,weight_norm,submerged_depth,"
     "extra_grad_up,extra_grad_down,extra_grad_fraction",
@@ -46,7 +46,7 @@ STEP_CHOICES = {
     "all that need no gradient": NO_GRADIENT,
     "and not effective_rank": NO_GRADIENT - {"effective_rank"},
     "zeros and dead units": {"zero_fraction", "dead_units"},
-    "all": set(SITE_MEASURES),
+    "all": set(PROBE_MEASURES),
 }
 
 

@@ -31,9 +31,9 @@ ACTS = {
     "nsrelu": "nsrelu(0.1)",
     "nsrelu_0.3": "nsrelu(0.3)",
 }
-SEEDS = ("0", "1", "2")
-EPOCHS = "5"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SEED_NAMES = ("0", "1", "2")
+EPOCH_COUNT = "5"
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def at_once(commands: list[list[str]], processes: int) -> list[float]:
@@ -42,7 +42,7 @@ def at_once(commands: list[list[str]], processes: int) -> list[float]:
     while waiting or running:
         while waiting and len(running) < processes:
             running.append(
-                subprocess.Popen(waiting.pop(0), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(waiting.pop(0), env=ONE_THREAD, stdout=subprocess.PIPE, text=True)
             )
         done = next((process for process in running if process.poll() is not None), None)
         if done is None:
@@ -57,17 +57,17 @@ def at_once(commands: list[list[str]], processes: int) -> list[float]:
 
 def plain(model: str, cores: int) -> float:
     """Start one script per run; return the mean test accuracy."""
-    base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCHS]
-    runs = itertools.product(ACTS, SEEDS)
+    base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCH_COUNT]
+    runs = itertools.product(ACTS, SEED_NAMES)
     found = at_once([[*base, "--act", act, "--seeds", seed] for act, seed in runs], cores)
     return statistics.mean(found)
 
 
 def bare(model: str, cores: int) -> float:
     """Train on tensors without measures, one process per core; return the mean test accuracy."""
-    base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCHS, "--bare"]
+    base = [sys.executable, SCRIPT, "--model", model, "--epochs", EPOCH_COUNT, "--bare"]
     parts = [",".join(list(ACTS)[first::cores]) for first in range(cores)]
-    seeds = ",".join(SEEDS)
+    seeds = ",".join(SEED_NAMES)
     return statistics.mean(
         at_once([[*base, "--act", act, "--seeds", seeds] for act in parts if act], cores)
     )
@@ -79,12 +79,12 @@ def sweep(model: str, cores: int, measures: str = "all") -> float:
         study = Path(folder) / "throughput.yaml"
         acts = ", ".join(ACTS.values())
         study.write_text(
-            f"model: {model}\nepochs: {EPOCHS}\nmeasures: {measures}\nseeds: {len(SEEDS)}\n"
-            f"grid: {{act: [{acts}]}}\n"
+            f"model: {model}\nepochs: {EPOCH_COUNT}\nmeasures: {measures}\nseeds: {len(SEED_NAMES)}"
+            f"\ngrid: {{act: [{acts}]}}\n"
         )
         command = [sys.executable, "-m", "nsrelu_bench", "sweep", str(study), "--quiet"]
         command += ["--results", folder, "--workers", str(cores)]
-        subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=ONE_THREAD, check=True, stdout=subprocess.DEVNULL)
         summary = pd.read_csv(Path(folder) / "throughput" / "summary.csv")
         return float(summary["test_accuracy"].mean())
 
@@ -111,7 +111,7 @@ def main() -> None:
                 accuracy[way] = run(model, given.cores)
                 times[way].append(time.perf_counter() - before)
         medians = {way: statistics.median(spent) for way, spent in times.items()}
-        print(f"{model}: 12 trainings of {EPOCHS} epochs on {given.cores} cores")
+        print(f"{model}: 12 trainings of {EPOCH_COUNT} epochs on {given.cores} cores")
         for way, spent in medians.items():
             print(
                 f"  {way:20} {spent:6.1f} s   {medians['plain'] / spent:5.2f} x plain"

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+MIB = 2**20
+
 
 def available_cores(root: Path = Path("/")) -> int:
     """Return the number of cores that this process can keep busy, at least 1.

@@ -21,7 +21,7 @@ from nsrelu_bench.models import INITS, MODELS, RAI_DEVIATION, build_model, initi
 from nsrelu_bench.tools.born_dead import born_dead
 from nsrelu_bench.training.loop import run
 
-SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8)]
+IMAGE_SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8)]
 SITES = {"mlp": 4, "deep_narrow": 4, "cnn": 4, "vgg11": 8, "vgg16": 13, "resnet18": 17}
 
 
@@ -42,7 +42,7 @@ def parameters(model: nn.Module) -> int:
 # The models -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", IMAGE_SHAPES)
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_every_shape(
@@ -349,7 +349,7 @@ def test_rai_makes_deep_narrow_networks_die_less_often(width: int) -> None:
 
 # The user's own ---------------------------------------------------------------------------
 
-OWN = """
+OWN_MODELS = """
     from torch import nn
 
     not_a_function = 3
@@ -395,7 +395,7 @@ OWN = """
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the user's modules, which is the current one."""
     (tmp_path / "their_nets").mkdir()
-    (tmp_path / "their_nets" / "small.py").write_text(dedent(OWN))
+    (tmp_path / "their_nets" / "small.py").write_text(dedent(OWN_MODELS))
     (tmp_path / "broken_net.py").write_text("import torch\nfrom nowhere_at_all import net\n")
     (tmp_path / "leaving_net.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)

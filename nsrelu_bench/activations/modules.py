@@ -19,8 +19,8 @@ from nsrelu_bench.activations.functional import (
 )
 from nsrelu_bench.activations.gates import check_unit_axis, gated_nsrelu
 from nsrelu_bench.activations.named import check_dtype
-from nsrelu_bench.config import FUNCTIONS as PARAMETERS
 from nsrelu_bench.config import (
+    FUNCTION_PARAMETERS,
     ActivationSpec,
     FunctionSpec,
     check_parameter,
@@ -186,12 +186,14 @@ def _own(name: str) -> Callable[..., nn.Module]:
     """Return a constructor for the module of a function that has none in PyTorch."""
 
     def make(*parameters: float) -> nn.Module:
-        return Surrogate(FunctionSpec(name, parameters or tuple(PARAMETERS[name].values())))
+        return Surrogate(
+            FunctionSpec(name, parameters or tuple(FUNCTION_PARAMETERS[name].values()))
+        )
 
     return make
 
 
-#: A module of every function of `config.FUNCTIONS`.
+#: A module of every function of `config.FUNCTION_PARAMETERS`.
 MODULES: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,

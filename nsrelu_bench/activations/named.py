@@ -59,8 +59,8 @@ def check_dtype(x: Tensor) -> None:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Every function of `config.FUNCTIONS`: f(x, *parameters). All gradients but relu's are computed
-# from the input, so that the values can be overwritten.
+# Every function of `config.FUNCTION_PARAMETERS`, as f(x, *parameters). All gradients except relu's
+# are computed from the input, so that the values can be overwritten.
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,

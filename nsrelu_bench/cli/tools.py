@@ -29,7 +29,7 @@ from nsrelu_bench.config import (
     FIGURES,
     GATES,
     METRICS,
-    MODELS,
+    MODEL_SIZES,
     SETTINGS,
     resolve_device,
     run_config,
@@ -202,7 +202,7 @@ def ops(
 KINDS_OF_NAMES: dict[str, dict[str, str]] = {
     "activations": dict.fromkeys(ACTIVATION_NAMES, ""),
     "gates": GATES,
-    "models": dict.fromkeys(MODELS, ""),
+    "models": dict.fromkeys(MODEL_SIZES, ""),
     "datasets": DATASETS,
     "metrics": METRICS,
     "figures": FIGURES,

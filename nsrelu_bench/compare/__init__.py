@@ -5,7 +5,7 @@ from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.family import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
-    STATES,
+    COUNTED_STATES,
     act_order,
     format_setting,
     join_settings,
@@ -34,7 +34,7 @@ from nsrelu_bench.compare.verdicts import verdict_clauses, verdicts
 
 __all__ = [
     "ACT_COLUMNS",
-    "STATES",
+    "COUNTED_STATES",
     "Comparison",
     "Family",
     "act_order",

@@ -10,7 +10,7 @@ from nsrelu_bench.compare.conditions import select, split_condition
 from nsrelu_bench.compare.family import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
-    STATES,
+    COUNTED_STATES,
     name_groups,
     rank,
     settings_of,
@@ -351,9 +351,9 @@ def _describe_groups(
 
 def _count_states(frame: pd.DataFrame) -> pd.DataFrame:
     """Count the runs of each group by state; a collapsed run is completed too."""
-    states = frame["state"].where(frame["state"].isin(STATES), "unfinished")
+    states = frame["state"].where(frame["state"].isin(COUNTED_STATES), "unfinished")
     counts = pd.crosstab([frame["section"], frame["group"]], states)
-    counts = counts.reindex(columns=list(STATES), fill_value=0).rename_axis(columns=None)
+    counts = counts.reindex(columns=list(COUNTED_STATES), fill_value=0).rename_axis(columns=None)
     counts.insert(0, "runs", counts.sum(axis=1))
     groups = [frame["section"], frame["group"]]
     return counts.assign(collapsed=collapsed(frame).groupby(groups).sum())

@@ -12,7 +12,7 @@ from nsrelu_bench.config import NUMBER, format_number
 from nsrelu_bench.errors import BenchError
 
 #: The states that are counted apart; running and interrupted are both unfinished.
-STATES = ("completed", "diverged", "failed", "unfinished")
+COUNTED_STATES = ("completed", "diverged", "failed", "unfinished")
 
 #: Settings of the activation: its label `act` says all but `impl`.
 ACT_COLUMNS = ("act", "leak", "backward", "impl")
@@ -105,7 +105,7 @@ def _unique_runs(runs: pd.DataFrame, identity: list[str], settings: Sequence[str
     Raises:
         BenchError: Two copies have different results.
     """
-    done = runs[runs["state"].isin(STATES[:2])]
+    done = runs[runs["state"].isin(COUNTED_STATES[:2])]
     copies = done[done.duplicated(identity, keep=False)]
     results = copies.select_dtypes("number").columns.difference([*settings, *ACT_COLUMNS])
     for name, copy in copies.groupby(identity, sort=False) if len(copies) else ():
@@ -117,8 +117,8 @@ def _unique_runs(runs: pd.DataFrame, identity: list[str], settings: Sequence[str
                 f"({differs[0]} {values}); compare one folder at a time, or give the studies "
                 "different names"
             )
-    rank = runs["state"].map({state: rank for rank, state in enumerate(STATES)})
-    order = rank.fillna(len(STATES)).sort_values(kind="stable").index
+    rank = runs["state"].map({state: rank for rank, state in enumerate(COUNTED_STATES)})
+    order = rank.fillna(len(COUNTED_STATES)).sort_values(kind="stable").index
     return runs.loc[order].drop_duplicates(identity)
 
 

@@ -3,7 +3,7 @@
 import math
 
 from nsrelu_bench.compare.comparison import Comparison
-from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.labels import label, scale_of
 from nsrelu_bench.compare.outcomes import chance_accuracy
 from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
@@ -25,7 +25,9 @@ def notes(comparison: Comparison) -> list[str]:
 def _averages(comparison: Comparison) -> list[str]:
     rows = comparison.rows
     groups = rows.drop_duplicates(["section", "group"])
-    left_out = [f"{groups[state].sum()} {state}" for state in STATES[1:] if groups[state].sum()]
+    left_out = [
+        f"{groups[state].sum()} {state}" for state in COUNTED_STATES[1:] if groups[state].sum()
+    ]
     lines = [
         f"Mean ± half-width of the {comparison.confidence:.0%} t interval over "
         f"{groups['completed'].sum()} of {groups['runs'].sum()} runs"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.sign_flips import TIE
 from nsrelu_bench.config import CLASSES
 
@@ -26,7 +26,7 @@ def chance_accuracy(dataset: str) -> float:
 
 def failed_to_train(runs: pd.DataFrame) -> "pd.Series[float]":
     """Return 1 for each run that diverged or collapsed, 0 for others, NaN if it didn't finish."""
-    finished = runs["state"].isin(STATES[:2])
+    finished = runs["state"].isin(COUNTED_STATES[:2])
     failed = (runs["state"] == "diverged") | collapsed(runs)
     return failed.astype(float).where(finished)
 
@@ -45,7 +45,7 @@ def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     `value`, and `survived`. A diverged run has the accuracy of chance, and no other metric.
     `FAILED` is one of the metrics.
     """
-    finished = frame[frame["state"].isin(STATES[:2])]
+    finished = frame[frame["state"].isin(COUNTED_STATES[:2])]
     lost = finished["state"] == "diverged"
     by_chance = finished["dataset"].map(chance_accuracy) if "dataset" in finished else 0.0
     wide = finished[["section", "group", "act", "pair", "seed"]].assign(

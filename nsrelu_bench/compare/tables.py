@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nsrelu_bench.compare.comparison import Comparison
-from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.labels import (
     SHORT_LABELS,
     format_interval,
@@ -80,7 +80,9 @@ def _main_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> She
     """Return the means of the metrics, and the differences in the main one."""
     everywhere, metrics, main = comparison.rows, comparison.metrics, comparison.main_metric
     of_main = rows[rows["metric"] == main]
-    counts = [c for c in (*STATES[1:2], "collapsed", *STATES[2:]) if everywhere[c].any()]
+    counts = [
+        c for c in (*COUNTED_STATES[1:2], "collapsed", *COUNTED_STATES[2:]) if everywhere[c].any()
+    ]
     counts = ["runs", *dict.fromkeys(["diverged", *counts])]
     columns = {"activation": list(of_main["group"])}
     columns |= {count: list(map(str, of_main[count])) for count in counts}

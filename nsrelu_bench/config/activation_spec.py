@@ -26,7 +26,7 @@ NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class FunctionSpec:
-    """One function with its parameters in the order of `FUNCTIONS`, such as ``leaky_relu(0.1)``.
+    """One function with its parameters, such as ``leaky_relu(0.1)``; `FUNCTION_PARAMETERS` has all.
 
     Raises:
         UsageError: The function is unknown, or a parameter is missing or out of range.
@@ -36,7 +36,7 @@ class FunctionSpec:
     parameters: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        names = lookup(FUNCTIONS, self.name, "function")
+        names = lookup(FUNCTION_PARAMETERS, self.name, "function")
         if len(self.parameters) != len(names):
             raise _wrong_count(self.name, list(names), len(self.parameters))
         checked = tuple(map(check_parameter, names, self.parameters))
@@ -47,7 +47,7 @@ class FunctionSpec:
     @property
     def values(self) -> dict[str, float]:
         """The parameters by name."""
-        return dict(zip(FUNCTIONS[self.name], self.parameters, strict=True))
+        return dict(zip(FUNCTION_PARAMETERS[self.name], self.parameters, strict=True))
 
     def __str__(self) -> str:
         return _format_call(self.name, self.parameters)
@@ -153,12 +153,13 @@ def parse_activation(
         if stated_gate not in (None, gate):
             raise UsageError(f"gate {gate!r} contradicts activation {text!r}")
     for name, value in settings.items():
-        takers = [stated for function, stated in drafts if name in FUNCTIONS[function]]
+        takers = [stated for function, stated in drafts if name in FUNCTION_PARAMETERS[function]]
         used = [stated.setdefault(name, value) for stated in takers]
         if used and value not in used:
             raise UsageError(f"{name} {format_number(value)} contradicts activation {text!r}")
     functions = [
-        FunctionSpec(name, tuple((FUNCTIONS[name] | stated).values())) for name, stated in drafts
+        FunctionSpec(name, tuple((FUNCTION_PARAMETERS[name] | stated).values()))
+        for name, stated in drafts
     ]
     return ActivationSpec(functions[0], functions[-1], gate or stated_gate or "always")
 
@@ -240,7 +241,7 @@ def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
         drafts = [_parse_function(halves[0], "forward"), _parse_function(halves[1], "backward")]
         return drafts, gate or None
     name, values = _parse_call(pair, "activation")
-    if name in FUNCTIONS:
+    if name in FUNCTION_PARAMETERS:
         return [(name, _name_values(name, [name], values)[0])], gate or None
     if name not in ACTIVATION_NAMES:
         raise unknown(name, ACTIVATION_NAMES, "activation")
@@ -253,7 +254,7 @@ def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
 
 def _parse_function(text: str, kind: str) -> _Draft:
     name, values = _parse_call(text, kind)
-    lookup(FUNCTIONS, name, kind)
+    lookup(FUNCTION_PARAMETERS, name, kind)
     return name, _name_values(name, [name], values)[0]
 
 
@@ -285,11 +286,11 @@ def _name_values(
     name: str, functions: tuple[str, str] | list[str], values: list[float]
 ) -> list[dict[str, float]]:
     """Assign the numbers behind `name` to the parameters of its functions, in order."""
-    names = [parameter for function in functions for parameter in FUNCTIONS[function]]
+    names = [parameter for function in functions for parameter in FUNCTION_PARAMETERS[function]]
     if len(values) > len(names):
         raise _wrong_count(name, names, len(values))
     left = iter(values)
-    return [dict(zip(FUNCTIONS[function], left, strict=False)) for function in functions]
+    return [dict(zip(FUNCTION_PARAMETERS[function], left, strict=False)) for function in functions]
 
 
 def _wrong_count(name: str, parameters: list[str], got: int) -> UsageError:
@@ -307,7 +308,7 @@ def _format_call(name: str, values: tuple[float, ...]) -> str:
 
 
 # Every function: its parameters with their defaults. docs/activations.md has a card for each.
-FUNCTIONS: dict[str, dict[str, float]] = {
+FUNCTION_PARAMETERS: dict[str, dict[str, float]] = {
     "relu": {},
     "leaky_relu": {"leak": 0.1},
     "identity": {},
@@ -341,7 +342,7 @@ GATES: dict[str, str] = {
 }
 
 # What an activation's text can begin with.
-ACTIVATION_NAMES = (*FUNCTIONS, *ALIASES, *(gate for gate in GATES if gate != "always"))
+ACTIVATION_NAMES = (*FUNCTION_PARAMETERS, *ALIASES, *(gate for gate in GATES if gate != "always"))
 
 # Functions with a weight that is trained; their parameter is its initial value.
 LEARNABLE = ("prelu",)

@@ -7,7 +7,7 @@ PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 #: What can be named, with the defaults that go with it; the code is in models.py, data.py and
 #: augment.py.
-MODELS: dict[str, dict[str, int]] = {
+MODEL_SIZES: dict[str, dict[str, int]] = {
     "mlp": {"width": 128, "depth": 3},
     "deep_narrow": {"width": 16, "depth": 20},
     "cnn": {"width": 16, "depth": 3},
@@ -46,7 +46,7 @@ AUGMENTATIONS: dict[str, str] = {
 
 #: What is measured at the activation sites, in the order of the columns; docs/metrics.md defines
 #: each, and the code is in metrics.py.
-MEASURES: dict[str, str] = {
+SITE_MEASURES: dict[str, str] = {
     "zero_fraction": "fraction of the outputs that are exactly 0",
     "negative_fraction": "fraction of the inputs that are <= 0",
     "dead_units": "units with output 0 for every example",
@@ -77,7 +77,7 @@ MEASURES: dict[str, str] = {
 
 #: Those that came after run ids were published. A choice that names none of them has the id that it
 #: had, and takes all or none of them (`_read_measures` in run.py).
-LATER_MEASURES = tuple(MEASURES)[1 + list(MEASURES).index("effective_rank") :]
+LATER_MEASURES = tuple(SITE_MEASURES)[1 + list(SITE_MEASURES).index("effective_rank") :]
 
 #: What is computed on each part of the data.
 SCORES: dict[str, str] = {
@@ -90,7 +90,7 @@ METRICS: dict[str, str] = {
     f"{part}_{score}": f"{text} of the {data} data"
     for part, data in {"train": "training", "val": "validation", "test": "test"}.items()
     for score, text in SCORES.items()
-} | MEASURES
+} | SITE_MEASURES
 
 #: The figures that can be drawn; the code is in plot/figures.py.
 FIGURES: dict[str, str] = {

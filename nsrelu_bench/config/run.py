@@ -24,7 +24,7 @@ from pydantic import (
 
 from nsrelu_bench.config.activation_spec import (
     ACTIVATION_NAMES,
-    FUNCTIONS,
+    FUNCTION_PARAMETERS,
     GATES,
     ActivationSpec,
     forget,
@@ -35,10 +35,10 @@ from nsrelu_bench.config.registry import (
     DATASETS,
     FIXED_DEPTH,
     LATER_MEASURES,
-    MEASURES,
-    MODELS,
+    MODEL_SIZES,
     OPTIMIZERS,
     PLUGIN,
+    SITE_MEASURES,
 )
 from nsrelu_bench.config.setting import Setting, describe_setting, setting
 from nsrelu_bench.errors import UsageError, lookup
@@ -70,7 +70,9 @@ class ActivationParts(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
     leak: float = setting(
-        "activation", "Negative slope, from 0 to 1", usual=f"{FUNCTIONS['leaky_relu']['leak']}"
+        "activation",
+        "Negative slope, from 0 to 1",
+        usual=f"{FUNCTION_PARAMETERS['leaky_relu']['leak']}",
     )
     alpha: float = setting(
         "activation", "Parameter of elu, bsilu, nelu and helu", usual="by function"
@@ -79,7 +81,7 @@ class ActivationParts(BaseModel):
         "activation",
         "Function whose gradient is used instead of the true one",
         usual="",
-        names=FUNCTIONS,
+        names=FUNCTION_PARAMETERS,
     )
     gate: str = setting(
         "activation",
@@ -130,26 +132,26 @@ class RunConfig(BaseModel):
         "measuring",
         "Measures to take: all, none, names with commas, or -name to leave out",
         "all",
-        names=["all", "none", *MEASURES],
+        names=["all", "none", *SITE_MEASURES],
         metavar="NAMES",
     )
     probe_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = setting(
         "measuring", "Steps between measurements within an epoch; 0: none", 0
     )
     model: Choice = setting(
-        "model", "Model by name, or package.module:factory of your own", "mlp", names=MODELS
+        "model", "Model by name, or package.module:factory of your own", "mlp", names=MODEL_SIZES
     )
     width: Count = setting(
         "model",
         "Units per layer, or channels of the first convolution",
         default_factory=lambda known: _size(known["model"], "width"),
-        usual=f"{MODELS['mlp']['width']} for mlp, otherwise by model",
+        usual=f"{MODEL_SIZES['mlp']['width']} for mlp, otherwise by model",
     )
     depth: Count = setting(
         "model",
         "Hidden layers",
         default_factory=lambda known: _size(known["model"], "depth"),
-        usual=f"{MODELS['mlp']['depth']} for mlp, otherwise by model",
+        usual=f"{MODEL_SIZES['mlp']['depth']} for mlp, otherwise by model",
     )
     batch_norm: bool = setting("model", "Batch norm before the activations", default=False)
     dropout: Fraction = setting("model", "Dropout rate after the activations", 0.0)
@@ -220,7 +222,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _known_model(cls, name: str) -> str:
         if not PLUGIN.fullmatch(name):
-            lookup(MODELS, name, "model")
+            lookup(MODEL_SIZES, name, "model")
         return name
 
     @field_validator("dataset")
@@ -314,7 +316,7 @@ class RunConfig(BaseModel):
 
     @property
     def measured(self) -> list[str]:
-        """The names of the measures to take, as in `MEASURES`."""
+        """The names of the measures to take, as in `SITE_MEASURES`."""
         return _read_measures(self.measures)
 
     @property
@@ -341,7 +343,7 @@ def _plain(value: Any) -> Any:
 
 
 def _size(model: str, name: str) -> int:
-    return MODELS.get(model, MODELS["mlp"])[name]
+    return MODEL_SIZES.get(model, MODEL_SIZES["mlp"])[name]
 
 
 def resolve_device(name: str) -> str:
@@ -366,23 +368,23 @@ def _read_measures(text: str) -> list[str]:
     if names == ["none"]:
         return []
     if names == ["all"] or len(left_out) == len(names) - (names[0] == "all"):
-        taken = set(MEASURES) - set(left_out)
+        taken = set(SITE_MEASURES) - set(left_out)
     elif left_out or {"all", "none", ""} & set(names):
         raise UsageError(f"must be all, none, names, or names with a minus, got {text!r}")
     else:
         taken = set(names)
     for name in (*left_out, *sorted(taken)):
-        lookup(MEASURES, name, "measure")
+        lookup(SITE_MEASURES, name, "measure")
     later = set(LATER_MEASURES)
     if not later & {name.removeprefix("-") for name in names}:
         first = taken - later
-        taken = first | later if 2 * len(first) > len(MEASURES) - len(later) else first
-    return [name for name in MEASURES if name in taken]
+        taken = first | later if 2 * len(first) > len(SITE_MEASURES) - len(later) else first
+    return [name for name in SITE_MEASURES if name in taken]
 
 
 def _measures_text(taken: Sequence[str]) -> str:
     """Write which measures to take in the shortest of the ways that `_read_measures` reads."""
-    left_out = [f"-{name}" for name in MEASURES if name not in taken]
+    left_out = [f"-{name}" for name in SITE_MEASURES if name not in taken]
     if not taken or not left_out:
         return "all" if taken else "none"
     ways = [",".join(way) for way in sorted((taken, left_out), key=len)]

@@ -16,7 +16,7 @@ from nsrelu_bench.config.run import RunConfig, resolve_device
 from nsrelu_bench.errors import UsageError, unknown
 
 #: What repeats each configuration, as a number or a list, and the setting that it varies.
-REPEATS = {"seeds": "seed", "replicates": "replicate"}
+REPEAT_KEYS = {"seeds": "seed", "replicates": "replicate"}
 
 #: A grid larger than this is a mistake, and is refused before it is expanded.
 MAX_RUNS = 100_000
@@ -83,7 +83,7 @@ def make_study(
     fixed = _resolve_devices(settings)
     asked = {"name": default_name} | fixed
     name = fixed.pop("name", default_name)
-    given = {key: fixed.pop(key, None) for key in REPEATS}
+    given = {key: fixed.pop(key, None) for key in REPEAT_KEYS}
     repeats = {key: value for key, value in given.items() if value is not None}
     grid = fixed.pop("grid", None) or {}
     exclude = fixed.pop("exclude", None) or []
@@ -97,7 +97,7 @@ def make_study(
         raise UsageError("\n".join(mistakes))
 
     repeating = {
-        REPEATS[key]: list(range(value)) if isinstance(value, int) else value
+        REPEAT_KEYS[key]: list(range(value)) if isinstance(value, int) else value
         for key, value in repeats.items()
     }
     parts = [(override(fixed, entry), entry) for entry in map(_listed, include)]
@@ -208,8 +208,8 @@ def _study_mistakes(
     for key, value in repeats.items():
         if not _valid_repeats(value):
             mistakes.append(f"{place(key)}: must be a number from 1 or a list, got {brief(value)}")
-        if REPEATS[key] in outside:
-            mistakes.append(f"{place(REPEATS[key])}: can't be given beside {key}")
+        if REPEAT_KEYS[key] in outside:
+            mistakes.append(f"{place(REPEAT_KEYS[key])}: can't be given beside {key}")
     for key, value in fixed.items():
         mistakes += _setting_mistakes(key, value, place(str(key)))
     if not isinstance(grid, Mapping):

@@ -15,12 +15,12 @@ PADDING = 4
 def augment_batch(images: Tensor, names: str, mean: Tensor, generator: torch.Generator) -> Tensor:
     """Return the images, each changed at random by itself.
 
-    The random numbers are drawn on the CPU, always in the order of `AUGMENTATIONS`, so that the
+    The random numbers are drawn on the CPU, always in the order of `TRANSFORMS`, so that the
     generator's state decides them on every device.
 
     Args:
         images: `(N, C, H, W)`, uint8 or float32; their memory format is kept.
-        names: Names of `AUGMENTATIONS` with + between them, or "none".
+        names: Names of `TRANSFORMS` with + between them, or "none".
         mean: What `cutout` fills with, `(C, 1, 1)`; rounded for uint8.
         generator: A generator of the CPU.
 
@@ -31,14 +31,14 @@ def augment_batch(images: Tensor, names: str, mean: Tensor, generator: torch.Gen
         return images
     chosen = names.split("+")
     for name in chosen:
-        lookup(AUGMENTATIONS, name, "augmentation")
+        lookup(TRANSFORMS, name, "augmentation")
     memory_format = (
         torch.channels_last
         if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         else torch.contiguous_format
     )
     images = images.contiguous()  # all three are faster on it
-    for name, augment in AUGMENTATIONS.items():
+    for name, augment in TRANSFORMS.items():
         if name in chosen:
             images = augment(images, mean, generator)
     return images.contiguous(memory_format=memory_format)
@@ -85,7 +85,7 @@ def _cutout(images: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 #: Augmentations by name, in the order in which they are drawn and applied.
-AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
+TRANSFORMS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
     "crop": _crop,
     "flip": _flip,
     "cutout": _cutout,

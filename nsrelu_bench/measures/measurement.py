@@ -19,7 +19,7 @@ from nsrelu_bench.measures.metrics import MEASURES, DeadUnitHistory
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.sites import (
     GRADIENT_MEASURES,
-    SITE_MEASURES,
+    PROBE_MEASURES,
     SURROGATE_MEASURES,
     Row,
     Site,
@@ -85,7 +85,7 @@ def measure(
     wanted = check_measures(measures, MEASURES)
     model = uncompiled(model)
     # Gradients of the weights come from `_run`, which has them of all parameters.
-    probe = _WholeProbe(model, None, wanted & SITE_MEASURES.keys() - {"grad_norm"}, unit_axis)
+    probe = _WholeProbe(model, None, wanted & PROBE_MEASURES.keys() - {"grad_norm"}, unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
     parameters = [p for p in model.parameters() if p.requires_grad and wanted & GRADIENT_MEASURES]
     parts = torch.split(images, batch_size), torch.split(labels, batch_size)

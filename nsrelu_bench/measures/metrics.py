@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from nsrelu_bench.config import MEASURES as SITE_MEASURES
+from nsrelu_bench.config import SITE_MEASURES
 from nsrelu_bench.measures.sums import (
     ExtraSums,
     GradSums,

@@ -29,7 +29,7 @@ Arguments = Mapping[str, Any]
 
 #: Modules of torch.nn whose results are noted by the module. Most layers are found by their
 #: operations; not where they compute with constants alone or with tensors that are no parameters.
-MODULES = (
+TRACED_MODULES = (
     nn.Linear,
     _ConvNd,
     nn.Bilinear,
@@ -87,7 +87,7 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return known if isinstance(known, Origin) else Origin()
 
     def add_module(self, module: nn.Module, inputs: object, output: object) -> None:
-        """Note what a module of `MODULES` returned, where its operations have not shown it."""
+        """Note the output of one of `TRACED_MODULES` whose operations have not shown it."""
         tensor = next(_tensors([output]), None)
         if tensor is None:
             return

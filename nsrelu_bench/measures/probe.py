@@ -16,14 +16,14 @@ from nsrelu_bench.errors import BenchError
 from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_batched, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
 from nsrelu_bench.measures.layout import Axis, Layout, check_unit_axis, find_axes, units_second
-from nsrelu_bench.measures.origins import MODULES, Axes, Layer, Origin, OriginTracker
+from nsrelu_bench.measures.origins import TRACED_MODULES, Axes, Layer, Origin, OriginTracker
 from nsrelu_bench.measures.running import GradientSums, PassSums, RunningSums, Total
 from nsrelu_bench.measures.sites import (
     ACTIVATIONS,
     EXTRA_MEASURES,
     PRE_GRADIENT_MEASURES,
+    PROBE_MEASURES,
     RESPONSE_MEASURES,
-    SITE_MEASURES,
     Row,
     Site,
     check_measures,
@@ -132,12 +132,12 @@ class ActivationProbe:
         self,
         model: nn.Module,
         sites: Iterable[str | type[nn.Module]] | None = None,
-        measures: Collection[str] = tuple(SITE_MEASURES),
+        measures: Collection[str] = tuple(PROBE_MEASURES),
         unit_axis: Axis | Mapping[str, Axis] | None = None,
     ) -> None:
         self._model = uncompiled(model)
         self._modules = find_sites(self._model, ACTIVATIONS if sites is None else sites)
-        self._wanted = check_measures(measures, SITE_MEASURES)
+        self._wanted = check_measures(measures, PROBE_MEASURES)
         self._watches_inputs = bool(self._wanted & (PRE_GRADIENT_MEASURES | EXTRA_MEASURES))
         self._unit_axis = check_unit_axis(unit_axis, self._modules)
         self._records: dict[_Key, _Record] = {}
@@ -254,7 +254,7 @@ class ActivationProbe:
         tracker = OriginTracker(self._model)
         with ExitStack() as hooks:
             for module in self._model.modules():
-                if isinstance(module, MODULES):
+                if isinstance(module, TRACED_MODULES):
                     hooks.callback(module.register_forward_hook(tracker.add_module).remove)
             with tracker:
                 yield tracker

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare import STATES, is_percent, join_settings, parse_act, rank, summarise
+from nsrelu_bench.compare import (
+    COUNTED_STATES,
+    is_percent,
+    join_settings,
+    parse_act,
+    rank,
+    summarise,
+)
 from nsrelu_bench.errors import BenchError
 
 #: What can be read in one figure; more is refused.
@@ -25,7 +32,7 @@ SETTING_LABELS = {"lr": "learning rate", "batch_size": "batch size"}
 LOG_METRICS = ("grad_norm", "pre_grad_norm", "train_loss", "val_loss", "test_loss")
 
 FINISHED = ("completed", "diverged")
-OUTCOMES = ("completed", "collapsed", *STATES[1:])
+OUTCOMES = ("completed", "collapsed", *COUNTED_STATES[1:])
 
 
 class NothingToDrawError(BenchError):
@@ -34,7 +41,7 @@ class NothingToDrawError(BenchError):
 
 def outcomes(groups: pd.DataFrame) -> "pd.Series[str]":
     """Return how each run ended, one of `OUTCOMES`: a completed run may have collapsed."""
-    states = groups["state"].where(groups["state"].isin(STATES), "unfinished")
+    states = groups["state"].where(groups["state"].isin(COUNTED_STATES), "unfinished")
     if "collapsed" not in groups:
         return states
     collapsed = pd.to_numeric(groups["collapsed"], errors="coerce") == 1

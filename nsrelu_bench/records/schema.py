@@ -3,7 +3,7 @@
 import math
 import re
 
-from nsrelu_bench.config import MEASURES, RunConfig
+from nsrelu_bench.config import SITE_MEASURES, RunConfig
 
 CONFIG = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -20,8 +20,8 @@ _SPLITS = tuple(
 )
 
 # `lr` ends the columns that the design fixes; measures that were added later come after it.
-_FIRST = tuple(MEASURES)[: 1 + list(MEASURES).index("surrogate_cosine")]
-_FURTHER = tuple(MEASURES)[len(_FIRST) :]
+_FIRST = tuple(SITE_MEASURES)[: 1 + list(SITE_MEASURES).index("surrogate_cosine")]
+_FURTHER = tuple(SITE_MEASURES)[len(_FIRST) :]
 
 #: How training goes: 1 for a collapsed network, and the step of the early warning.
 _OUTCOME = ("collapsed", "gradient_lost_step")
@@ -30,9 +30,9 @@ _OUTCOME = ("collapsed", "gradient_lost_step")
 #: where measures are taken between epochs.
 COLUMNS = {
     "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER, "task", *_OUTCOME),
-    "layers.csv": ("epoch", "layer", "units", *MEASURES),
+    "layers.csv": ("epoch", "layer", "units", *SITE_MEASURES),
     "timing.csv": ("epoch", "time_s", "train_s", "measure_s", "evaluate_s"),
-    "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *MEASURES),
+    "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *SITE_MEASURES),
     "quantiles.csv": ("layer", "quantile", "value"),
 }
 

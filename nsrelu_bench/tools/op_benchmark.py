@@ -22,6 +22,7 @@ from torch.utils.benchmark import Timer
 
 from nsrelu_bench.activations import DTYPES, multiplication_trick, nsrelu, nsrelu_
 from nsrelu_bench.errors import BenchError, UsageError, lookup
+from nsrelu_bench.machine import MIB
 from nsrelu_bench.text import align, wrap
 
 Form = Callable[[Tensor], Tensor]
@@ -31,7 +32,6 @@ SIZES = tuple(2**exponent for exponent in (8, 12, 16, 20, 24))
 ROUNDS = 7
 ROUND_S = 0.03  # of one form in a round, at least one pass
 UNITS_PER_EXAMPLE = 128  # per example, or the largest divisor of it that fits
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.activations import FORMS, every_form, every_leak, value_and_gradient
+from helpers.activations import NSRELU_FORMS, every_form, every_leak, value_and_gradient
 
 from nsrelu_bench.activations import (
     FWBWMismatch,
@@ -95,7 +95,7 @@ def test_hessian_is_that_of_the_surrogate(form, leak):
 def test_a_result_changed_in_place_is_right_or_an_error(form):
     x = torch.tensor([-1.0, 2.0], requires_grad=True)
     y = form(x).mul_(3)
-    if form in (FORMS["in place"], FORMS["function"]):
+    if form in (NSRELU_FORMS["in place"], NSRELU_FORMS["function"]):
         # They keep the result, as ReLU does, and autograd notices as it does there.
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()

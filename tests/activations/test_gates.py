@@ -27,7 +27,14 @@ from nsrelu_bench.errors import UsageError
 from nsrelu_bench.training.loop import run
 
 every_gate = pytest.mark.parametrize("gate", GATED)
-SHAPES = {(6, 5): None, (2, 3, 4): -1, (3, 2, 4): 1, (2, 3, 2, 2): 1, (2, 2, 2, 3): -1, (5,): 0}
+SHAPES_AND_AXES = {
+    (6, 5): None,
+    (2, 3, 4): -1,
+    (3, 2, 4): 1,
+    (2, 3, 2, 2): 1,
+    (2, 2, 2, 3): -1,
+    (5,): 0,
+}
 
 
 def examples(shape, axis, dtype=torch.float64):
@@ -60,7 +67,7 @@ def forms(gate, axis, leak=0.1):
 
 
 @pytest.mark.parametrize("leak", [0.01, 0.1, 0.7, 1.0])
-@pytest.mark.parametrize(("shape", "axis"), SHAPES.items(), ids=str)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES.items(), ids=str)
 @every_gate
 def test_every_form_is_the_definition(gate, shape, axis, leak):
     known = 1 if axis is None else axis
@@ -225,7 +232,7 @@ def test_modules_name_their_gate():
 
 
 NO_AXIS = "needs unit_axis for an input of shape {}: 1 for the channels of a convolution, -1 for"
-NOT_GATED = "needs a forward of relu with another backward that has a slope below 0, such as "
+NEEDS_RELU = "needs a forward of relu with another backward that has a slope below 0, such as "
 NOT_NATIVE = "gate 'up' needs implementation 'native', got 'detach'"
 
 
@@ -233,10 +240,10 @@ NOT_NATIVE = "gate 'up' needs implementation 'native', got 'detach'"
     ("call", "message"),
     [
         (lambda x: nsrelu(x, gate="ups"), "unknown gate 'ups'; did you mean 'up'?"),
-        (lambda x: nsrelu(x, 0, gate="up"), f"gate 'up' {NOT_GATED}nsrelu(0.1), got nsrelu(0)"),
-        (lambda _: NSReLU(0, gate="up"), f"gate 'up' {NOT_GATED}nsrelu(0.1), got nsrelu(0)"),
-        (lambda _: Surrogate("relu", gate="up"), f"gate 'up' {NOT_GATED}nsrelu(0.1), got relu"),
-        (lambda _: Surrogate("gelu", "silu", gate="up"), f"gate 'up' {NOT_GATED}"),
+        (lambda x: nsrelu(x, 0, gate="up"), f"gate 'up' {NEEDS_RELU}nsrelu(0.1), got nsrelu(0)"),
+        (lambda _: NSReLU(0, gate="up"), f"gate 'up' {NEEDS_RELU}nsrelu(0.1), got nsrelu(0)"),
+        (lambda _: Surrogate("relu", gate="up"), f"gate 'up' {NEEDS_RELU}nsrelu(0.1), got relu"),
+        (lambda _: Surrogate("gelu", "silu", gate="up"), f"gate 'up' {NEEDS_RELU}"),
         (lambda _: Surrogate(torch.sin, gate="up"), "gate 'up' needs a forward of relu, got sin"),
         (lambda _: Surrogate("ste", torch.sin), "forward must be one function, got the pair 'ste'"),
         (lambda _: NSReLU(0.1, "detach", gate="up"), NOT_NATIVE),

@@ -82,7 +82,7 @@ def test_in_place_trains_as_the_plain_form():
     assert all(map(torch.equal, gradients(True), gradients(False)))
 
 
-RUNS = [
+SETTINGS_IN_PLACE = [
     {"act": "relu"},
     {"act": "leaky_relu(0.1)"},
     {"act": "leaky_relu(0)"},
@@ -100,7 +100,7 @@ def epochs(**settings):
     return [(epoch.metrics, epoch.layers) for epoch in run(tiny(**settings))]
 
 
-@pytest.mark.parametrize("settings", RUNS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS_IN_PLACE, ids=str)
 def test_a_run_in_place_has_the_numbers_of_one_out_of_place(settings, monkeypatch):
     # Of the probe too: it must see the pre-activation, which is overwritten.
     in_place = epochs(**settings)

@@ -10,15 +10,20 @@ from torch import nn
 from nsrelu_bench.activations import LocalConv2d, LocalLinear, build, true_gradients
 from nsrelu_bench.errors import UsageError
 
-ACTS = ["nsrelu(0.3)", "rescue(0.3)", "up(0.3)", "relu/bsilu"]
-CONVOLUTIONS = [{}, {"stride": 2, "padding": 1}, {"groups": 2, "dilation": 2}, {"bias": False}]
+LOCAL_ACTS = ["nsrelu(0.3)", "rescue(0.3)", "up(0.3)", "relu/bsilu"]
+CONVOLUTION_SETTINGS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"groups": 2, "dilation": 2},
+    {"bias": False},
+]
 LAYERS = [
     (lambda **_: (nn.Linear(5, 4), LocalLinear(5, 4)), (7, 5)),
     (lambda **_: (nn.Linear(5, 4, bias=False), LocalLinear(5, 4, bias=False)), (7, 5)),
     (lambda **_: (nn.Linear(5, 4), LocalLinear(5, 4)), (2, 3, 5)),
     *(
         (lambda s=s, **_: (nn.Conv2d(2, 4, 3, **s), LocalConv2d(2, 4, 3, **s)), (3, 2, 6, 6))
-        for s in CONVOLUTIONS
+        for s in CONVOLUTION_SETTINGS
     ),
 ]
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS)
@@ -46,7 +51,7 @@ def activation(text, shape):
     return build(text, unit_axis=-1 if len(shape) < 4 else 1)
 
 
-@pytest.mark.parametrize("text", ACTS)
+@pytest.mark.parametrize("text", LOCAL_ACTS)
 @every_layer
 def test_weights_get_the_surrogate_and_inputs_what_is_on(make, shape, text):
     layer, local, x, grad = pair(make, shape)

@@ -50,7 +50,7 @@ def test_true_gradients_are_those_of_the_tied_model(text, settings):
     assert all(map(torch.equal, inside, before)) == (text == "nsrelu(0)")
 
 
-@pytest.mark.parametrize("text", labels.FUNCTIONS)
+@pytest.mark.parametrize("text", labels.FUNCTION_PARAMETERS)
 def test_true_gradients_switch_nothing_where_all_is_tied(text):
     with true_gradients(network(text)) as switched:
         assert switched == 0
@@ -119,7 +119,7 @@ def test_true_gradients_reach_a_model_that_is_compiled():
     assert all(map(torch.equal, outputs_and_gradients(compiled), plain))
 
 
-@pytest.mark.parametrize("text", [*labels.FUNCTIONS, *UNTIED])
+@pytest.mark.parametrize("text", [*labels.FUNCTION_PARAMETERS, *UNTIED])
 def test_a_copy_or_pickle_of_a_module_is_the_module(text):
     module = build(text).eval()
     x, grad = torch.linspace(-1, 1, 5), torch.ones(5)
@@ -136,7 +136,7 @@ CARDS = Path(__file__).parents[2] / "docs" / "activations.md"
 @pytest.mark.parametrize("name", labels.ACTIVATION_NAMES)
 def test_every_named_activation_has_a_card_with_its_default(name):
     cards = dict(re.findall(r"^### (\S+)\n(.+?)(?=^###|\Z)", CARDS.read_text(), re.M | re.S))
-    for parameter, default in labels.FUNCTIONS.get(name, {}).items():
+    for parameter, default in labels.FUNCTION_PARAMETERS.get(name, {}).items():
         shown = {1 / 8: "1/8", 1 / 3: "1/3"}.get(default, f"{default:g}")
         assert re.search(rf"(?<![0-9.]){shown}(?![0-9])", cards[name]), (parameter, shown)
     assert len(cards[name]) > 50

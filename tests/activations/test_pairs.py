@@ -21,7 +21,7 @@ from nsrelu_bench.config.study import make_study
 from nsrelu_bench.errors import UsageError
 
 
-@pytest.mark.parametrize("name", labels.FUNCTIONS)
+@pytest.mark.parametrize("name", labels.FUNCTION_PARAMETERS)
 def test_a_function_and_its_module_compute_the_same(name):
     function = FUNCTIONS[name]
     label = labels.parse_activation(name)
@@ -37,19 +37,19 @@ def test_functions_have_the_defaults_of_their_labels(name):
     x = torch.linspace(-3, 3, 61)
     assert torch.equal(build(f"{name}(0.7)")(x), function(x, 0.7))
     assert not torch.equal(function(x, 0.7), function(x))
-    assert torch.equal(function(x), function(x, labels.FUNCTIONS[name]["alpha"]))
+    assert torch.equal(function(x), function(x, labels.FUNCTION_PARAMETERS[name]["alpha"]))
 
 
 def test_every_function_that_has_a_label_is_implemented():
-    assert list(FUNCTIONS) == list(labels.FUNCTIONS)
+    assert list(FUNCTIONS) == list(labels.FUNCTION_PARAMETERS)
 
 
 PLAIN = [name for name in FUNCTIONS if name not in labels.LEARNABLE]
-PAIRS = [f"{forward}/{backward}" for forward in PLAIN for backward in PLAIN]
+PLAIN_PAIRS = [f"{forward}/{backward}" for forward in PLAIN for backward in PLAIN]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("text", [*PAIRS, "leaky_relu(0.2)/leaky_relu(0.3)", *labels.ALIASES])
+@pytest.mark.parametrize("text", [*PLAIN_PAIRS, "leaky_relu(0.2)/leaky_relu(0.3)", *labels.ALIASES])
 def test_build_pairs_any_forward_with_any_backward(text, impl):
     label = labels.parse_activation(text)
     module = build(label, impl).eval()

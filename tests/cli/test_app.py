@@ -15,7 +15,7 @@ from nsrelu_bench.cli.options import VARIABLES
 from nsrelu_bench.errors import unknown
 from nsrelu_bench.records import read_status
 
-TINY = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
+TINY_OPTIONS = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -69,7 +69,7 @@ def test_traceback_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_traceback_shows_where_a_run_failed(tmp_path: Path) -> None:
-    answer = ask("train", *TINY, "--train-size", "9999", "--traceback", cwd=tmp_path)
+    answer = ask("train", *TINY_OPTIONS, "--train-size", "9999", "--traceback", cwd=tmp_path)
     assert answer.code == 1
     assert "Traceback" in answer.err
     assert "in load_dataset" in answer.err
@@ -119,7 +119,7 @@ def test_a_deleted_folder_is_one_line(tmp_path: Path) -> None:
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start long runs, and return once each has trained an epoch."""
     process = subprocess.Popen(
-        [*CLI, "train", *TINY, "--epochs", "100000", *arguments],
+        [*CLI, "train", *TINY_OPTIONS, "--epochs", "100000", *arguments],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,7 +148,7 @@ def test_a_signal_ends_at_once_and_keeps_what_was_done(
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
-    command = f"nsrelu-bench train {' '.join(TINY)} --epochs 100000 --seeds {seeds}"
+    command = f"nsrelu-bench train {' '.join(TINY_OPTIONS)} --epochs 100000 --seeds {seeds}"
     assert errors.endswith(f"nsrelu-bench: Interrupted. Resume with: {command}\n")
     assert "Traceback" not in errors
     for folder in tmp_path.glob("results/runs/*/"):

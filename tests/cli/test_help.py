@@ -16,8 +16,8 @@ from nsrelu_bench.cli.help import COMMAND_SECTIONS
 from nsrelu_bench.cli.options import flag_of
 from nsrelu_bench.config import SETTINGS, RunConfig
 
-PROGRAM: Any = typer.main.get_command(cli.app)
-COMMANDS = PROGRAM.commands
+CLICK_PROGRAM: Any = typer.main.get_command(cli.app)
+COMMANDS_BY_NAME = CLICK_PROGRAM.commands
 OPTIONS_PAGE = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
 
 
@@ -28,18 +28,18 @@ def test_the_commands_are_listed_whole_and_by_section() -> None:
         "Options",
         *(section.capitalize() for section in COMMAND_SECTIONS),
     ]
-    for name, command in COMMANDS.items():
+    for name, command in COMMANDS_BY_NAME.items():
         assert f"  {name:9}  {command.get_short_help_str()}\n" in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS_BY_NAME)
 def test_every_option_of_a_command_has_a_metavar_and_a_help(name: str) -> None:
-    for parameter in COMMANDS[name].params:
+    for parameter in COMMANDS_BY_NAME[name].params:
         assert parameter.help, parameter.name
         assert parameter.metavar or parameter.is_flag, parameter.name
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS_BY_NAME)
 def test_help_ends_with_examples_that_can_be_parsed(name: str) -> None:
     text = ask(name, "--help", COLUMNS="80").out
     examples = text.partition("Examples:\n")[2].splitlines()
@@ -47,10 +47,10 @@ def test_help_ends_with_examples_that_can_be_parsed(name: str) -> None:
     for example in examples:
         program, command, *arguments = shlex.split(example.partition(" > ")[0])
         assert (program, command) == ("nsrelu-bench", name)
-        COMMANDS[name].make_context(name, arguments)
+        COMMANDS_BY_NAME[name].make_context(name, arguments)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS_BY_NAME)
 def test_no_line_of_a_help_is_longer_than_a_terminal(name: str) -> None:
     assert max(map(len, ask(name, "--help", COLUMNS="80").out.splitlines())) <= 80
 
@@ -75,12 +75,12 @@ def test_the_defaults_that_help_states_are_those_of_a_run() -> None:
             assert said.split()[0] == shown
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS_BY_NAME)
 def test_every_option_is_documented(name: str) -> None:
     section = re.split(r"^## ", OPTIONS_PAGE, flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(f"{name}\n")]
     documented = set(re.findall(r"`(--[a-z-]+)`", text.replace(" / ", "\n")))
-    flags = {flag for p in COMMANDS[name].params for flag in (*p.opts, *p.secondary_opts)}
+    flags = {flag for p in COMMANDS_BY_NAME[name].params for flag in (*p.opts, *p.secondary_opts)}
     flags = {flag for flag in flags if flag.startswith("--")}
     assert documented == flags, f"docs/options.md, section {name}: {documented ^ flags}"
 

@@ -13,9 +13,9 @@ from helpers.tiny_runs import make
 
 from nsrelu_bench.config import read_yaml
 
-TINY = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
-TINY += ["--probe-size", "200"]
-STUDY = """
+TINY_TRAINING = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
+TINY_TRAINING += ["--probe-size", "200"]
+SMALL_STUDY = """
 name: small
 dataset: digits
 width: 8
@@ -31,7 +31,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a study in a folder of its own, which is the current one."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.yaml"
-    path.write_text(STUDY)
+    path.write_text(SMALL_STUDY)
     return path
 
 
@@ -54,7 +54,7 @@ def test_the_default_run_learns_to_read_digits(tmp_path: Path) -> None:
 
 def test_a_run_that_is_done_is_kept_and_printed_as_json(tmp_path: Path) -> None:
     make(tmp_path / "results" / "runs", act="relu")
-    arguments = ["train", "--act", "relu", *TINY]
+    arguments = ["train", "--act", "relu", *TINY_TRAINING]
     assert "completed (done before)" in ask(*arguments, cwd=tmp_path).out
     answer = ask(*arguments, "--json", "--quiet", cwd=tmp_path)
     (row,) = json.loads(answer.out)
@@ -65,14 +65,14 @@ def test_a_run_that_is_done_is_kept_and_printed_as_json(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fresh_repeats_a_run_that_is_done(tmp_path: Path) -> None:
     make(tmp_path / "results" / "runs", act="relu")
-    answer = ask("train", "--act", "relu", *TINY, "--fresh", cwd=tmp_path)
+    answer = ask("train", "--act", "relu", *TINY_TRAINING, "--fresh", cwd=tmp_path)
     assert answer.code == 0
     assert "done before" not in answer.out
 
 
 @pytest.mark.slow
 def test_seeds_give_a_run_each_and_event_files(tmp_path: Path) -> None:
-    ask("train", *TINY, "--seeds", "2", "--seed", "5", "--tensorboard", cwd=tmp_path)
+    ask("train", *TINY_TRAINING, "--seeds", "2", "--seed", "5", "--tensorboard", cwd=tmp_path)
     assert settings(tmp_path, "seed") == {5, 6}
     assert len(list(tmp_path.glob("results/runs/*/events.out.tfevents.*"))) == 2
 
@@ -82,7 +82,7 @@ def test_a_broken_torchvision_matters_only_where_it_is_needed(tmp_path: Path) ->
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no nms here')")
     broken = {"PYTHONPATH": str(tmp_path)}
-    nsrelu("train", *TINY, cwd=tmp_path, **broken)
+    nsrelu("train", *TINY_TRAINING, cwd=tmp_path, **broken)
     errors = nsrelu("train", "--dataset", "mnist", cwd=tmp_path, code=1, **broken).stderr
     assert errors.count("\n") == 1
     assert "torchvision, which does not load (no nms here)" in errors
@@ -126,14 +126,14 @@ def test_a_flag_wins_over_a_variable_and_that_over_a_file(
 
 @pytest.mark.slow
 def test_a_failed_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    answer = ask("train", *TINY, "--train-size", "9999", cwd=tmp_path)
+    answer = ask("train", *TINY_TRAINING, "--train-size", "9999", cwd=tmp_path)
     assert answer.code == 1
     assert answer.err == ("nsrelu-bench: train_size: digits has 1257 training examples, got 9999\n")
 
 
 def test_results_that_can_not_be_written_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    answer = ask("train", *TINY, "--results", "file", cwd=tmp_path)
+    answer = ask("train", *TINY_TRAINING, "--results", "file", cwd=tmp_path)
     assert answer.code == 1
     assert answer.err == "nsrelu-bench: file/runs: can't be written (Not a directory)\n"
 
@@ -142,7 +142,7 @@ def test_results_that_can_not_be_written_are_one_line(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*CLI, "train", *TINY],
+        [*CLI, "train", *TINY_TRAINING],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -239,7 +239,7 @@ def test_a_wrong_option_of_sweep_is_one_line(study: Path, arguments: str, line: 
 
 
 def test_mistakes_in_a_study_are_a_line_each(study: Path) -> None:
-    study.write_text(STUDY.replace("relu,", "gelo,") + "epocs: 3\n")
+    study.write_text(SMALL_STUDY.replace("relu,", "gelo,") + "epocs: 3\n")
     answer = ask("sweep", "small.yaml")
     assert answer.code == 2
     assert re.fullmatch(r"(nsrelu-bench: small.yaml: .*\n){2}", answer.err)

@@ -5,7 +5,7 @@ import pytest
 from helpers.command_line import ask
 
 from nsrelu_bench.activations import functional
-from nsrelu_bench.config import DATASETS, FIGURES, GATES, MEASURES, MODELS
+from nsrelu_bench.config import DATASETS, FIGURES, GATES, MODEL_SIZES, SITE_MEASURES
 from nsrelu_bench.plot import specs
 
 
@@ -64,9 +64,9 @@ def test_ops_checks_its_folder_before_it_measures(tmp_path: Path) -> None:
     [
         ("activations", ["relu", "nsrelu"]),
         ("gates", GATES),
-        ("models", MODELS),
+        ("models", MODEL_SIZES),
         ("datasets", DATASETS),
-        ("metrics", ["test_accuracy", "val_loss", *MEASURES]),
+        ("metrics", ["test_accuracy", "val_loss", *SITE_MEASURES]),
         ("figures", FIGURES),
     ],
 )

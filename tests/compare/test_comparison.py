@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, row, study
+from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, row, study
 
 from nsrelu_bench.compare import comparison as c
-from nsrelu_bench.compare.grouping import STATES
+from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.sign_flips import step_down_p
 from nsrelu_bench.compare.tables import FORMATS, format_table
@@ -27,7 +27,7 @@ THREE = study(
 
 
 def test_means_and_paired_differences_by_hand() -> None:
-    found = row(c.compare(TWO, CONFIG), "nsrelu(0.1)")
+    found = row(c.compare(TWO, MADE_UP_CONFIG), "nsrelu(0.1)")
     assert found["n"] == found["pairs"] == 6
     assert found["mean"] == pytest.approx(0.94)
     assert found["sd"] == pytest.approx(np.std(BETTER, ddof=1))
@@ -42,24 +42,28 @@ def test_means_and_paired_differences_by_hand() -> None:
 def test_the_order_of_runs_does_not_matter() -> None:
     runs = study(TWO, make_runs("leaky_relu(0.1)", RELU[::-1]))
     shuffled = runs.sample(frac=1, random_state=3)
-    assert format_table(c.compare(shuffled, CONFIG)) == format_table(c.compare(runs, CONFIG))
+    assert format_table(c.compare(shuffled, MADE_UP_CONFIG)) == format_table(
+        c.compare(runs, MADE_UP_CONFIG)
+    )
 
 
 def test_a_run_that_is_given_twice_counts_once() -> None:
     doubled = study(TWO, TWO, lose(TWO, [0], "interrupted"))
-    assert format_table(c.compare(doubled, CONFIG)) == format_table(c.compare(TWO, CONFIG))
+    assert format_table(c.compare(doubled, MADE_UP_CONFIG)) == format_table(
+        c.compare(TWO, MADE_UP_CONFIG)
+    )
 
 
 def test_a_run_that_is_found_with_two_results_is_refused() -> None:
     doubled = study(TWO, TWO.assign(grad_norm=TWO["grad_norm"] + 1))
     message = r"^run relu-\{\}-0 was found twice, with different numbers \(grad_norm 1.9 and 2.9\)"
     with pytest.raises(BenchError, match=message):
-        c.compare(doubled, CONFIG)
+        c.compare(doubled, MADE_UP_CONFIG)
 
 
 def test_rates_that_differ_in_the_last_digit_are_two_groups() -> None:
     other = make_runs("nsrelu(0.1)", BETTER, lr=float(np.nextafter(0.1, 1)))
-    groups = c.compare(study(TWO, other), CONFIG).rows["group"].unique()
+    groups = c.compare(study(TWO, other), MADE_UP_CONFIG).rows["group"].unique()
     assert list(groups) == [
         "relu lr=0.1",
         "nsrelu(0.1) lr=0.1",
@@ -69,18 +73,18 @@ def test_rates_that_differ_in_the_last_digit_are_two_groups() -> None:
 
 def test_names_that_look_like_numbers_stay_text() -> None:
     runs = study(TWO.assign(dataset="007"), TWO.assign(dataset="7", run_id=TWO["run_id"] + "b"))
-    assert list(c.compare(runs, CONFIG).rows["section"].unique()) == ["007, mlp", "7, mlp"]
+    assert list(c.compare(runs, MADE_UP_CONFIG).rows["section"].unique()) == ["007, mlp", "7, mlp"]
 
 
 def test_two_runs_with_the_same_settings_and_seed_are_refused() -> None:
     doubled = study(TWO, TWO.assign(run_id=TWO["run_id"] + "x"))
     with pytest.raises(BenchError, match="same settings and seed"):
-        c.compare(doubled, CONFIG)
+        c.compare(doubled, MADE_UP_CONFIG)
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
     few = make_runs("nsrelu(0.1)", BETTER).query("seed >= 2")
-    found = row(c.compare(study(make_runs("relu", RELU[:5]), few), CONFIG), "nsrelu(0.1)")
+    found = row(c.compare(study(make_runs("relu", RELU[:5]), few), MADE_UP_CONFIG), "nsrelu(0.1)")
     assert (found["n"], found["pairs"]) == (4, 3)
     assert found["diff"] == pytest.approx((0.01 + 0.02 + 0.01) / 3)
     assert found["baseline_mean"] == pytest.approx(0.93)
@@ -89,7 +93,7 @@ def test_only_seeds_that_both_have_are_paired() -> None:
 def test_pairs_have_the_same_settings() -> None:
     worse = [a - 0.1 for a in RELU]
     runs = study(TWO, make_runs("relu", worse, lr=0.2), make_runs("nsrelu(0.1)", worse, lr=0.2))
-    comparison = c.compare(runs, CONFIG)
+    comparison = c.compare(runs, MADE_UP_CONFIG)
     assert list(comparison.rows["group"].unique()) == [
         "relu lr=0.1",
         "nsrelu(0.1) lr=0.1",
@@ -102,7 +106,7 @@ def test_pairs_have_the_same_settings() -> None:
 
 def test_impl_is_named_only_where_it_varies() -> None:
     other = make_runs("nsrelu(0.1)", BETTER, impl="detach")
-    comparison = c.compare(study(TWO, other), CONFIG)
+    comparison = c.compare(study(TWO, other), MADE_UP_CONFIG)
     assert list(comparison.rows["group"].unique()) == [
         "relu",
         "nsrelu(0.1) impl=detach",
@@ -112,7 +116,7 @@ def test_impl_is_named_only_where_it_varies() -> None:
 
 
 def test_settings_that_a_run_does_not_have_are_not_named() -> None:
-    config = [*CONFIG, "momentum"]
+    config = [*MADE_UP_CONFIG, "momentum"]
     runs = study(TWO.assign(momentum=0.9), make_runs("relu", RELU, momentum=np.nan))
     groups = c.compare(runs, config).rows["group"].unique()
     assert list(groups) == ["relu momentum=0.9", "nsrelu(0.1) momentum=0.9", "relu"]
@@ -122,16 +126,16 @@ def test_lost_runs_are_counted_and_not_averaged() -> None:
     runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1]))
     runs = lose(runs, [5], "failed")
     runs.loc[runs["seed"] == 4, "state"] = "running"  # with metrics of an earlier epoch
-    found = row(c.compare(runs, CONFIG), "nsrelu(1)")
-    assert list(found[["runs", *STATES]]) == [6, 2, 2, 1, 1]
+    found = row(c.compare(runs, MADE_UP_CONFIG), "nsrelu(1)")
+    assert list(found[["runs", *COUNTED_STATES]]) == [6, 2, 2, 1, 1]
     assert (found["n"], found["mean"]) == (2, pytest.approx(0.94))
-    text = format_table(c.compare(runs, CONFIG))
+    text = format_table(c.compare(runs, MADE_UP_CONFIG))
     assert "over 10 of 18 runs; left out: 2 diverged, 3 failed, 3 unfinished" in text
 
 
 def test_a_group_that_all_diverged_stays_in_the_table() -> None:
     runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), list(range(6))))
-    comparison = c.compare(runs, CONFIG)
+    comparison = c.compare(runs, MADE_UP_CONFIG)
     found = row(comparison, "nsrelu(1)")
     assert (found["n"], found["diverged"]) == (0, 6)
     assert np.isnan(found["mean"])
@@ -141,12 +145,12 @@ def test_a_group_that_all_diverged_stays_in_the_table() -> None:
 
 
 def test_all_runs_diverged() -> None:
-    text = format_table(c.compare(lose(TWO, list(range(6))), CONFIG))
+    text = format_table(c.compare(lose(TWO, list(range(6))), MADE_UP_CONFIG))
     assert "over 0 of 12 runs; left out: 12 diverged" in text
 
 
 def test_one_seed_has_means_and_nothing_more() -> None:
-    comparison = c.compare(TWO.query("seed == 0"), CONFIG)
+    comparison = c.compare(TWO.query("seed == 0"), MADE_UP_CONFIG)
     found = row(comparison, "nsrelu(0.1)")
     assert found["diff"] == pytest.approx(0.02)
     none = ["sd", "low", "diff_low", "p", "p_adjusted", "p_holm", "p_equivalent", "d_z"]
@@ -156,29 +160,29 @@ def test_one_seed_has_means_and_nothing_more() -> None:
 
 def test_a_baseline_that_is_not_there_is_said() -> None:
     only = make_runs("nsrelu(0.1)", BETTER)
-    text = format_table(c.compare(only, CONFIG))
+    text = format_table(c.compare(only, MADE_UP_CONFIG))
     assert "vs relu: paired by settings and seed; none to pair" in text
     with pytest.raises(UsageError, match="unknown baseline 'gelo'"):
-        c.compare(only, CONFIG, baseline="gelo")
+        c.compare(only, MADE_UP_CONFIG, baseline="gelo")
 
 
 def test_a_bare_name_is_a_baseline_where_it_has_one_leak() -> None:
-    assert c.compare(TWO, CONFIG, baseline="nsrelu").baseline == "nsrelu(0.1)"
+    assert c.compare(TWO, MADE_UP_CONFIG, baseline="nsrelu").baseline == "nsrelu(0.1)"
     several = r"^baseline 'nsrelu' is one of several: nsrelu\(0.1\), nsrelu\(1\)$"
     with pytest.raises(UsageError, match=several):
-        c.compare(study(TWO, make_runs("nsrelu(1)", RELU)), CONFIG, baseline="nsrelu")
+        c.compare(study(TWO, make_runs("nsrelu(1)", RELU)), MADE_UP_CONFIG, baseline="nsrelu")
 
 
 def test_metrics_may_be_missing_in_part() -> None:
     runs = TWO.drop(columns="grad_norm").assign(dead_fraction=np.nan, zero_fraction=None)
     runs.loc[runs["seed"] == 0, "test_accuracy"] = np.inf
-    comparison = c.compare(runs, CONFIG)
+    comparison = c.compare(runs, MADE_UP_CONFIG)
     assert comparison.metrics == ("test_accuracy", "zero_fraction", "dead_fraction")
     assert row(comparison, "relu")["n"] == 5
     foot = notes(comparison)
     assert "test_accuracy: 10 of the 12 completed runs of 2 groups have a value." in foot
     with pytest.raises(UsageError, match="unknown metric 'grad_nrm'"):
-        c.compare(TWO, CONFIG, metrics=["grad_nrm"])
+        c.compare(TWO, MADE_UP_CONFIG, metrics=["grad_nrm"])
 
 
 # The family.
@@ -186,7 +190,7 @@ def test_metrics_may_be_missing_in_part() -> None:
 
 def test_what_a_table_shows_changes_no_p_value() -> None:
     few, many = (
-        row(c.compare(THREE, CONFIG, metrics=metrics), "nsrelu(0.1)")
+        row(c.compare(THREE, MADE_UP_CONFIG, metrics=metrics), "nsrelu(0.1)")
         for metrics in (["test_accuracy"], ["grad_norm", "test_accuracy", "negative_fraction"])
     )
     pd.testing.assert_series_equal(few, many, check_names=False)
@@ -201,9 +205,9 @@ def test_what_is_shown_of_a_study_changes_no_p_value(where: list[str]) -> None:
         for act, values in (("relu", RELU), ("nsrelu(0.1)", BETTER), ("elu", RELU))
     ]
     runs = study(*parts)
-    few = c.compare(runs, CONFIG, where=where)
+    few = c.compare(runs, MADE_UP_CONFIG, where=where)
     keys = ["act", "metric"]
-    every = c.compare(runs, CONFIG).rows.query("lr == 0.1").set_index(keys)
+    every = c.compare(runs, MADE_UP_CONFIG).rows.query("lr == 0.1").set_index(keys)
     found = few.rows[few.rows["lr"] == 0.1] if "lr" in few.rows else few.rows
     found = found.set_index(keys)
     for column in ("diff", "diff_low", "p", "p_adjusted", "p_holm", "p_equivalent", "verdict"):
@@ -212,9 +216,9 @@ def test_what_is_shown_of_a_study_changes_no_p_value(where: list[str]) -> None:
 
 
 def test_the_tests_of_a_study_are_a_family_of_their_own() -> None:
-    alone = c.compare(THREE, CONFIG).rows
+    alone = c.compare(THREE, MADE_UP_CONFIG).rows
     other = TWO.assign(study="t", run_id=TWO["run_id"] + "t")
-    both = c.compare(study(THREE, other), CONFIG)
+    both = c.compare(study(THREE, other), MADE_UP_CONFIG)
     assert both.tests_of == {"s": 6, "t": 3}
     assert both.tests == 9
     of_three = both.rows[both.rows["study"] == "s"]
@@ -222,17 +226,19 @@ def test_the_tests_of_a_study_are_a_family_of_their_own() -> None:
 
 
 def test_a_condition_on_seeds_chooses_what_is_tested() -> None:
-    few = row(c.compare(TWO, CONFIG, where=["seed=0,1,2"]), "nsrelu(0.1)")
+    few = row(c.compare(TWO, MADE_UP_CONFIG, where=["seed=0,1,2"]), "nsrelu(0.1)")
     assert (few["runs"], few["pairs"]) == (3, 3)
 
 
 def test_a_condition_on_a_tuned_setting_comes_before_tuning() -> None:
-    groups = c.compare(tunable(), CONFIG, tune=["lr"], where=["lr=0.2"]).rows["group"].unique()
+    groups = (
+        c.compare(tunable(), MADE_UP_CONFIG, tune=["lr"], where=["lr=0.2"]).rows["group"].unique()
+    )
     assert list(groups) == ["relu", "nsrelu(0.1)"]
 
 
 def test_adjusted_p_values_are_those_of_the_whole_family() -> None:
-    comparison = c.compare(THREE, CONFIG)
+    comparison = c.compare(THREE, MADE_UP_CONFIG)
     differences = [BETTER_THAN, WORSE_ZEROS, np.zeros(6)]
     expected = step_down_p(np.array([*differences, *(np.zeros(6) for _ in range(3))]))
     rows = comparison.rows[comparison.rows["group"] == "nsrelu(0.1)"].set_index("metric")
@@ -245,7 +251,7 @@ def test_adjusted_p_values_are_those_of_the_whole_family() -> None:
 
 def test_a_family_can_be_declared() -> None:
     asked = {"primary": "grad_norm", "secondary": ["test_accuracy"], "margins": {"grad_norm": 0.5}}
-    comparison = c.compare(THREE, CONFIG, **asked)
+    comparison = c.compare(THREE, MADE_UP_CONFIG, **asked)
     assert comparison.family.metrics == ("grad_norm", "test_accuracy")
     assert comparison.main_metric == "grad_norm"
     assert comparison.tests == 4
@@ -264,14 +270,14 @@ def test_a_family_can_be_declared() -> None:
 )
 def test_a_family_of_what_was_not_measured_is_refused(asked: dict, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        c.compare(TWO, CONFIG, **asked)
+        c.compare(TWO, MADE_UP_CONFIG, **asked)
 
 
 # Several studies.
 
 
 def test_runs_that_train_alike_in_two_studies_are_counted() -> None:
-    config = [*CONFIG, "probe_size"]
+    config = [*MADE_UP_CONFIG, "probe_size"]
     one = TWO.assign(study="a", probe_size=100)
     other = TWO[TWO["seed"] < 4].assign(study="b", probe_size=200, run_id=TWO["run_id"] + "b")
     assert c.compare(study(one, other), config).copies == {("b", "a"): 8}
@@ -288,7 +294,7 @@ def tunable() -> pd.DataFrame:
 
 
 def test_tuning_never_looks_at_the_test_set() -> None:
-    comparison = c.compare(tunable(), CONFIG, tune=["lr"])
+    comparison = c.compare(tunable(), MADE_UP_CONFIG, tune=["lr"])
     assert list(comparison.rows["group"].unique()) == ["relu lr=0.1", "nsrelu(0.1) lr=0.1"]
     assert "test set had no say" in "\n".join(notes(comparison))
 
@@ -296,7 +302,7 @@ def test_tuning_never_looks_at_the_test_set() -> None:
 def test_tuning_pairs_across_the_tuned_setting() -> None:
     runs = tunable()
     runs.loc[(runs["act"] != "relu") & (runs["lr"] == 0.2), "val_accuracy"] = 0.999
-    comparison = c.compare(runs, CONFIG, tune=["lr"])
+    comparison = c.compare(runs, MADE_UP_CONFIG, tune=["lr"])
     found = row(comparison, "nsrelu(0.1) lr=0.2")
     assert (found["baseline_group"], found["pairs"]) == ("relu lr=0.1", 6)
 
@@ -308,26 +314,26 @@ def test_tuning_prefers_settings_that_train(failed: dict) -> None:
     lost = (runs["lr"] == 0.2) & (runs["seed"] == 3)
     for column, value in failed.items():
         runs.loc[lost, column] = value
-    groups = c.compare(runs, CONFIG, tune=["lr"]).rows["group"].unique()
+    groups = c.compare(runs, MADE_UP_CONFIG, tune=["lr"]).rows["group"].unique()
     assert list(groups) == ["relu lr=0.1", "nsrelu(0.1) lr=0.1"]
 
 
 def test_tuning_drops_no_activation() -> None:
     runs = tunable()
     runs.loc[runs["act"] != "relu", "state"] = "diverged"
-    rows = c.compare(runs, CONFIG, tune=["lr"]).rows
+    rows = c.compare(runs, MADE_UP_CONFIG, tune=["lr"]).rows
     assert rows[rows["act"] == "nsrelu(0.1)"]["diverged"].unique() == [6]
 
 
 @pytest.mark.parametrize("name", ["act", "leak", "seed", "lrr"])
 def test_what_can_not_be_tuned(name: str) -> None:
     with pytest.raises(UsageError, match=f"unknown setting '{name}'"):
-        c.compare(TWO, CONFIG, tune=[name])
+        c.compare(TWO, MADE_UP_CONFIG, tune=[name])
 
 
 def test_sections_and_sorting() -> None:
     other = TWO.assign(dataset="cifar10", run_id=TWO["run_id"] + "c")
-    comparison = c.compare(study(TWO, other), CONFIG, sort="test_accuracy")
+    comparison = c.compare(study(TWO, other), MADE_UP_CONFIG, sort="test_accuracy")
     heads = comparison.rows.drop_duplicates(["section", "group"])
     assert list(heads["section"]) == ["cifar10, mlp"] * 2 + ["digits, mlp"] * 2
     assert list(heads["act"]) == ["nsrelu(0.1)", "relu"] * 2
@@ -335,17 +341,19 @@ def test_sections_and_sorting() -> None:
         line.startswith(("cifar10, mlp: ", "digits, mlp: ")) for line in verdicts(comparison)
     )
     with pytest.raises(UsageError, match="unknown column to sort by 'accuracy'"):
-        c.compare(TWO, CONFIG, sort="accuracy")
+        c.compare(TWO, MADE_UP_CONFIG, sort="accuracy")
 
 
 def test_by_makes_tables() -> None:
-    comparison = c.compare(tunable(), CONFIG, by=["lr"])
+    comparison = c.compare(tunable(), MADE_UP_CONFIG, by=["lr"])
     assert list(comparison.rows["section"].unique()) == ["lr 0.1", "lr 0.2"]
     assert list(comparison.rows["group"].unique()) == ["relu", "nsrelu(0.1)"]
 
 
 def test_counts_are_whole_numbers() -> None:
-    rows = c.compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG).rows
+    rows = c.compare(
+        study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), MADE_UP_CONFIG
+    ).rows
     assert {column: rows[column].dtype.kind for column in ("n", "pairs")} == {
         "n": "i",
         "pairs": "i",
@@ -356,26 +364,26 @@ def test_counts_are_whole_numbers() -> None:
 
 def test_nothing_to_compare() -> None:
     with pytest.raises(BenchError, match="no runs to compare"):
-        c.compare(TWO.iloc[:0], CONFIG)
+        c.compare(TWO.iloc[:0], MADE_UP_CONFIG)
 
 
 def test_runs_without_a_validation_accuracy_can_not_be_tuned() -> None:
     runs = TWO.drop(columns="val_accuracy")
     with pytest.raises(BenchError) as caught:
-        c.compare(runs, CONFIG, tune=["lr", "epochs"])
+        c.compare(runs, MADE_UP_CONFIG, tune=["lr", "epochs"])
     assert str(caught.value) == ("tune lr, epochs: the runs have no val_accuracy to choose by")
 
 
 @pytest.mark.parametrize("column", [column for column in c.RUN_COLUMNS if column != "study"])
 def test_what_is_no_metric_can_not_be_compared(column: str) -> None:
     with pytest.raises(UsageError, match=f"unknown metric '{column}'"):
-        c.compare(TWO.assign(**{column: TWO.get(column, 1)}), CONFIG, metrics=[column])
+        c.compare(TWO.assign(**{column: TWO.get(column, 1)}), MADE_UP_CONFIG, metrics=[column])
 
 
 def test_sorting_by_a_setting_goes_from_small_to_large() -> None:
     runs = study(TWO.assign(lr=0.3), make_runs("relu", RELU, lr=0.05))
     runs = study(runs, make_runs("relu", RELU, lr=0.1))
-    heads = c.compare(runs, CONFIG, sort="lr").rows.drop_duplicates("group")
+    heads = c.compare(runs, MADE_UP_CONFIG, sort="lr").rows.drop_duplicates("group")
     assert list(heads["group"]) == [
         "relu lr=0.05",
         "relu lr=0.1",
@@ -388,8 +396,8 @@ def test_each_study_has_a_table_of_its_own() -> None:
     one = TWO.assign(study="one")
     other = TWO.assign(study="other", test_accuracy=TWO["test_accuracy"] - 0.1)
     both = pd.concat([one, other], ignore_index=True)
-    rows = c.compare(both, CONFIG, metrics=["test_accuracy"]).rows
-    alone = c.compare(other, CONFIG, metrics=["test_accuracy"]).rows
+    rows = c.compare(both, MADE_UP_CONFIG, metrics=["test_accuracy"]).rows
+    alone = c.compare(other, MADE_UP_CONFIG, metrics=["test_accuracy"]).rows
     assert list(dict.fromkeys(rows["study"])) == ["one", "other"]
     of_other = rows[rows["study"] == "other"]
     assert of_other["group"].tolist() == alone["group"].tolist()

@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import CONFIG, RELU, TWO, make_runs, study
+from helpers.made_up import MADE_UP_CONFIG, RELU, TWO, make_runs, study
 
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.errors import UsageError
 
-ACTS = study(TWO, make_runs("leaky_relu(0.1)", RELU), make_runs("nsrelu(1)", RELU))
+TWO_ACTS = study(TWO, make_runs("leaky_relu(0.1)", RELU), make_runs("nsrelu(1)", RELU))
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ ACTS = study(TWO, make_runs("leaky_relu(0.1)", RELU), make_runs("nsrelu(1)", REL
     ],
 )
 def test_where_chooses_runs_and_keeps_the_baseline(where: str, acts: set[str]) -> None:
-    assert set(compare(ACTS, CONFIG, where=[where]).rows["act"]) == acts
+    assert set(compare(TWO_ACTS, MADE_UP_CONFIG, where=[where]).rows["act"]) == acts
 
 
 @pytest.mark.parametrize("baseline", ["ste", "relu/identity", "nsrelu(1.0)"])
 def test_a_baseline_may_have_any_spelling(baseline: str) -> None:
-    assert compare(ACTS, CONFIG, baseline=baseline).baseline == "nsrelu(1)"
+    assert compare(TWO_ACTS, MADE_UP_CONFIG, baseline=baseline).baseline == "nsrelu(1)"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_a_baseline_may_have_any_spelling(baseline: str) -> None:
 )
 def test_conditions_that_make_no_sense(where: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        compare(TWO, CONFIG, where=[where])
+        compare(TWO, MADE_UP_CONFIG, where=[where])
 
 
-VALUES = {
+ODD_VALUES = {
     "dataset": ["folder:a,b", "folder:a", "b", "nan", "007", "7", "1_0", "10", "None", "inf"],
     "act": ["rrelu(0.125, 0.333)", "relu", "relu/softplus(1)", "own:act", "nsrelu(0.1)"],
     "lr": [0.1, np.nextafter(0.1, 1), 1e-3, 12345678.0, np.nan],
@@ -59,12 +59,12 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("column", VALUES)
+@pytest.mark.parametrize("column", ODD_VALUES)
 def test_every_listed_value_can_be_named(column: str) -> None:
-    runs = pd.DataFrame({"act": "relu", column: VALUES[column]})
+    runs = pd.DataFrame({"act": "relu", column: ODD_VALUES[column]})
     with pytest.raises(UsageError) as caught:
         select(runs, [f"{column}=nothing such"])
-    for value in VALUES[column]:
+    for value in ODD_VALUES[column]:
         name = "none" if pd.isna(value) else str(value).removesuffix(".0")
         name = name.lower() if column == "batch_norm" else name
         assert name in str(caught.value)
@@ -73,7 +73,7 @@ def test_every_listed_value_can_be_named(column: str) -> None:
 
 
 def test_values_with_commas_can_be_listed() -> None:
-    runs = pd.DataFrame({"act": VALUES["act"], "dataset": "d"})
+    runs = pd.DataFrame({"act": ODD_VALUES["act"], "dataset": "d"})
     both = select(runs, ["act=rrelu(0.125, 0.333),relu/softplus(1), nsrelu"])
     assert list(both["act"]) == ["rrelu(0.125, 0.333)", "relu/softplus(1)", "nsrelu(0.1)"]
 

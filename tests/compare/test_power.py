@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from helpers.made_up import BETTER, CONFIG, RELU, TWO, make_runs, study
+from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, make_runs, study
 from scipy import stats
 
 from nsrelu_bench.compare import compare, format_plan, plan_seeds
 from nsrelu_bench.compare.statistics import seeds_needed
 from nsrelu_bench.errors import BenchError, UsageError
 
-PILOT = compare(TWO, CONFIG)
+PILOT = compare(TWO, MADE_UP_CONFIG)
 SD = np.std(np.subtract(BETTER, RELU), ddof=1)
 
 
@@ -58,19 +58,19 @@ def test_a_plan_of_nothing_is_refused(difference: float, power: float, message: 
 
 
 def test_a_metric_without_a_margin_needs_a_difference() -> None:
-    pilot = compare(TWO, CONFIG, primary="grad_norm")
+    pilot = compare(TWO, MADE_UP_CONFIG, primary="grad_norm")
     with pytest.raises(UsageError, match="grad_norm has no margin"):
         plan_seeds(pilot)
     assert "-" in format_plan(pilot, 0.1).splitlines()[3].split()
 
 
 def test_a_pilot_of_one_seed_has_no_spread() -> None:
-    pilot = compare(TWO.query("seed == 0"), CONFIG)
+    pilot = compare(TWO.query("seed == 0"), MADE_UP_CONFIG)
     with pytest.raises(BenchError, match="no group has two seeds in common"):
         plan_seeds(pilot)
 
 
 def test_groups_of_several_tables_are_named_with_theirs() -> None:
     runs = study(TWO, make_runs("relu", RELU, lr=0.2), make_runs("nsrelu(0.1)", BETTER, lr=0.2))
-    text = format_plan(compare(runs, CONFIG, by=["lr"]))
+    text = format_plan(compare(runs, MADE_UP_CONFIG, by=["lr"]))
     assert "lr 0.1: nsrelu(0.1)" in text

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, study
+from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, study
 
 from nsrelu_bench.compare import comparison as c
 from nsrelu_bench.compare import tables
@@ -22,7 +22,7 @@ def lines_of(comparison: c.Comparison, **options: bool) -> list[list[str]]:
 
 
 def test_the_table_in_full() -> None:
-    text = format_table(c.compare(TWO, CONFIG, metrics=["test_accuracy", "grad_norm"]))
+    text = format_table(c.compare(TWO, MADE_UP_CONFIG, metrics=["test_accuracy", "grad_norm"]))
     assert text.splitlines()[:4] == [
         "digits, mlp, epochs 5, lr 0.1",
         "activation   runs  diverged  accuracy %      grad norm       vs relu pp  pairs  adj. p"
@@ -35,7 +35,7 @@ def test_the_table_in_full() -> None:
 
 
 def test_few_values_are_shown_themselves() -> None:
-    lines = lines_of(c.compare(TWO.query("seed < 4"), CONFIG, metrics=["test_accuracy"]))
+    lines = lines_of(c.compare(TWO.query("seed < 4"), MADE_UP_CONFIG, metrics=["test_accuracy"]))
     assert lines[3] == [
         *("nsrelu(0.1)", "4", "0", "92.0, 92.0, 93.0, 95.0", "+2.0, +1.0, +1.0, +2.0"),
         *("4", "-", "not shown: ~6 seeds"),
@@ -44,26 +44,28 @@ def test_few_values_are_shown_themselves() -> None:
 
 def test_two_survivors_have_no_interval() -> None:
     runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2, 3]))
-    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy", "grad_norm"]))
+    lines = lines_of(c.compare(runs, MADE_UP_CONFIG, metrics=["test_accuracy", "grad_norm"]))
     assert lines[4][:5] == ["nsrelu(1)", "6", "4", "95.0, 97.0", "1.95, 1.97"]
 
 
 def test_an_interval_that_is_cut_off_has_its_ends() -> None:
     runs = make_runs("relu", [0.99, 1.0, 1.0, 1.0, 0.97])
-    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy"]))
+    lines = lines_of(c.compare(runs, MADE_UP_CONFIG, metrics=["test_accuracy"]))
     assert lines[2] == ["relu", "5", "0", "99.2 [97.6, 100.0]"]
 
 
 def test_only_the_seeds_in_common_are_said_to_be_paired() -> None:
     later = make_runs("nsrelu(0.1)", BETTER).query("seed > 1")
-    lines = lines_of(c.compare(study(make_runs("relu", RELU), later), CONFIG))
+    lines = lines_of(c.compare(study(make_runs("relu", RELU), later), MADE_UP_CONFIG))
     assert lines[3][-3:] == ["4", "-", "not shown: ~6 seeds"]
     none = later.assign(seed=later["seed"] + 10)
-    assert "pairs" not in lines_of(c.compare(study(make_runs("relu", RELU), none), CONFIG))[1]
+    assert (
+        "pairs" not in lines_of(c.compare(study(make_runs("relu", RELU), none), MADE_UP_CONFIG))[1]
+    )
 
 
 def test_a_metric_outside_the_family_has_its_raw_p() -> None:
-    lines = lines_of(c.compare(TWO, CONFIG, metrics=["grad_norm"]))
+    lines = lines_of(c.compare(TWO, MADE_UP_CONFIG, metrics=["grad_norm"]))
     assert lines[1][-3:] == ["vs relu", "pairs", "raw p"]
     assert lines[3][-3:] == ["+0.0150 [0.0100, 0.0200]", "6", "0.031"]
 
@@ -71,7 +73,7 @@ def test_a_metric_outside_the_family_has_its_raw_p() -> None:
 def test_failures_have_a_table_of_their_own() -> None:
     runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0, 1, 2, 3]))
     runs.loc[0, "collapsed"] = 1
-    lines = lines_of(c.compare(runs, CONFIG, metrics=["test_accuracy"]))
+    lines = lines_of(c.compare(runs, MADE_UP_CONFIG, metrics=["test_accuracy"]))
     assert lines[1][:4] == ["activation", "runs", "diverged", "collapsed"]
     assert lines[6] == ["digits, mlp, epochs 5, lr 0.1: every run that finished"]
     assert lines[7] == [
@@ -86,7 +88,7 @@ def test_failures_have_a_table_of_their_own() -> None:
 
 
 def test_medians_can_be_asked_for() -> None:
-    comparison = c.compare(TWO, CONFIG)
+    comparison = c.compare(TWO, MADE_UP_CONFIG)
     assert "interquartile mean" not in format_table(comparison)
     assert "interquartile mean" in format_table(comparison, detail=True)
 
@@ -94,19 +96,19 @@ def test_medians_can_be_asked_for() -> None:
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_a_terminal_is_not_overrun_and_names_are_not_cut(width: int) -> None:
     runs = study(TWO, make_runs("leaky_relu(0.1)", RELU))
-    text = re.sub(r"\x1b\[\d+m", "", format_table(c.compare(runs, CONFIG), width=width))
+    text = re.sub(r"\x1b\[\d+m", "", format_table(c.compare(runs, MADE_UP_CONFIG), width=width))
     assert max(map(len, text.splitlines())) <= width
     assert "leaky_relu(0.1)" in text
 
 
 def test_a_pipe_gets_whole_lines_without_escapes() -> None:
-    text = format_table(c.compare(TWO, CONFIG))
+    text = format_table(c.compare(TWO, MADE_UP_CONFIG))
     assert "\x1b" not in text
     assert "…" not in text
 
 
 def test_csv_is_the_rows() -> None:
-    comparison = c.compare(TWO, CONFIG)
+    comparison = c.compare(TWO, MADE_UP_CONFIG)
     back = pd.read_csv(io.StringIO(format_table(comparison, "csv")))
     back["verdict"] = back["verdict"].fillna("")
     pd.testing.assert_frame_equal(back, comparison.rows, check_dtype=False, rtol=0, atol=0)
@@ -114,7 +116,7 @@ def test_csv_is_the_rows() -> None:
 
 def test_json_has_null_for_nothing() -> None:
     content = json.loads(
-        format_table(c.compare(TWO, CONFIG), "json"),
+        format_table(c.compare(TWO, MADE_UP_CONFIG), "json"),
         parse_constant=lambda name: pytest.fail(name),
     )
     assert content["rows"][0]["p"] is None
@@ -127,15 +129,17 @@ def test_json_has_null_for_nothing() -> None:
 
 
 def test_json_has_the_values_where_they_are_few() -> None:
-    content = json.loads(format_table(c.compare(TWO.query("seed < 4"), CONFIG), "json"))
+    content = json.loads(format_table(c.compare(TWO.query("seed < 4"), MADE_UP_CONFIG), "json"))
     first = content["rows"][4]
     assert first["values"] == [0.92, 0.92, 0.93, 0.95]
     assert first["differences"] == pytest.approx([0.02, 0.01, 0.01, 0.02])
-    assert "values" not in json.loads(format_table(c.compare(TWO, CONFIG), "json"))["rows"][0]
+    assert (
+        "values" not in json.loads(format_table(c.compare(TWO, MADE_UP_CONFIG), "json"))["rows"][0]
+    )
 
 
 def test_markdown_and_latex_are_well_formed() -> None:
-    comparison = c.compare(TWO, CONFIG)
+    comparison = c.compare(TWO, MADE_UP_CONFIG)
     table = [x for x in format_table(comparison, "md").splitlines() if x.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     latex = format_table(comparison, "latex")
@@ -148,14 +152,14 @@ def test_markdown_and_latex_are_well_formed() -> None:
 
 def test_latex_reads_names_as_they_are() -> None:
     name = "a^b~c\\d{e}<f>\ng"
-    latex = format_table(c.compare(make_runs(name, RELU), CONFIG), "latex")
+    latex = format_table(c.compare(make_runs(name, RELU), MADE_UP_CONFIG), "latex")
     escaped = r"a\textasciicircum{}b\textasciitilde{}c\textbackslash{}d\{e\}$<$f$>$ g & 6"
     assert escaped in latex
 
 
 def test_an_unknown_format_lists_those_there_are() -> None:
     with pytest.raises(UsageError, match="unknown format 'xls'; choose from: table, csv, json"):
-        format_table(c.compare(TWO, CONFIG), "xls")
+        format_table(c.compare(TWO, MADE_UP_CONFIG), "xls")
 
 
 def test_numbers_have_the_places_that_their_error_shows() -> None:

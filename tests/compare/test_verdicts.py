@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.made_up import BETTER, CONFIG, RELU, TWO, lose, make_runs, row, study
+from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, row, study
 
 from nsrelu_bench.compare.comparison import TABLE_METRICS, compare
 from nsrelu_bench.compare.family import PRIMARY, SECONDARY, round_up, verdict
@@ -49,7 +49,7 @@ def test_a_raw_p_never_has_a_word() -> None:
         make_runs(f"nsrelu({leak})", list(np.random.default_rng(leak).permutation(RELU)))
         for leak in (1, 2, 3, 4, 5, 6)
     ]
-    comparison = compare(study(TWO, *others), CONFIG)
+    comparison = compare(study(TWO, *others), MADE_UP_CONFIG)
     rows = comparison.rows
     shown = rows["verdict"].str.contains("higher|lower")
     assert (shown == (rows["p_adjusted"] < 0.05)).all()
@@ -62,7 +62,7 @@ def test_a_verdict_in_full() -> None:
     other = make_runs("nsrelu(0.1)", [0.90 + 0.001 * s + 0.002 * (-1) ** s for s in seeds])
     relu["dead_fraction"] = [0.19 + 0.001 * s for s in seeds]
     other["dead_fraction"] = [0.07 + 0.002 * s for s in seeds]
-    assert verdicts(compare(study(relu, other), CONFIG)) == [
+    assert verdicts(compare(study(relu, other), MADE_UP_CONFIG)) == [
         "nsrelu(0.1) vs relu: accuracy +0.0 pp [-0.2, 0.2], adjusted p = 1: equivalent within 1 pp;"
         " zeros 50.0 % -> 50.0 %, adjusted p = 1: equivalent within 2 pp; dead units 19.4 % -> "
         "7.9 %, adjusted p = 0.0039: lower"
@@ -70,13 +70,13 @@ def test_a_verdict_in_full() -> None:
 
 
 def test_a_metric_outside_the_family_has_no_word() -> None:
-    assert verdicts(compare(TWO, CONFIG, metrics=["grad_norm"])) == [
+    assert verdicts(compare(TWO, MADE_UP_CONFIG, metrics=["grad_norm"])) == [
         "nsrelu(0.1) vs relu: grad norm 1.93 -> 1.94, p = 0.031, not adjusted"
     ]
 
 
 def test_few_pairs_have_no_test() -> None:
-    comparison = compare(TWO.query("seed < 2"), CONFIG, metrics=["test_accuracy"])
+    comparison = compare(TWO.query("seed < 2"), MADE_UP_CONFIG, metrics=["test_accuracy"])
     assert verdicts(comparison) == [
         "nsrelu(0.1) vs relu: accuracy +1.5 pp, 2 pairs: not shown: would need about 6 seeds"
     ]
@@ -85,14 +85,16 @@ def test_few_pairs_have_no_test() -> None:
 def test_failed_runs_are_counted_beside_the_baselines() -> None:
     runs = study(lose(make_runs("relu", RELU), [5]), lose(make_runs("nsrelu(1)", BETTER), [0, 1]))
     runs.loc[(runs["act"] == "nsrelu(1)") & (runs["seed"] == 2), "collapsed"] = 1
-    (line,) = verdicts(compare(runs, CONFIG))
+    (line,) = verdicts(compare(runs, MADE_UP_CONFIG))
     assert line.endswith(
         "; 3 of 6 runs failed to train (2 diverged, 1 collapsed), 1 of 6 of relu, McNemar p = 0.62"
     )
 
 
 def test_an_all_diverged_group_is_lower_by_intention_to_treat() -> None:
-    comparison = compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), CONFIG)
+    comparison = compare(
+        study(TWO, lose(make_runs("nsrelu(1)", BETTER), [*range(6)])), MADE_UP_CONFIG
+    )
     line = next(line for line in verdicts(comparison) if line.startswith("nsrelu(1)"))
     assert line == (
         "nsrelu(1) vs relu: accuracy -82.5 pp [-85.0, -80.0], adjusted p = 0.031: lower; "
@@ -102,11 +104,11 @@ def test_an_all_diverged_group_is_lower_by_intention_to_treat() -> None:
 
 def test_runs_that_nothing_pairs_with_are_named() -> None:
     later = make_runs("nsrelu(0.1)", BETTER).assign(seed=range(6, 12))
-    assert verdicts(compare(study(make_runs("relu", RELU), later), CONFIG)) == [
+    assert verdicts(compare(study(make_runs("relu", RELU), later), MADE_UP_CONFIG)) == [
         "nsrelu(0.1) vs relu: no finished run with the same settings and seed to pair with"
     ]
     unfinished = lose(later, [*range(6, 12)], "running")
-    assert verdicts(compare(study(make_runs("relu", RELU), unfinished), CONFIG)) == [
+    assert verdicts(compare(study(make_runs("relu", RELU), unfinished), MADE_UP_CONFIG)) == [
         "nsrelu(0.1) vs relu: no run has finished"
     ]
 
@@ -117,7 +119,7 @@ def test_rounding_as_large_as_the_difference_is_said() -> None:
         for act, values in (("relu", RELU), ("nsrelu(0.1)", BETTER))
         for number, (sign, shift) in enumerate([(1, 0.02), (-1, 0.02)])
     ]
-    comparison = compare(study(*parts), [*CONFIG, "replicate"], metrics=["test_accuracy"])
+    comparison = compare(study(*parts), [*MADE_UP_CONFIG, "replicate"], metrics=["test_accuracy"])
     rounding = row(comparison, "nsrelu(0.1)")["rounding"]
     assert verdicts(comparison)[0].endswith(
         f": higher (rounding alone gives up to {100 * rounding:.2g} pp)"
@@ -129,7 +131,7 @@ def test_rounding_as_large_as_the_difference_is_said() -> None:
 
 
 def test_the_foot_says_what_is_averaged_and_tested() -> None:
-    assert notes(compare(TWO, CONFIG)) == [
+    assert notes(compare(TWO, MADE_UP_CONFIG)) == [
         "Mean ± half-width of the 95% t interval over 12 of 12 runs, all completed. [low, high] "
         "where 0 or 100 % cuts it off; under 5 values, the values.",
         "vs relu: paired by seed; the interval inverts the sign-flip test of one difference.",
@@ -145,27 +147,29 @@ def test_the_foot_says_what_is_averaged_and_tested() -> None:
 
 def test_the_foot_says_what_few_seeds_can_not_show() -> None:
     line = "Under 6 pairs there is no test and no interval of differences: with 5 pairs p can't go"
-    assert f"{line} below 0.0625." in notes(compare(TWO.query("seed < 5"), CONFIG))
-    assert not any(line in note for note in notes(compare(TWO, CONFIG)))
+    assert f"{line} below 0.0625." in notes(compare(TWO.query("seed < 5"), MADE_UP_CONFIG))
+    assert not any(line in note for note in notes(compare(TWO, MADE_UP_CONFIG)))
 
 
 def test_the_foot_says_what_failed_and_what_it_counts_for() -> None:
-    foot = notes(compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])), CONFIG))
+    foot = notes(compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])), MADE_UP_CONFIG))
     assert any("below half of its best so far" in line for line in foot)
     assert any("has the accuracy of chance (10 %), and no other" in line for line in foot)
 
 
 def test_the_foot_counts_the_tests_of_each_study() -> None:
     other = study(TWO, make_runs("elu", RELU)).assign(study="t")
-    foot = notes(compare(study(TWO, other), CONFIG))
+    foot = notes(compare(study(TWO, other), MADE_UP_CONFIG))
     assert any("adjusted for the tests of its study (s 3, t 6), shown" in line for line in foot)
 
 
 def test_the_foot_warns_of_mixtures_and_of_runs_counted_twice() -> None:
     runs = TWO.assign(torch="2.14.0", cpu_capability="AVX2")
-    assert "Computed with torch 2.14.0, cpu_capability AVX2." in notes(compare(runs, CONFIG))
+    assert "Computed with torch 2.14.0, cpu_capability AVX2." in notes(
+        compare(runs, MADE_UP_CONFIG)
+    )
     runs.loc[0, "torch"] = "2.15.0"
-    foot = notes(compare(runs, CONFIG))
+    foot = notes(compare(runs, MADE_UP_CONFIG))
     assert "Computed with cpu_capability AVX2." in foot
     mixed = "Careful: these runs were made with torch 2.14.0 and 2.15.0, which changes numbers."
     assert mixed in foot
@@ -173,11 +177,11 @@ def test_the_foot_warns_of_mixtures_and_of_runs_counted_twice() -> None:
     assert (
         "Careful: 12 runs of t train the same configuration and seed as runs of s; they are no "
         "further evidence."
-    ) in notes(compare(copies, CONFIG))
+    ) in notes(compare(copies, MADE_UP_CONFIG))
 
 
 def test_the_foot_says_that_there_is_no_baseline() -> None:
-    text = format_table(compare(make_runs("nsrelu(0.1)", BETTER), CONFIG))
+    text = format_table(compare(make_runs("nsrelu(0.1)", BETTER), MADE_UP_CONFIG))
     assert "vs relu: paired by settings and seed; none to pair." in text
 
 

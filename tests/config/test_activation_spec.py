@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nsrelu_bench.config.activation_spec import (
     ACTIVATION_NAMES,
     ALIASES,
-    FUNCTIONS,
+    FUNCTION_PARAMETERS,
     GATES,
     LEARNABLE,
     LIMITS,
@@ -23,9 +23,9 @@ from nsrelu_bench.config.activation_spec import (
 from nsrelu_bench.errors import UsageError, unknown
 
 leaks = st.just(0.0) | st.floats(1.2e-38, 1)
-functions = st.sampled_from([name for name in FUNCTIONS if name not in LEARNABLE])
-FUNCTION_NAMES = ", ".join(FUNCTIONS)
-NAMES = ", ".join(ACTIVATION_NAMES)
+functions = st.sampled_from([name for name in FUNCTION_PARAMETERS if name not in LEARNABLE])
+FUNCTION_NAMES = ", ".join(FUNCTION_PARAMETERS)
+LISTED_NAMES = ", ".join(ACTIVATION_NAMES)
 gated = pytest.mark.parametrize("gate", [gate for gate in GATES if gate != "always"])
 
 
@@ -82,7 +82,7 @@ def test_every_spelling_has_one_canonical_text(text, canonical):
 def test_every_registered_name_is_an_activation(name):
     label = parse_activation(name)
     assert str(label).split("(")[0] == name.replace("ste", "nsrelu")
-    assert label.tied == (name in FUNCTIONS)
+    assert label.tied == (name in FUNCTION_PARAMETERS)
     assert label.gated == (name in GATES)
     assert label.uses_impl == (name in ALIASES)
 
@@ -101,19 +101,19 @@ def test_a_gate_is_given_by_name_suffix_or_setting(gate):
 @pytest.mark.parametrize("pair", ALIASES.values(), ids=ALIASES)
 def test_an_alias_names_an_untied_pair_of_known_functions(pair):
     assert pair[0] != pair[1]
-    assert set(pair) <= FUNCTIONS.keys()
+    assert set(pair) <= FUNCTION_PARAMETERS.keys()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", FUNCTION_PARAMETERS)
 def test_every_default_is_within_its_limits(name):
-    for parameter, default in FUNCTIONS[name].items():
+    for parameter, default in FUNCTION_PARAMETERS[name].items():
         low, high = LIMITS[parameter]
         assert low <= default <= high
 
 
 def function_spec(name, value):
     """A function with parameters from low to high, each `value` of the way up."""
-    limits = [LIMITS[parameter] for parameter in FUNCTIONS[name]]
+    limits = [LIMITS[parameter] for parameter in FUNCTION_PARAMETERS[name]]
     return FunctionSpec(name, tuple(low + value * (high - low) for low, high in limits))
 
 
@@ -192,21 +192,21 @@ def cannot_gate(gate, pair):
     ("text", "settings", "message"),
     [
         ("gelo", {}, str(unknown("gelo", ACTIVATION_NAMES, "activation"))),
-        ("0.1", {}, f"unknown activation '0.1'; choose from: {NAMES}"),
+        ("0.1", {}, f"unknown activation '0.1'; choose from: {LISTED_NAMES}"),
         (
             "nsrelo",
             {},
-            f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {NAMES}",
+            f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {LISTED_NAMES}",
         ),
-        ("relu/gelo", {}, str(unknown("gelo", FUNCTIONS, "backward"))),
+        ("relu/gelo", {}, str(unknown("gelo", FUNCTION_PARAMETERS, "backward"))),
         (
             "nsrelu/relu",
             {},
-            str(unknown("nsrelu", FUNCTIONS, "forward")),
+            str(unknown("nsrelu", FUNCTION_PARAMETERS, "forward")),
         ),
-        ("relu", {"backward": "gelo"}, str(unknown("gelo", FUNCTIONS, "backward"))),
-        ("", {}, f"activation must not be empty; choose from: {NAMES}"),
-        ("  ", {}, f"activation must not be empty; choose from: {NAMES}"),
+        ("relu", {"backward": "gelo"}, str(unknown("gelo", FUNCTION_PARAMETERS, "backward"))),
+        ("", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
+        ("  ", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
         (
             "relu" * 51,
             {},
@@ -274,7 +274,7 @@ def cannot_gate(gate, pair):
         ("nsrelu", {"gate": "Rescue"}, str(unknown("Rescue", GATES, "gate"))),
         ("nsrelu", {"gate": True}, "gate must be a name, got True"),
         ("relu", {"backward": 5}, "backward must be a name, got 5"),
-        ("relu/rescue", {}, str(unknown("rescue", FUNCTIONS, "backward"))),
+        ("relu/rescue", {}, str(unknown("rescue", FUNCTION_PARAMETERS, "backward"))),
         ("rescue@up", {}, "gate 'up' contradicts activation 'rescue'"),
         ("rescue(0.2)@always", {}, "gate 'always' contradicts activation 'rescue(0.2)'"),
         ("rescue", {"gate": "up"}, "gate 'up' contradicts activation 'rescue'"),
@@ -309,7 +309,7 @@ def test_any_text_is_a_label_or_a_one_line_error(text):
     [
         ("leaky_relu", (), "wrong number of parameters for leaky_relu: it takes 1 (leak), got 0"),
         ("leaky_relu", (2.0,), "leak must be from 0 to 1, got 2"),
-        ("nsrelu", (), str(unknown("nsrelu", FUNCTIONS, "function"))),
+        ("nsrelu", (), str(unknown("nsrelu", FUNCTION_PARAMETERS, "function"))),
     ],
 )
 def test_a_function_that_does_not_exist_is_refused(name, parameters, message):

@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsrelu_bench.config import activation_spec as labels
-from nsrelu_bench.config.activation_spec import FUNCTIONS, GATES
+from nsrelu_bench.config.activation_spec import FUNCTION_PARAMETERS, GATES
 from nsrelu_bench.config.reading import override, run_config
-from nsrelu_bench.config.registry import LATER_MEASURES, MEASURES, MODELS
+from nsrelu_bench.config.registry import LATER_MEASURES, MODEL_SIZES, SITE_MEASURES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import UsageError, unknown
 
-ACTIVATIONS = labels.ACTIVATION_NAMES
 LATER = LATER_MEASURES
-FIRST = tuple(name for name in MEASURES if name not in LATER)
+FIRST = tuple(name for name in SITE_MEASURES if name not in LATER)
 
 
 def message(**settings: object) -> str:
@@ -112,7 +111,7 @@ def test_defaults_follow_the_model_and_the_optimizer() -> None:
     assert (RunConfig().momentum, RunConfig(optimizer="adamw").momentum) == (0.9, None)
 
 
-NOT_GATED = (
+NEEDS_SLOPE = (
     "needs a forward of relu with another backward that has a slope below 0, such as nsrelu(0.1)"
 )
 
@@ -122,7 +121,7 @@ NOT_GATED = (
     [
         (
             {"act": "gelo"},
-            f"--act: {unknown('gelo', ACTIVATIONS, 'activation')}",
+            f"--act: {unknown('gelo', labels.ACTIVATION_NAMES, 'activation')}",
         ),
         ({"leak": -1}, "--leak: must be from 0 to 1, got -1"),
         ({"leak": float("nan")}, "--leak: must be from 0 to 1, got nan"),
@@ -134,16 +133,16 @@ NOT_GATED = (
         ({"seed": 2**64}, f"--seed: must be less than {2**63}, got {2**64}"),
         (
             {"model": "mpl"},
-            f"--model: {unknown('mpl', MODELS, 'model')}",
+            f"--model: {unknown('mpl', MODEL_SIZES, 'model')}",
         ),
         ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
         ({"optimizer": "sgdx"}, "--optimizer: must be 'sgd', 'adam' or 'adamw', got 'sgdx'"),
         ({"gate": "upp"}, f"--gate: {unknown('upp', GATES, 'gate')}"),
-        ({"backward": "gelo"}, f"--backward: {unknown('gelo', FUNCTIONS, 'backward')}"),
-        ({"act": "relu/gelo"}, f"--act: {unknown('gelo', FUNCTIONS, 'backward')}"),
+        ({"backward": "gelo"}, f"--backward: {unknown('gelo', FUNCTION_PARAMETERS, 'backward')}"),
+        ({"act": "relu/gelo"}, f"--act: {unknown('gelo', FUNCTION_PARAMETERS, 'backward')}"),
         ({"act": "rescue", "gate": "up"}, "--gate: 'up' contradicts activation 'rescue'"),
-        ({"gate": "up", "act": "relu"}, f"--gate: 'up' {NOT_GATED}, got relu"),
-        ({"gate": "up", "leak": 0}, f"--gate: 'up' {NOT_GATED}, got nsrelu(0)"),
+        ({"gate": "up", "act": "relu"}, f"--gate: 'up' {NEEDS_SLOPE}, got relu"),
+        ({"gate": "up", "leak": 0}, f"--gate: 'up' {NEEDS_SLOPE}, got nsrelu(0)"),
         (
             {"local": True, "act": "leaky_relu/relu"},
             "--local: needs a forward of relu, got act: leaky_relu(0.1)/relu",
@@ -174,9 +173,9 @@ def test_a_mistake_is_one_line_naming_setting_and_choices(
         ("all,-effective_rank", "-effective_rank"),
         (",".join(FIRST[:-1]), "-effective_rank"),
         (",".join(FIRST), "all"),
-        (",".join(MEASURES), "all"),
+        (",".join(SITE_MEASURES), "all"),
         (",".join(f"-{name}" for name in FIRST), "none"),
-        (",".join(f"-{name}" for name in MEASURES), "none"),
+        (",".join(f"-{name}" for name in SITE_MEASURES), "none"),
         (",".join(FIRST[:9]), ",".join(FIRST[:9])),
         (",".join(FIRST[:10]), ",".join(f"-{name}" for name in FIRST[10:])),
         (",".join(f"-{name}" for name in FIRST[9:]), ",".join(FIRST[:9])),
@@ -192,13 +191,13 @@ def test_measures_are_chosen_by_name_or_left_out(text: str, canonical: str) -> N
 
 
 @settings(deadline=None)
-@given(st.sets(st.sampled_from(list(MEASURES)), min_size=1), st.booleans())
+@given(st.sets(st.sampled_from(list(SITE_MEASURES)), min_size=1), st.booleans())
 def test_every_choice_of_measures_has_one_text(names: set[str], minus: bool) -> None:
     text = RunConfig(measures=",".join(f"-{name}" if minus else name for name in names)).measures
     again = RunConfig(measures=text)
     assert again.measures == text
     if names & set(LATER):
-        assert set(again.measured) == (set(MEASURES) - names if minus else names)
+        assert set(again.measured) == (set(SITE_MEASURES) - names if minus else names)
 
 
 @pytest.mark.parametrize("text", ["", "dead_units,-effective_rank", "none,dead_units", "all,none"])
@@ -211,7 +210,7 @@ def test_a_wrong_choice_of_measures_is_one_line(text: str) -> None:
 def test_an_unknown_measure_is_one_line() -> None:
     assert message(measures="dead_unit") == (
         "--measures: unknown measure 'dead_unit'; did you mean 'dead_units'? choose from: "
-        + ", ".join(MEASURES)
+        + ", ".join(SITE_MEASURES)
     )
 
 

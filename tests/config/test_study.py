@@ -6,7 +6,7 @@ from nsrelu_bench.config.reading import read_setting
 from nsrelu_bench.config.study import make_study, read_study
 from nsrelu_bench.errors import UsageError
 
-GRID = """
+GRID_STUDY = """
 epochs: 2
 grid:
   act: [relu, nsrelu(0.1), nsrelu(0.3)]
@@ -70,12 +70,16 @@ def test_overrides_replace_settings_of_the_file(tmp_path: Path) -> None:
 
 
 def test_exclude_leaves_out_what_has_all_its_values(tmp_path: Path) -> None:
-    path = write(tmp_path, GRID + "exclude: [{act: [relu, nsrelu(0.1)], lr: 0.2}, {leak: 0.3}]")
+    path = write(
+        tmp_path, GRID_STUDY + "exclude: [{act: [relu, nsrelu(0.1)], lr: 0.2}, {leak: 0.3}]"
+    )
     assert {run[:2] for run in chosen(path)} == {("relu", 0.1), ("nsrelu(0.1)", 0.1)}
 
 
 def test_include_adds_a_grid_with_the_seeds_of_the_study(tmp_path: Path) -> None:
-    path = write(tmp_path, GRID + "include: [{act: selu, lr: [0.3, 0.4]}, {act: gelu, seed: 9}]")
+    path = write(
+        tmp_path, GRID_STUDY + "include: [{act: selu, lr: [0.3, 0.4]}, {act: gelu, seed: 9}]"
+    )
     assert [run for run in chosen(path) if run[0] in ("selu", "gelu")] == [
         ("selu", 0.3, 0),
         ("selu", 0.3, 1),
@@ -87,14 +91,16 @@ def test_include_adds_a_grid_with_the_seeds_of_the_study(tmp_path: Path) -> None
 
 
 def test_included_runs_are_not_excluded_and_not_doubled(tmp_path: Path) -> None:
-    path = write(tmp_path, GRID + "exclude: [{lr: 0.2}]\ninclude: [{act: relu, lr: [0.1, 0.2]}]")
+    path = write(
+        tmp_path, GRID_STUDY + "exclude: [{lr: 0.2}]\ninclude: [{act: relu, lr: [0.1, 0.2]}]"
+    )
     acts = ("relu", "nsrelu(0.1)", "nsrelu(0.3)")
     grid = [(act, 0.1, seed) for act in acts for seed in (0, 1)]
     assert chosen(path) == [*grid, ("relu", 0.2, 0), ("relu", 0.2, 1)]
 
 
 def test_an_override_wins_over_grid_and_include(tmp_path: Path) -> None:
-    path = write(tmp_path, GRID + "exclude: [{lr: 0.2}]\ninclude: [{act: elu, lr: 0.3}]")
+    path = write(tmp_path, GRID_STUDY + "exclude: [{lr: 0.2}]\ninclude: [{act: elu, lr: 0.3}]")
     assert {run[1] for run in chosen(path, lr=0.5)} == {0.5}
     assert len(chosen(path, lr=0.5, seeds=1)) == 4
 
@@ -114,7 +120,7 @@ def test_an_override_wins_over_grid_and_include(tmp_path: Path) -> None:
 def test_a_mistake_in_exclude_or_include_names_its_place(
     text: str, line: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, GRID + text)
+    path = write(tmp_path, GRID_STUDY + text)
     with pytest.raises(UsageError) as error:
         read_study(path)
     assert str(error.value).startswith(f"{path}: {line}")
@@ -123,13 +129,13 @@ def test_a_mistake_in_exclude_or_include_names_its_place(
 
 def test_an_included_grid_counts_towards_the_limit(tmp_path: Path) -> None:
     numbers = list(range(1, 1001))
-    path = write(tmp_path, GRID + f"include: [{{width: {numbers}, batch_size: {numbers}}}]")
+    path = write(tmp_path, GRID_STUDY + f"include: [{{width: {numbers}, batch_size: {numbers}}}]")
     with pytest.raises(UsageError, match="makes 2000012 runs, at most 100000 are allowed"):
         read_study(path)
 
 
 def test_a_study_keeps_what_was_asked(tmp_path: Path) -> None:
-    study = read_study(write(tmp_path, GRID), {"seeds": 1, "lr": 0.5})
+    study = read_study(write(tmp_path, GRID_STUDY), {"seeds": 1, "lr": 0.5})
     again = make_study(study.asked, "another name")
     assert (again.name, again.runs) == (study.name, study.runs)
 

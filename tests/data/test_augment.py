@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nsrelu_bench.config import registry
-from nsrelu_bench.data.augment import AUGMENTATIONS, augment_batch
+from nsrelu_bench.data.augment import TRANSFORMS, augment_batch
 from nsrelu_bench.errors import UsageError
 
 MEAN = torch.tensor([100.4, 120.6, 140.0]).view(3, 1, 1)
@@ -21,7 +21,7 @@ def images(count: int = 64, height: int = 12, width: int = 10) -> Tensor:
 
 
 def test_every_registered_augmentation_has_code() -> None:
-    assert list(AUGMENTATIONS) == list(registry.AUGMENTATIONS)
+    assert list(TRANSFORMS) == list(registry.AUGMENTATIONS)
 
 
 def test_a_crop_is_a_window_of_the_padded_image() -> None:
@@ -74,7 +74,7 @@ def test_cutout_fills_a_rectangle_with_the_rounded_mean() -> None:
     assert 0 < whole < 500  # some reach over the border
 
 
-@pytest.mark.parametrize("names", [*AUGMENTATIONS, "crop+flip+cutout"])
+@pytest.mark.parametrize("names", [*TRANSFORMS, "crop+flip+cutout"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_only_the_generator_decides(names: str, memory_format: torch.memory_format) -> None:
     before = images().contiguous(memory_format=memory_format)

@@ -195,7 +195,7 @@ def test_a_text_is_found_by_source_and_stamp(folder: Path) -> None:
     assert cached_text("it", "2", lambda: "d") == "d"
 
 
-RACE = """
+CACHE_RACE = """
 import sys, time
 import numpy as np
 from nsrelu_bench.data.cache import cached
@@ -211,7 +211,7 @@ assert cached("it", "1", make)["train"][0].sum() == 4
 
 
 def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RACE, str(tmp_path / "log")]
+    command = [sys.executable, "-c", CACHE_RACE, str(tmp_path / "log")]
     racers = [subprocess.Popen(command) for _ in range(2)]
     assert [racer.wait() for racer in racers] == [0, 0]
     assert (tmp_path / "log").read_text() == "made\n"

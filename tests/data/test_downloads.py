@@ -16,7 +16,16 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 from helpers import published_files
-from helpers.published_files import FORMS, Pair, batches, digest_like, examples, idx, publish, tar
+from helpers.published_files import (
+    FILE_FORMS,
+    Pair,
+    batches,
+    digest_like,
+    examples,
+    idx,
+    publish,
+    tar,
+)
 from torchvision import datasets
 from torchvision.datasets import utils
 
@@ -41,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", blocked)
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(("name", "form"), FILE_FORMS)
 def test_each_form_is_read_and_nothing_is_written_beside_it(
     name: str, form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
@@ -109,7 +118,7 @@ def test_sums_of_unpacked_mnist_are_those_of_the_real_files() -> None:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [(n, f) for n, f in FORMS if SOURCES[n].forms[f].files[0].digest is not None],
+    [(n, f) for n, f in FILE_FORMS if SOURCES[n].forms[f].files[0].digest is not None],
 )
 def test_a_flipped_byte_names_its_file(
     name: str, form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
@@ -173,7 +182,7 @@ def test_an_archive_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(tmp_path.rglob("*")) == there
 
 
-LABELS = "KMNIST/raw/t10k-labels-idx1-ubyte"
+LABEL_FILE = "KMNIST/raw/t10k-labels-idx1-ubyte"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_damage_is_found_without_a_known_sum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish(monkeypatch, "kmnist", tmp_path, chosen=1)
-    path = tmp_path / LABELS
+    path = tmp_path / LABEL_FILE
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BenchError) as error:
         read_published("kmnist", tmp_path)
@@ -293,7 +302,7 @@ def test_a_data_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
         read_published("kmnist", tmp_path / "file" / "data")
 
 
-RACE = """
+DOWNLOAD_RACE = """
 import sys, time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -319,7 +328,7 @@ except BenchError as error:
 
 
 def test_one_process_fetches_at_a_time(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    command = [sys.executable, "-c", DOWNLOAD_RACE, str(tmp_path)]
     racers = [subprocess.Popen(command) for _ in range(2)]
     assert [racer.wait() for racer in racers] == [0, 0]
     assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 2

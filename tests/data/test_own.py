@@ -18,7 +18,7 @@ from nsrelu_bench.errors import BenchError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
-OWN = """
+OWN_DATA = """
     import numpy as np
     import torch
 
@@ -45,7 +45,7 @@ OWN = """
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with the user's module in it."""
-    (tmp_path / "my_data.py").write_text(dedent(OWN))
+    (tmp_path / "my_data.py").write_text(dedent(OWN_DATA))
     np.save(tmp_path / "table.npy", np.arange(80.0).reshape(20, 4))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])

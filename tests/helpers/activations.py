@@ -16,8 +16,8 @@ def form(impl):
 
 
 # Every way to compute NSReLU.
-FORMS = {impl: form(impl) for impl in IMPLS} | {"in place": in_place}
-every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+NSRELU_FORMS = {impl: form(impl) for impl in IMPLS} | {"in place": in_place}
+every_form = pytest.mark.parametrize("form", NSRELU_FORMS.values(), ids=NSRELU_FORMS)
 every_leak = pytest.mark.parametrize("leak", [0.0, 0.01, 0.1, 0.3333, 1.0])
 
 

@@ -10,9 +10,9 @@ from helpers.tiny_runs import tiny
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.training.epoch import Epoch
 
-CONFIG = tiny(epochs=2)
+FAKE_CONFIG = tiny(epochs=2)
 
-ENVIRONMENT = {
+FAKE_ENVIRONMENT = {
     "packages": {"torch": "2.15.0"},
     "git_commit": None,
     "device": "cpu",

@@ -8,7 +8,7 @@ import pandas as pd
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import parse_act
 
-CONFIG = ["act", "leak", "impl", "dataset", "model", "epochs", "lr", "seed"]
+MADE_UP_CONFIG = ["act", "leak", "impl", "dataset", "model", "epochs", "lr", "seed"]
 RELU = [0.90, 0.91, 0.92, 0.93, 0.94, 0.95]
 BETTER = [0.92, 0.92, 0.93, 0.95, 0.95, 0.97]  # differences 2 1 1 2 1 2 pp
 
@@ -51,7 +51,7 @@ TWO = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", BETTER))
 
 # With a history, for figures.
 
-ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
+MADE_UP_ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
 EPOCHS = 4
 
 
@@ -64,7 +64,7 @@ class MadeUp:
     config_columns: list[str]
 
 
-def made_up(acts=ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeUp:
+def made_up(acts=MADE_UP_ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeUp:
     """Runs that learn; those whose (act, lr, seed) is in `diverged` stop after epoch 1."""
     runs, metrics, layers, quantiles = [], [], [], []
     for act in acts:
@@ -90,7 +90,7 @@ def made_up(acts=ACTS, lrs=(0.1,), seeds=3, epochs=EPOCHS, diverged=()) -> MadeU
                     place = {"run_id": run_id, "layer": layer}
                     quantiles += [place | {"quantile": q / 8, "value": q - 3.0} for q in range(8)]
     frames = map(pd.DataFrame, (runs, metrics, layers, quantiles))
-    return MadeUp(*frames, CONFIG)
+    return MadeUp(*frames, MADE_UP_CONFIG)
 
 
 def made_up_metrics(act: str, lr: float, seed: int, epoch: int) -> dict[str, float]:
@@ -109,8 +109,8 @@ def made_up_metrics(act: str, lr: float, seed: int, epoch: int) -> dict[str, flo
 
 
 FRAMES = made_up()
-LOST = made_up(diverged=[("nsrelu(1)", 0.1, 0), ("nsrelu(1)", 0.1, 1)])
+LOST_RUNS = made_up(diverged=[("nsrelu(1)", 0.1, 0), ("nsrelu(1)", 0.1, 1)])
 GONE = made_up(diverged=[("nsrelu(1)", 0.1, seed) for seed in range(3)])
-GRID = made_up(
+GRID_RUNS = made_up(
     lrs=(0.1, 0.2), diverged=[("nsrelu(1)", 0.2, 0), *(("nsrelu(0.1)", 0.2, s) for s in range(3))]
 )

@@ -22,15 +22,15 @@ from nsrelu_bench.data.formats import EMNIST_FILES
 Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 SIDE = {"svhn": 32, "cifar10": 32, "cifar100": 32}
-COUNTS = {"train": 3, "test": 1}  # times the number of classes
-FORMS = [(name, form) for name in SOURCES for form in range(len(SOURCES[name].forms))]
+IMAGE_COUNTS = {"train": 3, "test": 1}  # times the number of classes
+FILE_FORMS = [(name, form) for name in SOURCES for form in range(len(SOURCES[name].forms))]
 
 
 def examples(name: str, part: str) -> Pair:
     """Random images, and labels in which every class stands equally often."""
     classes, side = SOURCES[name].classes, SIDE.get(name, 28)
     rng = np.random.default_rng([len(name), len(part)])
-    count = COUNTS[part] * classes
+    count = IMAGE_COUNTS[part] * classes
     channels = 3 if side == 32 else 1
     images = rng.integers(0, 256, (count, channels, side, side), dtype=np.uint8)
     return images, rng.permutation(np.arange(count) % classes)
@@ -42,14 +42,14 @@ def idx(array: npt.NDArray[Any]) -> bytes:
 
 
 def idx_contents(name: str) -> list[bytes]:
-    (images, labels), (test_images, test_labels) = (examples(name, part) for part in COUNTS)
+    (images, labels), (test_images, test_labels) = (examples(name, part) for part in IMAGE_COUNTS)
     arrays = (images[:, 0], labels, test_images[:, 0], test_labels)
     return [idx(array) for array in arrays]
 
 
 def batches(name: str) -> list[bytes]:
     """The pickles of CIFAR: the training examples in one batch or five, and those to test."""
-    (images, labels), test = (examples(name, part) for part in COUNTS)
+    (images, labels), test = (examples(name, part) for part in IMAGE_COUNTS)
     key, count = ("labels", 5) if name == "cifar10" else ("fine_labels", 1)
     pairs = list(zip(np.array_split(images, count), np.array_split(labels, count), strict=True))
     return [
@@ -79,7 +79,7 @@ def contents(name: str, form: Form) -> list[bytes]:
         return [stream.getvalue()]
     if name == "svhn":
         files = []
-        for part in COUNTS:
+        for part in IMAGE_COUNTS:
             images, labels = examples(name, part)
             stream = io.BytesIO()
             y = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)

@@ -13,7 +13,7 @@ from helpers.site_oracle import row_of, watch
 from torch import Tensor, nn
 
 from nsrelu_bench.measures.probe import ActivationProbe
-from nsrelu_bench.measures.sites import ACTIVATIONS, SITE_MEASURES
+from nsrelu_bench.measures.sites import ACTIVATIONS, PROBE_MEASURES
 
 #: The table of the models, with the sites and units of each.
 PAGE = Path(__file__).parents[2] / "docs" / "probe.md"
@@ -140,7 +140,7 @@ def sequence(*modules: nn.Module, shape: tuple[int, ...]) -> Callable:
     return lambda: (nn.Sequential(*modules), (torch.randn(shape),))
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+MODELS_OF_OTHERS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     **{
         f"torchvision {name}": classifier(name)
         for name in (
@@ -232,20 +232,20 @@ def same(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ())
-        for name in MODELS
+        for name in MODELS_OF_OTHERS
     ],
 )
 def test_the_probe_agrees_with_an_oracle(name):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
-        model, inputs = MODELS[name]()
+        model, inputs = MODELS_OF_OTHERS[name]()
     model.eval()
     buffers = [buffer.clone() for buffer in model.buffers()]
     state = torch.get_rng_state()
     expected = run(model, inputs)
     # The sites may be thousands of units wide, where an effective rank takes seconds.
-    measures = set(SITE_MEASURES) - {"effective_rank"}
+    measures = set(PROBE_MEASURES) - {"effective_rank"}
     with ActivationProbe(model, measures=measures) as probe:
         found = run(model, inputs)
     assert all(map(same, found, expected))
@@ -280,4 +280,4 @@ def test_the_examples_of_the_page_are_right():
 
 def test_the_table_has_every_model():
     rows = [row.split(" | ")[0].removeprefix("| ") for row in table()]
-    assert rows == list(MODELS)
+    assert rows == list(MODELS_OF_OTHERS)

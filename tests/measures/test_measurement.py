@@ -337,7 +337,7 @@ class Noisy(nn.ReLU):
         return super().forward(x + scale * torch.randn_like(x))
 
 
-ACTIVATIONS = {
+MAKERS = {
     "noisy": Noisy,
     **{name: lambda name=name: MODULES[name]() for name in MODULES},
     **{f"nsrelu {impl}": lambda impl=impl: NSReLU(0.1, impl=impl) for impl in IMPLS},
@@ -380,10 +380,10 @@ def train(make, activation, probed: bool) -> tuple[dict[str, Tensor], list[objec
 
 
 @pytest.mark.parametrize("make", [mlp, cnn])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_measuring_keeps_the_bits_of_training(make, name):
-    plain, plain_draws = train(make, ACTIVATIONS[name], probed=False)
-    probed, probed_draws = train(make, ACTIVATIONS[name], probed=True)
+    plain, plain_draws = train(make, MAKERS[name], probed=False)
+    probed, probed_draws = train(make, MAKERS[name], probed=True)
     assert plain.keys() == probed.keys()
     for key, value in plain.items():
         assert torch.equal(value, probed[key]), key

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from nsrelu_bench import metrics
-from nsrelu_bench.config.registry import MEASURES
+from nsrelu_bench.config.registry import SITE_MEASURES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.metrics import (
     DeadUnitHistory,
@@ -31,12 +31,12 @@ from nsrelu_bench.metrics import (
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
 # Halves of small integers: many zeros and ties, and their squares are exact.
-VALUES = st.integers(-6, 6).map(lambda i: i / 2)
-SHAPES = st.one_of(
+HALVES = st.integers(-6, 6).map(lambda i: i / 2)
+ANY_SHAPE = st.one_of(
     st.tuples(st.integers(1, 7), st.integers(1, 5)),
     st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
 )
-ARRAYS = SHAPES.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=VALUES))
+ARRAYS = ANY_SHAPE.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=HALVES))
 
 
 def tensor(rows) -> Tensor:
@@ -160,13 +160,13 @@ def test_measures_of_the_gradient_agree_with_numpy(function, gradient):
     assert agree(function(grad_update(tensor(gradient))), SLOW_GRAD[function](gradient))
 
 
-PAIRS = st.integers(1, 6).flatmap(
-    lambda n: st.tuples(*[hnp.arrays(np.float32, n, elements=VALUES) for _ in range(2)])
+ARRAY_PAIRS = st.integers(1, 6).flatmap(
+    lambda n: st.tuples(*[hnp.arrays(np.float32, n, elements=HALVES) for _ in range(2)])
 )
 
 
 @QUICK
-@given(st.lists(PAIRS, min_size=1, max_size=3))
+@given(st.lists(ARRAY_PAIRS, min_size=1, max_size=3))
 def test_measures_of_the_weights_agree_with_numpy(pairs):
     sums = [weight_update(tensor(g), tensor(t)) for g, t in pairs]
     g, t = (np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True))
@@ -181,7 +181,7 @@ def test_measures_of_the_weights_agree_with_numpy(pairs):
 
 
 @QUICK
-@given(st.lists(PAIRS, min_size=1, max_size=3))
+@given(st.lists(ARRAY_PAIRS, min_size=1, max_size=3))
 def test_measures_of_the_extra_gradient_agree_with_numpy(pairs):
     sums = [extra_update(tensor(d), tensor(t)) for d, t in pairs]
     d, t = (np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True))
@@ -457,7 +457,7 @@ def test_counts_above_2_to_24_are_exact():
 
 
 def test_measures_have_the_names_of_the_registry():
-    assert list(metrics.MEASURES) == ["loss", "accuracy", *MEASURES]
+    assert list(metrics.MEASURES) == ["loss", "accuracy", *SITE_MEASURES]
 
 
 def test_no_values_are_an_error():

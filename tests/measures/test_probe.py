@@ -15,7 +15,7 @@ from nsrelu_bench.measures import probe as probe_module
 from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.metrics import MEASURES
 from nsrelu_bench.measures.probe import ActivationProbe
-from nsrelu_bench.measures.sites import GRADIENT_MEASURES, SITE_MEASURES
+from nsrelu_bench.measures.sites import GRADIENT_MEASURES, PROBE_MEASURES
 
 
 @pytest.fixture(autouse=True)
@@ -424,7 +424,7 @@ def test_a_probe_holds_less_than_one_more_activation(tmp_path, inplace):
     images = torch.randn(8, 3, 96, 96)
     activation = model(images).nbytes
     expected = peak_memory(lambda: model(images), tmp_path)
-    with ActivationProbe(model, measures=set(SITE_MEASURES) - GRADIENT_MEASURES):
+    with ActivationProbe(model, measures=set(PROBE_MEASURES) - GRADIENT_MEASURES):
         model(images)
         assert peak_memory(lambda: model(images), tmp_path) - expected < activation
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CODE = """
+IMPORT_CODE = """
 import os, sys, warnings
 import nsrelu_bench.plot
 import matplotlib, matplotlib.colors, matplotlib.figure
@@ -17,7 +17,10 @@ print(matplotlib.rcParams["lines.linewidth"], os.environ.get("MPLBACKEND"), os.g
 
 
 def imported(cwd: Path, **variables: str) -> list[str]:
-    command, environment = [sys.executable, "-W", "error", "-c", CODE], os.environ | variables
+    command, environment = (
+        [sys.executable, "-W", "error", "-c", IMPORT_CODE],
+        os.environ | variables,
+    )
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

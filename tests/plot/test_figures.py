@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.made_up import ACTS, CONFIG, FRAMES, GONE, GRID, LOST, MadeUp, made_up
+from helpers.made_up import (
+    FRAMES,
+    GONE,
+    GRID_RUNS,
+    LOST_RUNS,
+    MADE_UP_ACTS,
+    MADE_UP_CONFIG,
+    MadeUp,
+    made_up,
+)
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -66,9 +75,9 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
     color = activation_style("nsrelu(0.1)").color
     fewer = FRAMES.runs[FRAMES.runs["act"] != "relu"]
     drawings = [
-        panels.curves(name_groups(FRAMES.runs, CONFIG), FRAMES.metrics),
-        panels.curves(name_groups(fewer, CONFIG), FRAMES.metrics),
-        panels.tradeoff(name_groups(LOST.runs, CONFIG)),
+        panels.curves(name_groups(FRAMES.runs, MADE_UP_CONFIG), FRAMES.metrics),
+        panels.curves(name_groups(fewer, MADE_UP_CONFIG), FRAMES.metrics),
+        panels.tradeoff(name_groups(LOST_RUNS.runs, MADE_UP_CONFIG)),
     ]
     assert {to_hex(line(ax, "_nsrelu(0.1)").get_color()) for ax in drawings[:2]} == {color}
     assert color in {to_hex(x.get_color()) for x in drawings[2].lines}
@@ -81,14 +90,14 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
 
 
-@pytest.mark.parametrize("frames", [LOST, GRID], ids=["lost", "grid"])
+@pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
 @pytest.mark.parametrize("kind", specs.PLANS)
 def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
         figure = drawn(kind, frames)
     except NothingToDrawError:
         assert kind in ("phase", "line")
-        assert frames is LOST
+        assert frames is LOST_RUNS
         return
     figure.savefig(io.BytesIO(), format="png")  # outside the style that it was drawn in
     renderer = figure.canvas.get_renderer()
@@ -119,7 +128,7 @@ def test_long_titles_are_not_cut_and_do_not_meet() -> None:
 
 
 def test_settings_have_panels_with_the_same_limits() -> None:
-    figure = drawn("curves", GRID)
+    figure = drawn("curves", GRID_RUNS)
     assert [ax.get_title() for ax in figure.axes] == ["lr=0.1", "lr=0.2"]
     assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes}) == 1
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
@@ -128,8 +137,10 @@ def test_settings_have_panels_with_the_same_limits() -> None:
 
 
 def test_a_setting_with_one_leak_has_no_leak_panel() -> None:
-    few = GRID.runs[(GRID.runs["lr"] == 0.1) | GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
-    figure = drawn("leak", replace(GRID, runs=few))
+    few = GRID_RUNS.runs[
+        (GRID_RUNS.runs["lr"] == 0.1) | GRID_RUNS.runs["act"].isin(["relu", "nsrelu(0.1)"])
+    ]
+    figure = drawn("leak", replace(GRID_RUNS, runs=few))
     assert {ax.get_title() for ax in figure.axes} == {"lr=0.1"}
 
 
@@ -165,10 +176,10 @@ def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("fmt", ["svg", "pdf"])
 def test_the_same_data_gives_the_same_bytes(fmt: str, tmp_path: Path) -> None:
-    shuffled = replace(LOST, runs=LOST.runs.sample(frac=1, random_state=1))
+    shuffled = replace(LOST_RUNS, runs=LOST_RUNS.runs.sample(frac=1, random_state=1))
     first, second = (
         figures.draw_all(frames, tmp_path / name, ["tradeoff"], [fmt])[0].read_bytes()
-        for name, frames in (("a", LOST), ("b", shuffled))
+        for name, frames in (("a", LOST_RUNS), ("b", shuffled))
     )
     assert first == second
 
@@ -208,7 +219,7 @@ def test_the_histogram_has_a_panel_per_layer() -> None:
     spec = plan("histogram", made_up(seeds=2))
     assert [title for title, _ in spec.panels] == ["fc1", "fc2"]
     axes = spec.panels[0][1]()
-    assert len(axes.patches) == len(ACTS)
+    assert len(axes.patches) == len(MADE_UP_ACTS)
     bare = replace(made_up(), quantiles=pd.DataFrame())
     with pytest.raises(NothingToDrawError, match=r"no run has quantiles.csv"):
         plan("histogram", bare)
@@ -226,7 +237,7 @@ def test_a_figure_names_its_metric_and_its_seeds() -> None:
         "Large marks: mean, 95 % interval, 3 seeds. Dots: single runs.",
         "Test accuracy against zeros after activation",
     ]
-    foot, title = texts(drawn("curves", LOST))
+    foot, title = texts(drawn("curves", LOST_RUNS))
     assert title.startswith("Test accuracy, train loss, zeros after activation and dead units")
     assert "mean (geometric where the axis is logarithmic), 95 % interval, 3 seeds, comp" in foot
     few = replace(FRAMES, runs=FRAMES.runs.iloc[1:])
@@ -235,19 +246,19 @@ def test_a_figure_names_its_metric_and_its_seeds() -> None:
 
 
 def test_limits_are_shared_unless_a_panel_would_be_flat() -> None:
-    assert "limits of their own" not in texts(drawn("curves", GRID))[0]
-    wide = GRID.metrics["run_id"].str.contains("-0.2-")
-    metrics = GRID.metrics.assign(dead_units=GRID.metrics["dead_units"].where(~wide, 1e5))
+    assert "limits of their own" not in texts(drawn("curves", GRID_RUNS))[0]
+    wide = GRID_RUNS.metrics["run_id"].str.contains("-0.2-")
+    metrics = GRID_RUNS.metrics.assign(dead_units=GRID_RUNS.metrics["dead_units"].where(~wide, 1e5))
     metrics.loc[wide & (metrics["epoch"] == 1), "dead_units"] = 0
-    figure = figures.figure(plan("curves", replace(GRID, metrics=metrics), "dead_units"))
+    figure = figures.figure(plan("curves", replace(GRID_RUNS, metrics=metrics), "dead_units"))
     assert "limits of their own" in texts(figure)[0]
     assert len({ax.get_ylim() for ax in figure.axes}) == 2
 
 
 def test_by_draws_a_figure_for_each_value(tmp_path: Path) -> None:
-    paths = figures.draw_all(GRID, tmp_path, ["tradeoff"], ["svg"], by=["lr"])
+    paths = figures.draw_all(GRID_RUNS, tmp_path, ["tradeoff"], ["svg"], by=["lr"])
     assert [p.name for p in paths] == ["tradeoff-lr-0.1.svg", "tradeoff-lr-0.2.svg"]
-    results = group_results(GRID, by=["lr"])
+    results = group_results(GRID_RUNS, by=["lr"])
     assert [(r.section, len(r.groups), list(r.varying)) for r in results] == [
         ("lr 0.1", 15, []),
         ("lr 0.2", 15, []),
@@ -284,8 +295,12 @@ def test_forty_activations_can_be_narrowed_down(tmp_path: Path) -> None:
 
 
 def test_a_line_goes_over_any_numeric_setting() -> None:
-    width = GRID.runs["seed"].map({0: 8, 1: 16, 2: 16})
-    frames = replace(GRID, runs=GRID.runs.assign(width=width), config_columns=[*CONFIG, "width"])
+    width = GRID_RUNS.runs["seed"].map({0: 8, 1: 16, 2: 16})
+    frames = replace(
+        GRID_RUNS,
+        runs=GRID_RUNS.runs.assign(width=width),
+        config_columns=[*MADE_UP_CONFIG, "width"],
+    )
     [results] = group_results(frames, x="width")
     spec = specs.plan_line(results, ["test_accuracy", "dead_fraction"])
     assert [title for title, _ in spec.panels] == ["lr=0.1"] * 2 + ["lr=0.2"] * 2

@@ -9,7 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import ACTS, CONFIG, EPOCHS, FRAMES, GONE, GRID, LOST, MadeUp, made_up
+from helpers.made_up import (
+    EPOCHS,
+    FRAMES,
+    GONE,
+    GRID_RUNS,
+    LOST_RUNS,
+    MADE_UP_ACTS,
+    MADE_UP_CONFIG,
+    MadeUp,
+    made_up,
+)
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
@@ -23,7 +33,7 @@ from nsrelu_bench.plot.style import activation_style
 
 
 def group(frames: MadeUp) -> pd.DataFrame:
-    return name_groups(frames.runs, CONFIG)
+    return name_groups(frames.runs, MADE_UP_CONFIG)
 
 
 def labels(ax: Axes) -> list[str]:
@@ -40,10 +50,10 @@ def crosses(ax: Axes) -> list:
 
 def test_curves_are_means_in_percent_with_t_bands() -> None:
     ax = panels.curves(group(FRAMES), FRAMES.metrics)
-    assert labels(ax) == list(ACTS)
+    assert labels(ax) == list(MADE_UP_ACTS)
     expected = [100 * (1 - 0.9 / (1 + e) - 0.01 - 0.01) for e in range(EPOCHS + 1)]
     assert line(ax, "_relu").get_ydata() == pytest.approx(expected)
-    assert len(ax.collections) == len(ACTS)
+    assert len(ax.collections) == len(MADE_UP_ACTS)
     half = 4.302652729696142 * 1.0 / 3**0.5  # t(0.975, 2) sd / sqrt(n), in percentage points
     corners = ax.collections[0].get_paths()[0].get_extents()
     assert corners.y1 == pytest.approx(expected[-1] + half)
@@ -51,7 +61,7 @@ def test_curves_are_means_in_percent_with_t_bands() -> None:
 
 
 def test_a_diverged_run_ends_in_a_cross() -> None:
-    ax = panels.curves(group(LOST), LOST.metrics, metric="dead_units")
+    ax = panels.curves(group(LOST_RUNS), LOST_RUNS.metrics, metric="dead_units")
     assert "nsrelu(1) (2/3 diverged)" in labels(ax)
     assert [list(x.get_xdata()) for x in crosses(ax)] == [[1], [1]]
     assert {to_hex(x.get_color()) for x in crosses(ax)} == {activation_style("nsrelu(1)").color}
@@ -60,10 +70,10 @@ def test_a_diverged_run_ends_in_a_cross() -> None:
 
 
 def test_a_cross_beyond_the_limits_is_on_the_edge() -> None:
-    metrics = LOST.metrics.copy()
+    metrics = LOST_RUNS.metrics.copy()
     lost = metrics["run_id"].isin(["nsrelu(1)-0.1-0", "nsrelu(1)-0.1-1"]) & (metrics["epoch"] == 1)
     metrics.loc[lost, "train_loss"] = 1e30
-    ax = panels.curves(group(LOST), metrics, metric="train_loss")
+    ax = panels.curves(group(LOST_RUNS), metrics, metric="train_loss")
     assert ax.get_ylim()[1] < 10
     assert [list(x.get_ydata()) for x in crosses(ax)] == [[1.0], [1.0]]
     assert crosses(ax)[0].get_transform() != ax.transData
@@ -86,7 +96,7 @@ def test_limits_ignore_the_wide_bands_of_two_seeds() -> None:
 def test_a_run_of_two_studies_is_drawn_once() -> None:
     runs, metrics = pd.concat([FRAMES.runs] * 2), pd.concat([FRAMES.metrics] * 2)
     once = panels.curves(group(FRAMES), FRAMES.metrics)
-    twice = panels.curves(name_groups(runs, CONFIG), metrics)
+    twice = panels.curves(name_groups(runs, MADE_UP_CONFIG), metrics)
     bands = [ax.collections[0].get_paths()[0].vertices for ax in (once, twice)]
     assert bands[0] == pytest.approx(bands[1])
 
@@ -102,13 +112,15 @@ def test_a_logarithmic_axis_has_3_to_10_numbers(
 
 
 def test_all_runs_diverged() -> None:
-    lost = made_up(diverged=[(act, 0.1, seed) for act in ACTS for seed in range(3)])
+    lost = made_up(diverged=[(act, 0.1, seed) for act in MADE_UP_ACTS for seed in range(3)])
     assert len(crosses(panels.curves(group(lost), lost.metrics))) == 15
 
 
 def test_tradeoff_has_means_seeds_and_the_front() -> None:
-    ax = panels.tradeoff(group(LOST))
-    assert sorted(labels(ax)) == sorted([*ACTS[:-1], "nsrelu(1) (2/3 diverged)", "Pareto front"])
+    ax = panels.tradeoff(group(LOST_RUNS))
+    assert sorted(labels(ax)) == sorted(
+        [*MADE_UP_ACTS[:-1], "nsrelu(1) (2/3 diverged)", "Pareto front"]
+    )
     seeds = [len(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)]
     assert seeds == [3, 3, 3, 3, 1]
 
@@ -121,7 +133,7 @@ def test_the_pareto_front_by_hand() -> None:
 
 def test_gradients_by_depth_in_the_order_of_the_layers() -> None:
     relu = FRAMES.runs[FRAMES.runs["act"] == "relu"]
-    ax = panels.gradient_depth(name_groups(relu, CONFIG), FRAMES.layers)
+    ax = panels.gradient_depth(name_groups(relu, MADE_UP_CONFIG), FRAMES.layers)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["fc1", "fc2", "fc10"]
     cells = ax.collections[0].get_array()
     assert cells.shape == (3, EPOCHS + 1)
@@ -132,7 +144,7 @@ def test_diverged_gradients_stop_and_zeros_are_marked() -> None:
     layers = GONE.layers.copy()
     layers.loc[(layers["epoch"] == 1) & (layers["layer"] == "fc1"), "grad_norm"] = 0.0
     runs = GONE.runs[GONE.runs["act"] == "nsrelu(1)"]
-    ax = panels.gradient_depth(name_groups(runs, CONFIG), layers)
+    ax = panels.gradient_depth(name_groups(runs, MADE_UP_CONFIG), layers)
     cells = ax.collections[0].get_array()
     assert np.ma.filled(cells[:, 2:].astype(float), np.nan).shape == (3, EPOCHS - 1)
     assert np.isnan(np.ma.filled(cells.astype(float), np.nan)[:, 2:]).all()
@@ -141,7 +153,7 @@ def test_diverged_gradients_stop_and_zeros_are_marked() -> None:
 
 
 def test_the_leak_curve_begins_at_relu() -> None:
-    ax = panels.leak_curve(group(LOST), metric="diverged_fraction")
+    ax = panels.leak_curve(group(LOST_RUNS), metric="diverged_fraction")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.01", "0.1", "1"]
     families = [x for x in ax.lines if len(x.get_xdata()) > 1]
     assert [list(x.get_xdata()) for x in families] == [[0, 2], [0, 1, 2, 3]]
@@ -157,7 +169,7 @@ def test_the_leak_curve_marks_leaks_that_always_diverged() -> None:
 
 
 def test_the_phase_diagram_marks_diverged_cells() -> None:
-    plan = specs.plan_phase(group_results(GRID)[0])
+    plan = specs.plan_phase(group_results(GRID_RUNS)[0])
     assert [title for title, _ in plan.panels] == ["nsrelu"]
     ax = plan.panels[0][1](ax=Figure().subplots())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.01", "0.1", "1"]
@@ -173,17 +185,17 @@ def test_the_phase_diagram_marks_diverged_cells() -> None:
 
 def test_phase_diagrams_are_ordered_by_number() -> None:
     runs = pd.concat(
-        GRID.runs.assign(width=width, run_id=GRID.runs["run_id"] + f"-{width}")
+        GRID_RUNS.runs.assign(width=width, run_id=GRID_RUNS.runs["run_id"] + f"-{width}")
         for width in (16, 2, 8)
     )
-    frames = replace(GRID, runs=runs, config_columns=[*CONFIG, "width"])
+    frames = replace(GRID_RUNS, runs=runs, config_columns=[*MADE_UP_CONFIG, "width"])
     titles = [title for title, _ in specs.plan_phase(group_results(frames)[0]).panels]
     assert titles == ["nsrelu width=2", "nsrelu width=8", "nsrelu width=16"]
 
 
 def test_a_panel_refuses_runs_that_it_would_mix() -> None:
     with pytest.raises(NothingToDrawError, match="lr and epochs would mix relu with leaky_relu"):
-        panels.phase(group(GRID), x="lr", y="epochs")
+        panels.phase(group(GRID_RUNS), x="lr", y="epochs")
 
 
 def test_a_histogram_is_a_density_and_counts_what_is_left_out() -> None:
@@ -199,7 +211,7 @@ def test_a_histogram_is_a_density_and_counts_what_is_left_out() -> None:
 
 
 def test_activations_can_be_told_apart_in_grey() -> None:
-    acts = [*ACTS, "nsrelu(0.2)", "nsrelu(0.5)", "leaky_relu(0.01)", "relu/bsilu", "gelu"]
+    acts = [*MADE_UP_ACTS, "nsrelu(0.2)", "nsrelu(0.5)", "leaky_relu(0.01)", "relu/bsilu", "gelu"]
     styles = [activation_style(act) for act in acts]
     assert len({(x.marker, x.dash, x.fill == x.color) for x in styles}) == len(acts)
     assert len({x.color for x in styles}) == len(acts)
@@ -257,7 +269,7 @@ def test_a_tick_shows_when_a_gradient_was_lost() -> None:
     lost = FRAMES.runs["run_id"] == "nsrelu(1)-0.1-1"
     runs = FRAMES.runs.assign(gradient_lost_step=np.where(lost, 25.0, np.nan))
     metrics = FRAMES.metrics.assign(step=FRAMES.metrics["epoch"] * 10)
-    ax = panels.curves(name_groups(runs, CONFIG), metrics)
+    ax = panels.curves(name_groups(runs, MADE_UP_CONFIG), metrics)
     [tick] = marks(ax, 2)
     assert list(tick.get_xdata()) == [2.5]
     assert to_hex(tick.get_color()) == activation_style("nsrelu(1)").color
@@ -277,7 +289,7 @@ def test_marks_do_not_hide_one_another() -> None:
     metrics = FRAMES.metrics.assign(test_accuracy=0.5)
     ax = panels.curves(group(FRAMES), metrics)
     places = np.concatenate([x.get_xdata() for x in ax.lines if x.get_linestyle() == "None"])
-    assert len(places) == len(ACTS) * EPOCHS
+    assert len(places) == len(MADE_UP_ACTS) * EPOCHS
     assert np.diff(np.sort(places)).min() > 0.1
     ax = panels.leak_curve(group(FRAMES))
     ax.figure.draw_without_rendering()
@@ -286,8 +298,8 @@ def test_marks_do_not_hide_one_another() -> None:
 
 
 def test_a_metric_over_a_learning_rate() -> None:
-    nsrelu = GRID.runs[GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])]
-    groups = name_groups(nsrelu, CONFIG)
+    nsrelu = GRID_RUNS.runs[GRID_RUNS.runs["act"].isin(["relu", "nsrelu(0.1)"])]
+    groups = name_groups(nsrelu, MADE_UP_CONFIG)
     ax = panels.setting_curve(groups, x="lr")
     lines = [x for x in ax.lines if len(x.get_xdata()) == 2]
     assert list(lines[0].get_ydata()) == pytest.approx([80.0, 79.0])
@@ -302,25 +314,25 @@ def test_a_metric_over_a_learning_rate() -> None:
 
 def test_a_profile_is_the_share_of_runs_above_each_value() -> None:
     relu = FRAMES.runs[FRAMES.runs["act"] == "relu"].assign(test_accuracy=[0.9, 0.7, 0.8])
-    ax = panels.profile(name_groups(relu, CONFIG))
+    ax = panels.profile(name_groups(relu, MADE_UP_CONFIG))
     step = next(x for x in ax.lines if x.get_drawstyle() == "steps-post")
     assert list(step.get_xdata()[1:-1]) == pytest.approx([70, 80, 90])
     assert list(step.get_ydata()) == pytest.approx([100, 200 / 3, 100 / 3, 0, 0])
     lost = relu.assign(state=["diverged", "completed", "completed"])
-    step = panels.profile(name_groups(lost, CONFIG)).lines[1]
+    step = panels.profile(name_groups(lost, MADE_UP_CONFIG)).lines[1]
     assert list(step.get_ydata()) == pytest.approx([200 / 3, 100 / 3, 0, 0])
 
 
 def test_pairs_join_the_runs_of_a_seed() -> None:
-    runs = LOST.runs[LOST.runs["act"].isin(["relu", "nsrelu(1)"])]
-    ax = panels.pairs(name_groups(runs, CONFIG))
+    runs = LOST_RUNS.runs[LOST_RUNS.runs["act"].isin(["relu", "nsrelu(1)"])]
+    ax = panels.pairs(name_groups(runs, MADE_UP_CONFIG))
     joins = [list(x.get_ydata()) for x in ax.lines if len(x.get_xdata()) == 2]
     floor = ax.get_ylim()[0]
     assert joins == [pytest.approx(ends) for ends in ([81, floor], [80, floor], [79, 80])]
     assert len(crosses(ax)) == 2
     assert [t.get_text() for t in ax.get_xticklabels()] == ["nsrelu(1)"]
     with pytest.raises(NothingToDrawError, match=r"a run of gelu with its seed"):
-        panels.pairs(name_groups(runs, CONFIG), baseline="gelu")
+        panels.pairs(name_groups(runs, MADE_UP_CONFIG), baseline="gelu")
 
 
 def test_counts_of_units_become_shares_of_all_units() -> None:
@@ -341,7 +353,7 @@ def test_a_runaway_activation_does_not_stretch_a_histogram() -> None:
 def test_names_are_taken_literally(name: str) -> None:
     layers = FRAMES.layers.assign(layer=name)
     relu = FRAMES.runs[FRAMES.runs["act"] == "relu"].assign(act=name)
-    ax = panels.gradient_depth(name_groups(relu, CONFIG), layers)
+    ax = panels.gradient_depth(name_groups(relu, MADE_UP_CONFIG), layers)
     ax.figure.draw_without_rendering()
     assert not ax.title.get_parse_math()
     assert [t.get_text() for t in ax.get_yticklabels()] == [name]

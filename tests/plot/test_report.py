@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_up import CONFIG, FRAMES, GRID, LOST, RELU, MadeUp, make_runs, study
+from helpers.made_up import (
+    FRAMES,
+    GRID_RUNS,
+    LOST_RUNS,
+    MADE_UP_CONFIG,
+    RELU,
+    MadeUp,
+    make_runs,
+    study,
+)
 from helpers.tiny_runs import tiny
 
 from nsrelu_bench.compare.comparison import compare
@@ -19,7 +28,7 @@ from nsrelu_bench.plot import report
 from nsrelu_bench.plot.answer import answer, split_verdicts
 from nsrelu_bench.sweep.execution import execute_run
 
-ENVIRONMENT = {
+REPORTED_ENVIRONMENT = {
     "python": "3.11.7",
     "packages": {"torch": "2.15.0"},
     "device": "cpu",
@@ -58,12 +67,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def lost_page() -> str:
-    return report.render(LOST, environments=[ENVIRONMENT] * 2 + [{}], command="nsrelu-bench report")
+    return report.render(
+        LOST_RUNS, environments=[REPORTED_ENVIRONMENT] * 2 + [{}], command="nsrelu-bench report"
+    )
 
 
 def test_the_page_says_what_the_study_says(lost_page: str) -> None:
     text = Page(lost_page).text
-    comparison = compare(LOST.runs, CONFIG)
+    comparison = compare(LOST_RUNS.runs, MADE_UP_CONFIG)
     for name, clauses in verdict_clauses(comparison):
         assert name in text
         assert all(clause in text for clause in clauses)
@@ -108,12 +119,12 @@ EVIL = "<script>alert('&1')</script>"
 
 def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("tradeoff", "gradient_depth"))
-    runs = LOST.runs.assign(study=EVIL, dataset=EVIL)
+    runs = LOST_RUNS.runs.assign(study=EVIL, dataset=EVIL)
     lost = runs["state"] == "diverged"
     runs["error"] = pd.Series(EVIL, index=runs.index).where(lost)
     runs.loc[lost, "run_id"] += EVIL
     text = report.render(
-        replace(LOST, runs=runs),
+        replace(LOST_RUNS, runs=runs),
         environments=[{"device": EVIL, "packages": {EVIL: EVIL}, "command": [EVIL, EVIL]}],
         command=EVIL,
     )
@@ -125,13 +136,15 @@ def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_same_runs_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("curves", "tradeoff", "pairs"))
-    few = replace(GRID, runs=GRID.runs[GRID.runs["act"].isin(["relu", "nsrelu(0.1)"])])
+    few = replace(
+        GRID_RUNS, runs=GRID_RUNS.runs[GRID_RUNS.runs["act"].isin(["relu", "nsrelu(0.1)"])]
+    )
     shuffled = replace(few, runs=few.runs.sample(frac=1, random_state=1))
     assert report.render(few) == report.render(shuffled)
 
 
 def test_runs_with_different_settings_are_listed_with_all_values() -> None:
-    settings = report._settings(GRID.runs, CONFIG)
+    settings = report._settings(GRID_RUNS.runs, MADE_UP_CONFIG)
     assert settings[0][0] == "act"
     assert ("lr", "0.1, 0.2", True) in settings
     assert ("epochs", "4", False) in settings
@@ -140,7 +153,7 @@ def test_runs_with_different_settings_are_listed_with_all_values() -> None:
 def test_many_lost_runs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MAX_LOST", 1)
     monkeypatch.setattr(report, "ORDER", ())
-    assert "And 1 more." in report.render(LOST)
+    assert "And 1 more." in report.render(LOST_RUNS)
 
 
 def test_a_study_of_the_baseline_alone_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +187,7 @@ def test_a_report_is_written_from_run_folders(
 
 def test_the_first_sentence_answers_the_question() -> None:
     better = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", [a + 0.2 for a in RELU]))
-    comparison = compare(better.assign(test_accuracy=better["test_accuracy"] - 0.3), CONFIG)
+    comparison = compare(better.assign(test_accuracy=better["test_accuracy"] - 0.3), MADE_UP_CONFIG)
     assert answer(comparison) == (
         "Of 1 comparison with relu, test accuracy is higher in 1 (nsrelu(0.1))."
     )
@@ -184,7 +197,7 @@ def test_the_first_sentence_answers_the_question() -> None:
 
 def test_differences_that_are_not_shown_are_folded() -> None:
     same = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", RELU[::-1]))
-    comparison = compare(same, CONFIG)
+    comparison = compare(same, MADE_UP_CONFIG)
     assert answer(comparison) == (
         "Of 1 comparison with relu, test accuracy is not shown to differ in 1."
     )

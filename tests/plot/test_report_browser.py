@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.made_up import GRID
+from helpers.made_up import GRID_RUNS
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from nsrelu_bench.plot.report import render
@@ -25,7 +25,7 @@ WIDTHS = (400, 1400)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(GRID), encoding="utf-8")
+    path.write_text(render(GRID_RUNS), encoding="utf-8")
     return path
 
 

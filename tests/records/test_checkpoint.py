@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.fake_run import CONFIG, fake_run
+from helpers.fake_run import FAKE_CONFIG, fake_run
 from helpers.tiny_runs import stop_after, tiny
 
 from nsrelu_bench import training
@@ -53,7 +53,7 @@ def finish(config: RunConfig, folder: Path, **policy: Any) -> None:
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run without training that was stopped after its epoch 0."""
     monkeypatch.setattr(training, "run", fake_run)
-    stop_after(0, CONFIG, tmp_path / "run")
+    stop_after(0, FAKE_CONFIG, tmp_path / "run")
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     return tmp_path / "run"
 
@@ -83,8 +83,8 @@ def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
 
 
 def test_a_short_run_saves_no_checkpoint(tmp_path: Path) -> None:
-    with RunWriter(tmp_path / "run", CONFIG) as writer:
-        for epoch in fake_run(CONFIG):
+    with RunWriter(tmp_path / "run", FAKE_CONFIG) as writer:
+        for epoch in fake_run(FAKE_CONFIG):
             writer.append(epoch)
             assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -107,7 +107,7 @@ def test_checkpoints_are_saved_at_their_interval(
 
 
 def test_fresh_ignores_a_checkpoint(stopped: Path) -> None:
-    finish(CONFIG, stopped, fresh=True)
+    finish(FAKE_CONFIG, stopped, fresh=True)
     assert told(stopped)["resumed_after"] is None
     assert told(stopped)["refused"] is None
 
@@ -158,12 +158,12 @@ def spoilt(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> str:
         packed = pack(about | {"run_id": "another"}, load_state(state))
         reason = "belongs to another"
     elif kind == "other torch":
-        there = environment(CONFIG)
+        there = environment(FAKE_CONFIG)
         changed = there | {"packages": there["packages"] | {"torch": "2.9.9"}}
         patch.setattr(records, "environment", lambda _: changed)
         reason = "was saved with another packages"
     elif kind == "other processor":
-        there = environment(CONFIG)
+        there = environment(FAKE_CONFIG)
         patch.setattr(records, "environment", lambda _: there | {"processor": "6502"})
         reason = "was saved with another processor"
     elif kind == "row changed":
@@ -196,9 +196,9 @@ def spoilt(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> str:
 def test_a_checkpoint_that_would_give_other_numbers_is_refused(
     stopped: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish(CONFIG, tmp_path / "whole")
+    finish(FAKE_CONFIG, tmp_path / "whole")
     reason = spoilt(stopped, kind, monkeypatch)
-    finish(CONFIG, stopped)
+    finish(FAKE_CONFIG, stopped)
     assert told(stopped)["refused"].startswith(f"checkpoint.pt {reason}")
     assert told(stopped)["resumed_after"] is None
     assert written(stopped) == written(tmp_path / "whole")
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_would_give_other_numbers_is_refused(
 
 def test_a_missing_csv_file_restarts_the_run(stopped: Path) -> None:
     (stopped / "layers.csv").unlink()
-    finish(CONFIG, stopped)
+    finish(FAKE_CONFIG, stopped)
     assert told(stopped)["refused"] == "checkpoint.pt does not match layers.csv"
 
 
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_stays_behind_is_harmless(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", fail)
-        finish(CONFIG, stopped)
+        finish(FAKE_CONFIG, stopped)
     assert (stopped / "checkpoint.pt").exists()
-    *_, last = execute_run(CONFIG, stopped)
+    *_, last = execute_run(FAKE_CONFIG, stopped)
     assert last.kept

@@ -25,7 +25,7 @@ from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.text import printable
 
-RUN = tiny(act="relu").run_id
+RELU_RUN = tiny(act="relu").run_id
 
 
 @pytest.fixture
@@ -84,42 +84,42 @@ DAMAGES = {
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_compare_names_the_damaged_file_and_line(results: Path, how: str) -> None:
-    path = results / RUN / "metrics.csv"
+    path = results / RELU_RUN / "metrics.csv"
     path.write_bytes(damaged(path.read_bytes(), how))
     answer = ask("compare", "--format", "json")
     assert answer.code == 0
     told = f"metrics.csv is not as it was written ({DAMAGES[how]})"
-    assert answer.err == f"nsrelu-bench: study/{RUN} failed: {told}\n"
+    assert answer.err == f"nsrelu-bench: study/{RELU_RUN} failed: {told}\n"
     (row, *_) = [row for row in json.loads(answer.out)["rows"] if row["act"] == "relu"]
     assert (row["failed"], row["n"], row["mean"]) == (1, 0, None)
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "quote"])
 def test_damage_is_found_even_if_the_hash_matches(results: Path, how: str) -> None:
-    damage_and_vouch(results / RUN, "metrics.csv", how)
+    damage_and_vouch(results / RELU_RUN, "metrics.csv", how)
     told = f"metrics.csv can't be read ({DAMAGES.get(how, 'line 4 has 1 cells')}"
     answer = ask("compare")
     assert answer.code == 0
-    assert answer.err.startswith(f"nsrelu-bench: study/{RUN} failed: {told}")
+    assert answer.err.startswith(f"nsrelu-bench: study/{RELU_RUN} failed: {told}")
     assert answer.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["layers.csv", "quantiles.csv"])
 @pytest.mark.parametrize("how", ["empty", "nul", "twice"])
 def test_a_report_leaves_out_damaged_runs(results: Path, name: str, how: str) -> None:
-    damage_and_vouch(results / RUN, name, how)
+    damage_and_vouch(results / RELU_RUN, name, how)
     frames = load(results)
-    assert set(frames.metrics["run_id"]) == set(frames.runs["run_id"]) - {RUN}
-    (row,) = frames.runs[frames.runs["run_id"] == RUN].to_dict("records")
+    assert set(frames.metrics["run_id"]) == set(frames.runs["run_id"]) - {RELU_RUN}
+    (row,) = frames.runs[frames.runs["run_id"] == RELU_RUN].to_dict("records")
     assert row["state"] == "failed"
     assert row["error"].startswith(f"{name} can't be read (")
 
 
 def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
-    path = results / RUN / "metrics.csv"
+    path = results / RELU_RUN / "metrics.csv"
     path.write_bytes(path.read_bytes()[:-2])  # 0.97 of 0.9731 is a number too
     assert find_corruption(path) == "line 4 is cut off"
-    assert pd.isna(load(results).runs.set_index("run_id").loc[RUN, "test_accuracy"])
+    assert pd.isna(load(results).runs.set_index("run_id").loc[RELU_RUN, "test_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -134,21 +134,21 @@ def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
     ids=["nul", "cut", "activation", "newer version", "empty"],
 )
 def test_a_run_without_a_configuration_is_reported(results: Path, text: str, told: str) -> None:
-    (results / RUN / "config.yaml").write_text(text)
+    (results / RELU_RUN / "config.yaml").write_text(text)
     answer = ask("compare", "--format", "json", "--baseline", "nsrelu(0.1)")
     assert answer.code == 0
-    begin = f"nsrelu-bench: study/{RUN} failed: config.yaml is not as it was written ("
+    begin = f"nsrelu-bench: study/{RELU_RUN} failed: config.yaml is not as it was written ("
     assert answer.err.startswith(begin)
     assert told in answer.err
     assert {row["act"] for row in json.loads(answer.out)["rows"]} == {"nsrelu(0.1)", "nsrelu(1)"}
 
 
 def test_a_report_lists_damaged_runs(results: Path) -> None:
-    (results / RUN / "config.yaml").write_text("act: [")
+    (results / RELU_RUN / "config.yaml").write_text("act: [")
     assert ask("report", "--baseline", "nsrelu(0.1)").code == 0
     page = Path("results/report.html").read_text()
     assert "config.yaml is not as it was written" in page
-    assert RUN in page
+    assert RELU_RUN in page
 
 
 def test_a_study_of_only_damaged_runs_is_one_line(results: Path) -> None:
@@ -162,10 +162,10 @@ def test_a_study_of_only_damaged_runs_is_one_line(results: Path) -> None:
 
 
 def test_many_damaged_runs_do_not_fill_the_screen(results: Path) -> None:
-    config = (results / RUN / "config.yaml").read_text()
+    config = (results / RELU_RUN / "config.yaml").read_text()
     for seed in range(1, 8):
-        folder = results / f"{RUN}-{seed}"
-        shutil.copytree(results / RUN, folder)
+        folder = results / f"{RELU_RUN}-{seed}"
+        shutil.copytree(results / RELU_RUN, folder)
         (folder / "config.yaml").write_text(config.replace("seed: 0", f"seed: {seed}"))
     lines = ask("compare").err.splitlines()
     assert len(lines) == 6
@@ -174,7 +174,7 @@ def test_many_damaged_runs_do_not_fill_the_screen(results: Path) -> None:
 
 def test_runs_of_an_older_version_are_compared(results: Path) -> None:
     """Settings and columns that came later are missing; the hashes are those of that time."""
-    folder = results / RUN
+    folder = results / RELU_RUN
     newest = {"tasks", "augment", "precision", "compile", "stack"}
     lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
     (folder / "config.yaml").write_text(
@@ -201,7 +201,7 @@ def test_other_files_do_not_matter(results: Path) -> None:
     (results / "notes.txt").write_text("mine")
     (results / ".DS_Store").write_bytes(b"\0\1")
     (results / "empty").mkdir()
-    (results / RUN / "notes.txt").touch()
+    (results / RELU_RUN / "notes.txt").touch()
     (results / "loop").symlink_to(results.absolute())
     (results / "gone").symlink_to("/nonexistent")
     answer = ask("compare")
@@ -218,8 +218,8 @@ def test_a_folder_named_like_the_summary_is_one_line(
 
 
 def test_a_linked_run_is_read_and_a_linked_summary_replaced(results: Path, tmp_path: Path) -> None:
-    shutil.move(results / RUN, tmp_path / "elsewhere")
-    (results / RUN).symlink_to(tmp_path / "elsewhere")
+    shutil.move(results / RELU_RUN, tmp_path / "elsewhere")
+    (results / RELU_RUN).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "precious").write_text("mine")
     (results / "summary.csv").symlink_to(tmp_path / "precious")
     write_summary(results)
@@ -311,8 +311,8 @@ def test_a_clock_set_back_does_not_matter(results: Path) -> None:
     write_summary(results)
     ahead = time.time() + 10**8
     os.utime(results / "summary.csv", (ahead, ahead))
-    (results / RUN / "status.json").write_text('{"state": "interrupted"}')
-    assert load_runs(results).set_index("run_id").loc[RUN, "state"] == "interrupted"
+    (results / RELU_RUN / "status.json").write_text('{"state": "interrupted"}')
+    assert load_runs(results).set_index("run_id").loc[RELU_RUN, "state"] == "interrupted"
     assert (results / "summary.csv").stat().st_mtime < ahead
 
 
@@ -356,14 +356,14 @@ def test_a_study_on_a_read_only_disk_is_compared(
 
 def test_a_full_disk_leaves_the_old_files(results: Path, mounted: Callable[..., Path]) -> None:
     place = mounted("-t", "tmpfs", "-o", "size=64k", "tmpfs")
-    shutil.copytree(results / RUN, place / "study" / RUN)
+    shutil.copytree(results / RELU_RUN, place / "study" / RELU_RUN)
     write_summary(place / "study")
     before = (place / "study" / "summary.csv").read_bytes()
     with suppress(OSError), (place / "rest").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     # So that the summary is out of date.
-    (place / "study" / RUN / "status.json").write_text('{"state": "interrupted"}')
+    (place / "study" / RELU_RUN / "status.json").write_text('{"state": "interrupted"}')
     with pytest.raises(Exception, match=r"can't be written \(No space left on device\)"):
         write_summary(place / "study")
     answer = ask("compare", "--out", str(place / "x.csv"))
@@ -375,8 +375,8 @@ def test_a_full_disk_leaves_the_old_files(results: Path, mounted: Callable[..., 
 
 
 def test_a_damaged_status_says_what_is_wrong(results: Path) -> None:
-    (results / RUN / "status.json").write_text('{"state": "compl')
-    status = read_status(results / RUN)
+    (results / RELU_RUN / "status.json").write_text('{"state": "compl')
+    status = read_status(results / RELU_RUN)
     assert status is not None
     assert "status.json can't be read (Unterminated string starting at: line 1" in str(status.error)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fake_run import CONFIG, ENVIRONMENT, fake_run
+from helpers.fake_run import FAKE_CONFIG, FAKE_ENVIRONMENT, fake_run
 
 from nsrelu_bench import training
 from nsrelu_bench.config.run import RunConfig
@@ -145,7 +145,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk | None], 
     for name in operations:
         monkeypatch.setattr(os, name, on_path(name))
     # What takes most of the time of an attempt, and is no matter here.
-    monkeypatch.setattr(records, "environment", lambda _: dict(ENVIRONMENT))
+    monkeypatch.setattr(records, "environment", lambda _: dict(FAKE_ENVIRONMENT))
     monkeypatch.setattr(records, "write_yaml", lambda settings, file: file.write(str(settings)))
 
     def put(disk: Disk | None) -> None:
@@ -184,7 +184,7 @@ class Laboratory:
         self.status, self.first = Status("running"), None
         self.put_in(disk)
         try:
-            for event in execute_run(CONFIG, self.folder, RunPolicy(checkpoint_after=0)):
+            for event in execute_run(FAKE_CONFIG, self.folder, RunPolicy(checkpoint_after=0)):
                 self.status = event.status
         except Died:
             assert disk.dead

@@ -13,8 +13,8 @@ from helpers.tiny_runs import tiny
 
 from nsrelu_bench.records import load, load_runs, write_summary
 
-RUN = tiny(act="relu").run_id
-COMMANDS = (["compare"], ["plot", "--kind", "curves", "--format", "svg"], ["report"])
+RELU_RUN = tiny(act="relu").run_id
+READING_COMMANDS = (["compare"], ["plot", "--kind", "curves", "--format", "svg"], ["report"])
 DEEP = "[" * 10_000
 
 
@@ -46,14 +46,14 @@ def put(path: Path, kind: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["pipe", "zero", "large", "folder"])
 def test_what_is_not_a_file_is_not_read(results: Path, name: str, kind: str) -> None:
-    put(results / name if name == "summary.csv" else results / RUN / name, kind)
+    put(results / name if name == "summary.csv" else results / RELU_RUN / name, kind)
     answer = ask("compare", "--baseline", "nsrelu(0.1)")
     assert (answer.code, len(answer.err.splitlines()) <= 1) == (0, True)
     assert len(load(results).runs) == 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
 
 
-STATUS = {"state": "completed", "epoch": 2}
+FOREIGN_STATUS = {"state": "completed", "epoch": 2}
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ STATUS = {"state": "completed", "epoch": 2}
     ],
 )
 def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, reason: str) -> None:
-    (results / RUN / "status.json").write_text(content)
+    (results / RELU_RUN / "status.json").write_text(content)
     answer = ask("compare", "--baseline", "nsrelu(0.1)")
     assert answer.code == 0
-    line = f"nsrelu-bench: study/{RUN} failed: status.json can't be read ({reason}"
+    line = f"nsrelu-bench: study/{RELU_RUN} failed: status.json can't be read ({reason}"
     assert answer.err.startswith(line)
     assert answer.err.count("\n") == 1
 
@@ -87,7 +87,7 @@ def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, re
 )
 @pytest.mark.slow
 def test_an_environment_of_other_types_is_ignored(results: Path, content: str) -> None:
-    (results / RUN / "env.json").write_text(content)
+    (results / RELU_RUN / "env.json").write_text(content)
     for command in ("compare", "report"):
         answer = ask(command)
         assert (answer.code, answer.err) == (0, "")
@@ -95,7 +95,7 @@ def test_an_environment_of_other_types_is_ignored(results: Path, content: str) -
 
 @pytest.mark.parametrize("value", [str(10**19), "1e400", "-1", ".nan", "[1]", "0x" + "f" * 99])
 def test_a_setting_out_of_range_is_a_failed_run(results: Path, value: str) -> None:
-    path = results / RUN / "config.yaml"
+    path = results / RELU_RUN / "config.yaml"
     path.write_text(path.read_text().replace("width: 8", f"width: {value}"))
     answer = ask("compare", "--baseline", "nsrelu(0.1)")
     assert (answer.code, answer.err.count("\n")) == (0, 1)
@@ -121,13 +121,13 @@ ESCAPE = "\x1b[2J\x07\u202e"
 @pytest.mark.slow
 def test_no_control_character_reaches_the_terminal(results: Path) -> None:
     status = {"state": "failed", "error": f"a{ESCAPE}b\nnsrelu-bench: all is well"}
-    (results / RUN / "status.json").write_text(json.dumps(status))
+    (results / RELU_RUN / "status.json").write_text(json.dumps(status))
     env = {"processor": f"fast{ESCAPE}", "packages": {"torch": ESCAPE}}
     (results / tiny().run_id / "env.json").write_text(json.dumps(env))
-    (results / RUN).rename(results / f"run{ESCAPE}")
+    (results / RELU_RUN).rename(results / f"run{ESCAPE}")
     results.rename(f"results/study{ESCAPE}")
     others = [["compare", f"none{ESCAPE}"], ["plot", f"none{ESCAPE}"], ["report", f"none{ESCAPE}"]]
-    for command in (*COMMANDS, *others):
+    for command in (*READING_COMMANDS, *others):
         baseline = ["--baseline", "nsrelu(0.1)"] if command[0] == "compare" else []
         answer = ask(*command, *baseline)
         assert (answer.out + answer.err).replace("\n", "").isprintable()
@@ -136,9 +136,9 @@ def test_no_control_character_reaches_the_terminal(results: Path) -> None:
 
 @pytest.mark.slow
 def test_names_that_are_not_text_are_compared(results: Path) -> None:
-    (results / RUN).rename(results / "run\udcff")
+    (results / RELU_RUN).rename(results / "run\udcff")
     results.rename("results/study\udcff")
-    for command in COMMANDS:
+    for command in READING_COMMANDS:
         answer = ask(*command)
         assert (answer.code, answer.err) == (0, "")
     (place,) = Path("results").glob("study*")

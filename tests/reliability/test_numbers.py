@@ -29,7 +29,7 @@ from nsrelu_bench.sweep.execution import execute_run
 from nsrelu_bench.training import steps
 from nsrelu_bench.training.loop import Epoch
 
-CLASSES = 4
+FEW_CLASSES = 4
 
 
 def made_up(
@@ -40,9 +40,9 @@ def made_up(
     if images is None:
         images = torch.randint(256, (examples, 1, 6, 6), generator=generator).to(torch.uint8)
     if labels is None:
-        labels = torch.arange(len(images)) % CLASSES
+        labels = torch.arange(len(images)) % FEW_CLASSES
     split = Split(images, labels)
-    return Dataset(split, split, split, CLASSES, *moments(images))
+    return Dataset(split, split, split, FEW_CLASSES, *moments(images))
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def finite(epochs: list[Epoch]) -> bool:
 @pytest.mark.parametrize("act", ["relu", "nsrelu(0.1)", "leaky_relu(0.1)"])
 def test_a_non_finite_input_has_no_measures(act: str, value: float) -> None:
     make = {"relu": nn.ReLU, "nsrelu(0.1)": NSReLU, "leaky_relu(0.1)": nn.LeakyReLU}[act]
-    model = nn.Sequential(nn.Linear(6, 5), make(), nn.Linear(5, CLASSES))
+    model = nn.Sequential(nn.Linear(6, 5), make(), nn.Linear(5, FEW_CLASSES))
     images = torch.randn(8, 6)
     images[3, 2] = value
-    found = measure(model, images, torch.arange(8) % CLASSES)
+    found = measure(model, images, torch.arange(8) % FEW_CLASSES)
     assert not found.finite
     assert set(found.totals.values()) == {None}
     (row,) = found.layers
@@ -83,11 +83,11 @@ def test_a_non_finite_input_has_no_measures(act: str, value: float) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_hidden_non_finite_weight_is_noticed(value: float) -> None:
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, CLASSES))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, FEW_CLASSES))
     with torch.no_grad():
         model[2].weight[0, 0] = value
         model[0].bias[0] = -1e9  # the unit that it weighs is 0
-    found = measure(model, torch.randn(8, 6), torch.arange(8) % CLASSES)
+    found = measure(model, torch.randn(8, 6), torch.arange(8) % FEW_CLASSES)
     assert not found.finite
     assert set(found.totals.values()) == {None}
 
@@ -147,7 +147,7 @@ def test_a_run_that_overflows_has_diverged(trained_on: Any, precision: str) -> N
 
 
 def test_a_class_without_an_example_is_allowed(trained_on: Any) -> None:
-    epochs = trained_on(made_up(labels=torch.arange(48) % (CLASSES - 1)))
+    epochs = trained_on(made_up(labels=torch.arange(48) % (FEW_CLASSES - 1)))
     assert epochs[-1].diverged_step is None
     assert finite(epochs)
     assert epochs[-1].metrics["test_accuracy"] is not None
@@ -165,7 +165,7 @@ def test_constant_images_are_finite(trained_on: Any) -> None:
     assert finite(epochs)
     first = epochs[0].metrics
     assert first["dead_fraction"] == first["zero_fraction"]  # a unit is 0 for all, or for none
-    assert first["test_accuracy"] == 1 / CLASSES
+    assert first["test_accuracy"] == 1 / FEW_CLASSES
 
 
 def test_a_probe_set_of_one_example_measures_it(trained_on: Any) -> None:

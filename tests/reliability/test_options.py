@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 from helpers.command_line import ask
 
-from nsrelu_bench.config import activation_spec as labels
-from nsrelu_bench.config.registry import DATASETS, MEASURES, MODELS
+from nsrelu_bench.config import ACTIVATION_NAMES
+from nsrelu_bench.config.registry import DATASETS, MODEL_SIZES, SITE_MEASURES
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.errors import unknown
 
-ACTIVATIONS = labels.ACTIVATION_NAMES
 SEED_LIMIT = 2**63
 
 
@@ -60,7 +59,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--seeds=0", "--seeds: must be from 1 to 100000, got 0"),
         ("--leak=-1", "--leak: must be from 0 to 1, got -1"),
         ("--leak=nan", "--leak: must be from 0 to 1, got nan"),
-        ("--act=gelo", f"--act: {unknown('gelo', ACTIVATIONS, 'activation')}"),
+        ("--act=gelo", f"--act: {unknown('gelo', ACTIVATION_NAMES, 'activation')}"),
         ("--act=nsrelu(2)", "--act: leak must be from 0 to 1, got 2"),
         # Seeds.
         ("--seed=-1", "--seed: must be greater than or equal to 0, got -1"),
@@ -72,8 +71,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--seeds=-1", "--seeds: must be from 1 to 100000, got -1"),
         ("--seeds=1000000", "--seeds: must be from 1 to 100000, got 1000000"),
         # Names: empty, Unicode, paths, long, the wrong case.
-        ("--act=", f"--act: activation must not be empty; choose from: {', '.join(ACTIVATIONS)}"),
-        ("--act=résumé", f"--act: {unknown('résumé', ACTIVATIONS, 'activation')}"),
+        (
+            "--act=",
+            f"--act: activation must not be empty; choose from: {', '.join(ACTIVATION_NAMES)}",
+        ),
+        ("--act=résumé", f"--act: {unknown('résumé', ACTIVATION_NAMES, 'activation')}"),
         ("--act=nsrelu(inf)", "--act: leak must be from 0 to 1, got inf"),
         (
             f"--act={'x' * 300}",
@@ -84,8 +86,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'",
         ),
         ("--dataset=../x", f"--dataset: {unknown('../x', DATASETS, 'dataset')}"),
-        ("--model=../x", f"--model: {unknown('../x', MODELS, 'model')}"),
-        ("--measures=-", f"--measures: {unknown('', MEASURES, 'measure')}"),
+        ("--model=../x", f"--model: {unknown('../x', MODEL_SIZES, 'model')}"),
+        ("--measures=-", f"--measures: {unknown('', SITE_MEASURES, 'measure')}"),
         # Files and folders in each other's place.
         ("--config=.", ".: Is a directory"),
         ("--config=/dev/null", "/dev/null: null is not a regular file"),

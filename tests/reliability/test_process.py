@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import ask
-from helpers.made_up import CONFIG, RELU, TWO, make_runs, study
+from helpers.made_up import MADE_UP_CONFIG, RELU, TWO, make_runs, study
 from helpers.tiny_runs import tiny
 
 from nsrelu_bench import text as columns
@@ -29,8 +29,8 @@ from nsrelu_bench.tools import op_benchmark as ops
 from nsrelu_bench.tools import verify as check
 
 CLI = [sys.executable, "-m", "nsrelu_bench"]
-TINY = ["train", "--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "1"]
-ONE = [*TINY, "--workers", "1"]
+TRAIN_TINY = ["train", "--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "1"]
+ONE = [*TRAIN_TINY, "--workers", "1"]
 ENDLESS = [*ONE, "--epochs", "100000"]
 
 
@@ -152,7 +152,7 @@ WIDE = study(
 
 @pytest.mark.parametrize("width", [40, 60, 72, 100])
 def test_a_table_fits_the_terminal(width: int) -> None:
-    text = tables.format_table(compare.compare(WIDE, CONFIG), width=width)
+    text = tables.format_table(compare.compare(WIDE, MADE_UP_CONFIG), width=width)
     lines = re.sub(r"\x1b\[\d+m", "", text).splitlines()
     assert max(map(len, lines)) <= width
     above = lines[: next(i for i, line in enumerate(lines) if line.startswith("Mean ±"))]
@@ -197,13 +197,13 @@ def test_a_dumb_terminal_gets_no_escapes(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    text = tables.format_table(compare.compare(TWO, CONFIG), width=100)
+    text = tables.format_table(compare.compare(TWO, MADE_UP_CONFIG), width=100)
     assert ("\x1b" in text) == escapes
 
 
 def test_no_color_turns_colours_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    text = tables.format_table(compare.compare(TWO, CONFIG), width=100)
+    text = tables.format_table(compare.compare(TWO, MADE_UP_CONFIG), width=100)
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
 
 

@@ -28,7 +28,7 @@ from nsrelu_bench import training
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config import yaml
 from nsrelu_bench.config.reading import run_config
-from nsrelu_bench.config.registry import DATASETS, MEASURES, OPTIMIZERS
+from nsrelu_bench.config.registry import DATASETS, OPTIMIZERS, SITE_MEASURES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import make_study
 from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
@@ -50,30 +50,30 @@ def amounts(most: float, **options: Any) -> st.SearchStrategy[float]:
     return st.just(0.0) | st.floats(1.2e-38, most, **options)
 
 
-LEAKS = amounts(1)
-ACTS = (
+ANY_LEAK = amounts(1)
+ANY_ACT = (
     st.sampled_from(["relu", "gelu", "silu", "relu/gelu", "elu", "relu/bsilu"])
-    | st.builds("nsrelu({!r})".format, LEAKS)
-    | st.builds("leaky_relu({!r})".format, LEAKS)
-    | st.builds("leaky_relu({!r})/relu".format, LEAKS)
+    | st.builds("nsrelu({!r})".format, ANY_LEAK)
+    | st.builds("leaky_relu({!r})".format, ANY_LEAK)
+    | st.builds("leaky_relu({!r})/relu".format, ANY_LEAK)
 )
-COUNTS = st.integers(1, 10**9)
-CONFIGS: dict[str, st.SearchStrategy[Any]] = {
-    "act": ACTS,
+ANY_COUNT = st.integers(1, 10**9)
+ANY_SETTING: dict[str, st.SearchStrategy[Any]] = {
+    "act": ANY_ACT,
     "impl": st.sampled_from(["native", "detach", "function", "mismatch"]),
     "dataset": st.sampled_from([*DATASETS]),
     "data_dir": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
-    "train_size": st.none() | COUNTS,
-    "probe_size": COUNTS,
-    "measures": st.lists(st.sampled_from([*MEASURES]), min_size=1).map(",".join),
+    "train_size": st.none() | ANY_COUNT,
+    "probe_size": ANY_COUNT,
+    "measures": st.lists(st.sampled_from([*SITE_MEASURES]), min_size=1).map(",".join),
     "model": st.sampled_from(["mlp", "cnn"]),
-    "width": COUNTS,
-    "depth": COUNTS,
+    "width": ANY_COUNT,
+    "depth": ANY_COUNT,
     "batch_norm": st.booleans(),
     "dropout": amounts(1, exclude_max=True),
     "init": st.sampled_from(["he", "xavier", "default"]),
-    "epochs": COUNTS,
-    "batch_size": COUNTS,
+    "epochs": ANY_COUNT,
+    "batch_size": ANY_COUNT,
     "optimizer": st.sampled_from([*OPTIMIZERS]),
     "lr": amounts(1e6),
     "momentum": amounts(1, exclude_max=True),
@@ -82,10 +82,10 @@ CONFIGS: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**63 - 1),
     "threads": st.integers(1, 1024),
 }
-SETTINGS = st.fixed_dictionaries({}, optional=CONFIGS)
+ANY_SETTINGS = st.fixed_dictionaries({}, optional=ANY_SETTING)
 
 
-@given(SETTINGS)
+@given(ANY_SETTINGS)
 def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
     run = RunConfig(**given_settings)
     stream = io.StringIO()
@@ -98,8 +98,8 @@ def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any
     assert second.getvalue() == stream.getvalue()
 
 
-WORDS = st.text("abcxyz019_.:-+ ,()#'[{&*!|>%~\t", max_size=8)
-LINES = st.lists(st.tuples(st.sampled_from(["lr", "act", "seed", "x_y"]), WORDS), max_size=4)
+ANY_WORD = st.text("abcxyz019_.:-+ ,()#'[{&*!|>%~\t", max_size=8)
+LINES = st.lists(st.tuples(st.sampled_from(["lr", "act", "seed", "x_y"]), ANY_WORD), max_size=4)
 
 
 @given(LINES, st.sampled_from(["\n", "\n\n", "\n  ", "\n- ", ""]))
@@ -120,7 +120,7 @@ def test_what_a_run_writes_is_parsed_line_by_line() -> None:
     assert yaml._parse_lines(stream.getvalue()) == yaml._parse_document(stream.getvalue())
 
 
-@given(SETTINGS, st.randoms(use_true_random=False))
+@given(ANY_SETTINGS, st.randoms(use_true_random=False))
 def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     given_settings: Any, shuffle: random.Random
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     assert RunConfig(**shuffled.settings).run_id == shuffled.run_id
 
 
-@given(SETTINGS, SETTINGS)
+@given(ANY_SETTINGS, ANY_SETTINGS)
 def test_run_ids_are_equal_where_the_numbers_are(first: Any, second: Any) -> None:
     one, other = RunConfig(**first), RunConfig(**second)
     decisive = [{**run.settings, "data_dir": ""} for run in (one, other)]
@@ -211,10 +211,12 @@ def test_metrics_written_read_back_the_same(rows: list[dict[str, float | None]])
             assert float(read[name]) == value if known else read[name] == ""
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
+ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
-@given(st.lists(TEXTS | st.sampled_from(["=1", "'=", "''@", "-a(", "+1", "\t", "NA"]), min_size=1))
+@given(
+    st.lists(ANY_TEXT | st.sampled_from(["=1", "'=", "''@", "-a(", "+1", "\t", "NA"]), min_size=1)
+)
 @settings(max_examples=60)
 def test_a_table_with_any_texts_survives_csv_and_back(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:

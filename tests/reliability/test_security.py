@@ -27,8 +27,8 @@ from nsrelu_bench.records import checkpoint
 from nsrelu_bench.sweep.execution import execute_run
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "nsrelu_bench"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+PACKAGE_FOLDER = ROOT / "nsrelu_bench"
+PACKAGE_FILES = sorted(PACKAGE_FOLDER.rglob("*.py"))
 
 
 class Bomb:
@@ -60,7 +60,7 @@ RUNS_WHAT_IT_READS = re.compile(
 
 
 def file_name(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
+    return path.relative_to(PACKAGE_FOLDER).as_posix()
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
@@ -74,7 +74,7 @@ def keyword(call: ast.Call, name: str) -> object:
     return values[0].value if values and isinstance(values[0], ast.Constant) else None
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=file_name)
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=file_name)
 def test_nothing_runs_what_it_reads(path: Path) -> None:
     for name, call in calls(path):
         if name == "torch.load":
@@ -90,7 +90,7 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 
 
 def test_every_allowed_call_exists() -> None:
-    there = {(file_name(path), name) for path in SOURCES for name, _ in calls(path)}
+    there = {(file_name(path), name) for path in PACKAGE_FILES for name, _ in calls(path)}
     assert there >= ALLOWED
 
 
@@ -155,23 +155,23 @@ def test_a_model_that_is_not_a_model_is_one_line(name: str, tmp_path: Path) -> N
     assert "\n" not in str(event.status.error)
 
 
-SCRIPT = "<script>alert(1)</script>"
+INJECTED = "<script>alert(1)</script>"
 
 
 def test_a_report_escapes_every_name(study: Path, tmp_path: Path) -> None:
     """The study's folder, an error and a path could be anybody's."""
-    place = tmp_path / f"{SCRIPT}&quot;'\"".replace("/", "\u2215")
+    place = tmp_path / f"{INJECTED}&quot;'\"".replace("/", "\u2215")
     shutil.copytree(study, place)
     broken = place / tiny(act="relu").run_id
     (broken / "status.json").write_text(
-        f'{{"state": "failed", "error": "ValueError: {SCRIPT} <img src=x onerror=alert(2)>"}}'
+        f'{{"state": "failed", "error": "ValueError: {INJECTED} <img src=x onerror=alert(2)>"}}'
     )
     (broken / "env.json").write_text(
-        f'{{"command": ["nsrelu-bench", "{SCRIPT}"], "platform": "{SCRIPT}", "{SCRIPT}": 1}}'
+        f'{{"command": ["nsrelu-bench", "{INJECTED}"], "platform": "{INJECTED}", "{INJECTED}": 1}}'
     )
     broken.rename(place / f"{broken.name}<b>")
     page = write_report(place, out=tmp_path / "page.html", baseline="nsrelu(0.1)").read_text()
-    assert SCRIPT not in page
+    assert INJECTED not in page
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "<b>" not in page

@@ -41,7 +41,7 @@ SNIPPETS = [
     for page in ("README.md", "docs/library.md", "docs/files.md")
     for number, code in enumerate(blocks(page, "python"), 1)
 ]
-COMMANDS = sorted(
+SHOWN_COMMANDS = sorted(
     {
         line.partition("  #")[0].strip()
         for page in PAGES
@@ -69,7 +69,7 @@ def test_every_command_is_in_the_page_of_commands() -> None:
         assert re.search(rf"^nsrelu-bench {name}\b", listed, re.MULTILINE), f"{name} is missing"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SHOWN_COMMANDS)
 def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
     _, name, *arguments = shlex.split(command)
     commands: Any = typer.main.get_command(cli.app)

@@ -29,9 +29,11 @@ def short(value: object) -> str:
 
 
 CARD, ROW = r"^### (\S+)$", r"^\| `(\w+)`"
-PARAMETERS = {name for parameters in activation_spec.FUNCTIONS.values() for name in parameters}
+PARAMETERS = {
+    name for parameters in activation_spec.FUNCTION_PARAMETERS.values() for name in parameters
+}
 
-SITES = found_in("tests/test_models.py", r'"(\w+)": \d')
+MODELS_WITH_SITES = found_in("tests/test_models.py", r'"(\w+)": \d')
 MEASURE_TESTS = {
     word
     for path in (ROOT / "tests" / "measures").glob("*.py")
@@ -40,16 +42,19 @@ MEASURE_TESTS = {
 
 #: The names that a configuration knows.
 KNOWN: dict[str, tuple[str, Collection[str]]] = {
-    "activation": ("FUNCTIONS of config/activation_spec.py", activation_spec.FUNCTIONS),
-    "parameter": ("FUNCTIONS of config/activation_spec.py", PARAMETERS),
-    "model": ("MODELS of config/registry.py", registry.MODELS),
+    "activation": (
+        "FUNCTION_PARAMETERS of config/activation_spec.py",
+        activation_spec.FUNCTION_PARAMETERS,
+    ),
+    "parameter": ("FUNCTION_PARAMETERS of config/activation_spec.py", PARAMETERS),
+    "model": ("MODEL_SIZES of config/registry.py", registry.MODEL_SIZES),
     "data set": ("DATASETS of config/registry.py", registry.DATASETS),
-    "measure": ("MEASURES of config/registry.py", registry.MEASURES),
+    "measure": ("SITE_MEASURES of config/registry.py", registry.SITE_MEASURES),
     "figure": ("FIGURES of config/registry.py", registry.FIGURES),
 }
 
 #: Where the code of each is: the same names, no more and no less.
-CODE: list[tuple[str, str, Collection[str]]] = [
+CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("activation", "FUNCTIONS of activations/functional.py", functional.FUNCTIONS),
     ("activation", "MODULES of activations/modules.py", modules.MODULES),
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
@@ -59,10 +64,10 @@ CODE: list[tuple[str, str, Collection[str]]] = [
 ]
 
 #: Where else each must be, among others.
-TEXTS: list[tuple[str, str, Collection[str]]] = [
+TEXT_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("activation", "docs/activations.md: a card", found_in("docs/activations.md", CARD)),
     ("model", "docs/models.md: a row", found_in("docs/models.md", ROW)),
-    ("model", "SITES of tests/test_models.py", SITES),
+    ("model", "MODELS_WITH_SITES of tests/test_models.py", MODELS_WITH_SITES),
     ("data set", "docs/datasets.md: a row", found_in("docs/datasets.md", ROW)),
     ("figure", "docs/reading.md: a section", found_in("docs/reading.md", r"^## (\w+): ")),
     ("measure", "docs/metrics.md: a section", found_in("docs/metrics.md", CARD)),
@@ -70,7 +75,7 @@ TEXTS: list[tuple[str, str, Collection[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "place", "there"), [*CODE, *TEXTS], ids=short)
+@pytest.mark.parametrize(("kind", "place", "there"), [*CODE_PLACES, *TEXT_PLACES], ids=short)
 def test_a_name_has_all_its_parts(kind: str, place: str, there: Collection[str]) -> None:
     registered, names = KNOWN[kind]
     missing = [name for name in names if name not in there]
@@ -79,7 +84,7 @@ def test_a_name_has_all_its_parts(kind: str, place: str, there: Collection[str])
     )
 
 
-@pytest.mark.parametrize(("kind", "place", "there"), CODE, ids=short)
+@pytest.mark.parametrize(("kind", "place", "there"), CODE_PLACES, ids=short)
 def test_what_has_code_can_be_named(kind: str, place: str, there: Collection[str]) -> None:
     registered, names = KNOWN[kind]
     missing = [name for name in there if name not in names]
@@ -94,7 +99,7 @@ def test_every_measure_is_taken() -> None:
     images, labels = torch.randn(30, 4), torch.arange(30) % 3
     found = measure(model, images, labels, previous=measure(model, images, labels))
     for what, row in (("the network", found.totals), ("a layer", found.layers[0])):
-        empty = [name for name in registry.MEASURES if row.get(name) is None]
+        empty = [name for name in registry.SITE_MEASURES if row.get(name) is None]
         assert not empty, (
             f"measure {', '.join(empty)}: always empty for {what}; a measure of a site needs a line"
             " in _COMPUTE of measures/sites.py, one of units' history in measures/measurement.py"

@@ -10,7 +10,7 @@ import pytest
 
 from nsrelu_bench.config.study import read_study
 
-SCRIPT = Path(__file__).parents[2] / "configs" / "slurm.sh"
+SLURM_SCRIPT = Path(__file__).parents[2] / "configs" / "slurm.sh"
 
 #: Logs its options and runs its command.
 SRUN = """#!/bin/bash
@@ -19,7 +19,7 @@ shift
 exec "$@"
 """
 
-STUDY = """
+SLURM_STUDY = """
 dataset: digits
 grid:
   act: [relu, nsrelu]
@@ -44,11 +44,11 @@ def test_the_tasks_of_an_array_share_the_runs_of_a_study(
 ) -> None:
     study = tmp_path / "it's a folder" / "study.yaml"
     study.parent.mkdir()
-    study.write_text(STUDY)
+    study.write_text(SLURM_STUDY)
     expected = [run.run_id for run in read_study(study).runs]
     for task in range(3):
         output = subprocess.check_output(
-            ["bash", SCRIPT, study, "--dry-run", "--json"],
+            ["bash", SLURM_SCRIPT, study, "--dry-run", "--json"],
             env=environment | {"SLURM_ARRAY_TASK_ID": str(task)},
             cwd=tmp_path,
             text=True,
@@ -58,10 +58,10 @@ def test_the_tasks_of_an_array_share_the_runs_of_a_study(
 
 
 def test_a_job_without_a_config_prints_its_usage(environment: dict[str, str]) -> None:
-    done = subprocess.run(["bash", SCRIPT], env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", SLURM_SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "usage: sbatch configs/slurm.sh CONFIG.yaml" in done.stderr
 
 
 def test_the_script_is_valid_bash() -> None:
-    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    subprocess.run(["bash", "-n", SLURM_SCRIPT], check=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "nsrelu_bench"
+ROOT = Path(__file__).parents[2]
+PACKAGE_FOLDER = ROOT / "nsrelu_bench"
 
 #: A room may import from those before it, and from the files on the ground floor.
 ROOMS = (
@@ -34,8 +35,8 @@ LIGHT = {
 
 def imports() -> Iterator[tuple[str, str]]:
     """Every import of the package from itself: the module that imports, and what it imports."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in sorted(PACKAGE_FOLDER.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE_FOLDER).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nsrelu_bench."):
                 yield module.removesuffix(".__init__"), str(node.module).partition(".")[2]
@@ -45,7 +46,7 @@ INSIDE = [(here, there) for here, there in imports() if here.split(".")[0] in RO
 
 
 def test_every_room_is_known() -> None:
-    there = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    there = {path.name for path in PACKAGE_FOLDER.iterdir() if (path / "__init__.py").exists()}
     assert there <= set(ROOMS)
 
 
@@ -68,7 +69,7 @@ def test_a_light_room_loads_nothing_heavy(room: str, heavy: tuple[str, ...]) -> 
     assert not done.stdout.split()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PACKAGE_FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_files_and_functions_fit_in_a_head(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 450
@@ -80,7 +81,25 @@ def test_files_and_functions_fit_in_a_head(path: Path) -> None:
 
 
 def test_names_of_tests_are_short() -> None:
-    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert len(node.name) <= 60, f"{path.name}: {node.name}"
+
+
+def constants(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Every constant at the top of a module: its name, its value as written, and the file."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = (target.id for target in targets if isinstance(target, ast.Name))
+                yield from ((n, ast.unparse(node.value), path) for n in names if n.isupper())
+
+
+def test_constants_of_one_name_have_one_value() -> None:
+    places: dict[str, dict[str, list[str]]] = {}
+    for folder in ("nsrelu_bench", "tests", "benchmarks", "examples"):
+        for name, value, path in constants(ROOT / folder):
+            places.setdefault(name, {}).setdefault(value, []).append(str(path.relative_to(ROOT)))
+    assert not [list(values.values()) for values in places.values() if len(values) > 1]

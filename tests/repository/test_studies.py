@@ -21,12 +21,12 @@ from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 from nsrelu_bench.text import format_fixed, format_p
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STUDY_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 READMES = sorted((ROOT / "findings").glob("*/README.md"))
 STUDIES = [path.parent.name for path in sorted((ROOT / "findings").glob("*/summary.csv"))]
 
 #: A table and the command that printed it.
-TABLES = [
+README_TABLES = [
     (readme, command)
     for readme in READMES
     for command in re.findall(
@@ -43,13 +43,13 @@ CELLS = {
 ROWS = {number: cells[5] for number, cells in CELLS.items()}
 
 #: What a verdict rests on: words with their adjusted p, or the test of who failed to train.
-WORDS = re.compile(
+VERDICT_WORDS = re.compile(
     r"(?:higher|lower|equivalent within \d+ pp|not shown)(?: \(p = [\d.e-]+\))?"
     r"|McNemar p = [\d.e-]+"
 )
 
 #: Numbers that come from a study: a mean or a difference with its interval, or a count of runs.
-NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
+SHOWN_NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
 
 
 @cache
@@ -57,7 +57,7 @@ def runs_of(study: str) -> pd.DataFrame:
     return load_runs(ROOT / "findings" / study)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
 def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> None:
     study = read_study(path)
     assert study.name == path.stem
@@ -77,7 +77,7 @@ def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> No
     assert set(runs["state"]) <= {"completed", "diverged"}
 
 
-@pytest.mark.parametrize(("readme", "command"), TABLES, ids=lambda value: str(value)[-60:])
+@pytest.mark.parametrize(("readme", "command"), README_TABLES, ids=lambda value: str(value)[-60:])
 def test_a_table_in_a_studys_readme_is_what_its_command_prints(
     readme: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,12 +120,12 @@ def test_a_verdict_of_findings_is_what_its_command_shows(
         (row,) = (r for r in compared(command) if tuple(r[key] for key in keys) == wanted)
         failures = [f"McNemar p = {format_p(row['p_failed'])}"]
         expected += failures if metric == "failures" else words(row)
-    assert WORDS.findall(CELLS[number][7]) == expected
+    assert VERDICT_WORDS.findall(CELLS[number][7]) == expected
 
 
 @pytest.mark.parametrize("number", ROWS)
 def test_what_findings_says_was_measured_is_in_the_data(number: int) -> None:
-    assert NUMBER.findall(ROWS[number]) == [say(*cell) for cell in MEASURED.get(number, [])]
+    assert SHOWN_NUMBER.findall(ROWS[number]) == [say(*cell) for cell in MEASURED.get(number, [])]
 
 
 def say(study: str, where: str, act: str, metric: str, kind: str = "mean") -> str:

@@ -7,11 +7,11 @@ from nsrelu_bench.config import make_study
 from nsrelu_bench.sweep import plan_runs
 from nsrelu_bench.sweep.plan import find_varying, format_runs
 
-SETTINGS = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
+PLANNED = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
 
 
 def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None:
-    runs = make_study(SETTINGS, "s").runs
+    runs = make_study(PLANNED, "s").runs
     study = tmp_path / "results" / "s"
     new = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()
     assert new[0].endswith("  batch_norm=False  lr=0.1")
@@ -23,7 +23,7 @@ def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None
 
 
 def test_a_plan_for_programs_has_the_settings_that_vary(tmp_path: Path) -> None:
-    runs = make_study(SETTINGS, "s").runs
+    runs = make_study(PLANNED, "s").runs
     rows = json.loads(format_runs(list(plan_runs(runs, tmp_path)), tmp_path, 1, as_json=True))
     assert rows[0]["settings"] == {"batch_norm": False, "lr": 0.1}
     assert [row["state"] for row in rows] == ["new"] * 4

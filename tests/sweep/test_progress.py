@@ -5,15 +5,15 @@ from nsrelu_bench.records import Status
 from nsrelu_bench.sweep import Event
 from nsrelu_bench.sweep.progress import follow
 
-LOST = {"val_accuracy": 0.5, "gradient_lost_step": 20, "collapsed": 1}
+LOST_ROW = {"val_accuracy": 0.5, "gradient_lost_step": 20, "collapsed": 1}
 
 
 def events(seed: int) -> list[Event]:
     config = tiny(seed=seed)
     return [
-        Event(config, Status("running", epoch=1), LOST),
-        Event(config, Status("running", epoch=2), LOST),
-        Event(config, Status("completed", epoch=2), LOST),
+        Event(config, Status("running", epoch=1), LOST_ROW),
+        Event(config, Status("running", epoch=2), LOST_ROW),
+        Event(config, Status("completed", epoch=2), LOST_ROW),
     ]
 
 

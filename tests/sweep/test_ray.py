@@ -37,7 +37,7 @@ pytestmark = [
 #: How long to wait for what takes seconds on a quiet machine.
 PATIENCE_S = 120
 
-CLUSTER = """
+CLUSTER_SCRIPT = """
 import json, sys
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
@@ -50,7 +50,7 @@ for line in sys.stdin:
 cluster.shutdown()
 """
 
-STUDY = """
+RAY_STUDY = """
 import json, signal, sys
 from pathlib import Path
 from nsrelu_bench.config import RunConfig
@@ -123,7 +123,7 @@ def settings() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def head(settings: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    with session(CLUSTER, **settings) as process:
+    with session(CLUSTER_SCRIPT, **settings) as process:
         process.address = json.loads(process.stdout.readline())
         yield process
 
@@ -133,7 +133,7 @@ def study_of(
 ) -> Any:
     configs = [tiny(**run).settings for run in runs]
     order = json.dumps({"study": str(study), "runs": configs, "options": options})
-    return session(STUDY, order, **settings)
+    return session(RAY_STUDY, order, **settings)
 
 
 def finished(process: "subprocess.Popen[str]") -> tuple[int, list[Any], str]:

@@ -15,7 +15,7 @@ from nsrelu_bench.records.status import read_status
 from nsrelu_bench.sweep.execution import Event, RunPolicy
 from nsrelu_bench.sweep.scheduler import run_all
 
-RUNS = [tiny(act=act, seed=seed) for act in ("relu", "nsrelu(0.1)") for seed in (0, 1)]
+TINY_RUNS = [tiny(act=act, seed=seed) for act in ("relu", "nsrelu(0.1)") for seed in (0, 1)]
 
 
 def last_events(events: list[Event]) -> dict[str, Event]:
@@ -32,38 +32,38 @@ def files(study: Path) -> dict[str, bytes]:
 
 def test_the_numbers_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     for workers in (0, 1, 2):
-        events = list(run_all(RUNS, tmp_path / str(workers), workers=workers))
+        events = list(run_all(TINY_RUNS, tmp_path / str(workers), workers=workers))
         assert [e.status.state for e in last_events(events).values()] == ["completed"] * 4
     assert files(tmp_path / "0") == files(tmp_path / "1") == files(tmp_path / "2")
 
 
 def test_runs_that_are_done_are_kept(tmp_path: Path) -> None:
-    list(run_all(RUNS[:2], tmp_path))
-    before = (tmp_path / RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns
-    events = last_events(list(run_all(RUNS, tmp_path)))
-    assert [events[run.run_id].kept for run in RUNS] == [True, True, False, False]
-    assert (tmp_path / RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns == before
+    list(run_all(TINY_RUNS[:2], tmp_path))
+    before = (tmp_path / TINY_RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns
+    events = last_events(list(run_all(TINY_RUNS, tmp_path)))
+    assert [events[run.run_id].kept for run in TINY_RUNS] == [True, True, False, False]
+    assert (tmp_path / TINY_RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns == before
 
 
 def test_fresh_reruns_everything(tmp_path: Path) -> None:
-    list(run_all(RUNS[:1], tmp_path))
+    list(run_all(TINY_RUNS[:1], tmp_path))
     assert not any(
-        event.kept for event in run_all(RUNS[:1], tmp_path, policy=RunPolicy(fresh=True))
+        event.kept for event in run_all(TINY_RUNS[:1], tmp_path, policy=RunPolicy(fresh=True))
     )
 
 
 def test_a_damaged_run_is_set_aside_and_rerun(tmp_path: Path) -> None:
-    list(run_all(RUNS[:1], tmp_path))
-    path = tmp_path / RUNS[0].run_id / "metrics.csv"
+    list(run_all(TINY_RUNS[:1], tmp_path))
+    path = tmp_path / TINY_RUNS[0].run_id / "metrics.csv"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    list(run_all(RUNS[:1], tmp_path))
+    list(run_all(TINY_RUNS[:1], tmp_path))
     assert path.read_bytes() == whole
     assert path.with_name("metrics.csv.damaged").read_bytes() == whole[:-20]
 
 
 def test_events_come_for_every_epoch_and_the_end(tmp_path: Path) -> None:
-    events = list(run_all(RUNS[:1], tmp_path))
+    events = list(run_all(TINY_RUNS[:1], tmp_path))
     assert [event.status.state for event in events] == ["running"] * 4 + ["completed"]
     assert [event.status.epoch for event in events] == [None, 0, 1, 2, 2]
     assert events[-1].metrics["test_accuracy"] > 0
@@ -75,23 +75,23 @@ def test_a_run_that_fails_does_not_stop_the_others(
     real = training.run
 
     def failing(config: object, _: object) -> object:
-        if config == RUNS[0]:
+        if config == TINY_RUNS[0]:
             raise ValueError("no luck")
-        return real(RUNS[1])
+        return real(TINY_RUNS[1])
 
     monkeypatch.setattr(training, "run", failing)
-    events = last_events(list(run_all(RUNS[:2], tmp_path)))
-    assert [events[run.run_id].status.state for run in RUNS[:2]] == ["failed", "completed"]
-    failed = events[RUNS[0].run_id]
+    events = last_events(list(run_all(TINY_RUNS[:2], tmp_path)))
+    assert [events[run.run_id].status.state for run in TINY_RUNS[:2]] == ["failed", "completed"]
+    failed = events[TINY_RUNS[0].run_id]
     assert failed.status.error == "ValueError: no luck"
     assert "Traceback" in str(failed.traceback)
-    status = read_status(tmp_path / RUNS[0].run_id)
+    status = read_status(tmp_path / TINY_RUNS[0].run_id)
     assert status is not None
     assert (status.state, status.error) == ("failed", "ValueError: no luck")
 
 
 def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path: Path) -> None:
-    runs = [tiny(epochs=2000, seed=7), *RUNS]
+    runs = [tiny(epochs=2000, seed=7), *TINY_RUNS]
     killed = False
     events = []
     for event in run_all(runs, tmp_path, workers=2):
@@ -172,16 +172,16 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 def test_a_study_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="can't be written"):
-        list(run_all(RUNS, tmp_path / "file" / "study"))
+        list(run_all(TINY_RUNS, tmp_path / "file" / "study"))
 
 
 def test_retry_reruns_only_runs_with_that_status(tmp_path: Path) -> None:
-    list(run_all(RUNS[:3], tmp_path))
-    mark_(tmp_path / RUNS[0].run_id, "failed")
-    mark_(tmp_path / RUNS[1].run_id, "interrupted")
-    events = list(run_all(RUNS, tmp_path, policy=RunPolicy(retry=["failed"])))
-    assert {event.config.run_id for event in events if not event.kept} == {RUNS[0].run_id}
-    assert read_status(tmp_path / RUNS[3].run_id) is None
+    list(run_all(TINY_RUNS[:3], tmp_path))
+    mark_(tmp_path / TINY_RUNS[0].run_id, "failed")
+    mark_(tmp_path / TINY_RUNS[1].run_id, "interrupted")
+    events = list(run_all(TINY_RUNS, tmp_path, policy=RunPolicy(retry=["failed"])))
+    assert {event.config.run_id for event in events if not event.kept} == {TINY_RUNS[0].run_id}
+    assert read_status(tmp_path / TINY_RUNS[3].run_id) is None
     told = "--retry: must be one of running, completed, diverged, failed, interrupted, got 'all'"
     with pytest.raises(UsageError, match=told):
         RunPolicy(retry=["all"])
@@ -204,8 +204,10 @@ def mark_(folder: Path, state: str) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_in_another_process_is_waited_for(workers: int, tmp_path: Path) -> None:
     long = tiny(epochs=200, seed=9)
-    events = run_all([long, *RUNS], tmp_path, workers=workers)
-    other = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE)
+    events = run_all([long, *TINY_RUNS], tmp_path, workers=workers)
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS, str(tmp_path)], stdout=subprocess.PIPE
+    )
     assert other.stdout is not None
     other.stdout.readline()  # it has begun
     told = list(events)
@@ -218,7 +220,7 @@ def test_a_run_in_another_process_is_waited_for(workers: int, tmp_path: Path) ->
     assert all(event.kept for event in mine)
 
 
-OTHER = f"""
+OTHER_PROCESS = f"""
 import sys
 from pathlib import Path
 from nsrelu_bench.config import RunConfig

@@ -15,8 +15,8 @@ from nsrelu_bench.sweep import tensorboard
 from nsrelu_bench.sweep.execution import RunPolicy
 from nsrelu_bench.sweep.scheduler import run_all
 
-RUN = tiny(act="nsrelu(0.1)")
-DIVERGING = tiny(act="nsrelu(1)", lr=1e4, epochs=3)
+TINY_RUN = tiny(act="nsrelu(0.1)")
+DIVERGING_RUN = tiny(act="nsrelu(1)", lr=1e4, epochs=3)
 
 
 def follow(study: Path, *runs: RunConfig, workers: int = 1, fresh: bool = False) -> None:
@@ -39,9 +39,9 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_event_files_hold_every_epoch_beside_the_csv_files(tmp_path: Path, workers: int) -> None:
-    follow(tmp_path / "with", RUN, DIVERGING, workers=workers)
-    list(run_all([RUN, DIVERGING], tmp_path / "without"))
-    for run in (RUN, DIVERGING):
+    follow(tmp_path / "with", TINY_RUN, DIVERGING_RUN, workers=workers)
+    list(run_all([TINY_RUN, DIVERGING_RUN], tmp_path / "without"))
+    for run in (TINY_RUN, DIVERGING_RUN):
         folder, plain = (tmp_path / name / run.run_id for name in ("with", "without"))
         for name in ("config.yaml", "metrics.csv", "layers.csv"):
             assert (folder / name).read_bytes() == (plain / name).read_bytes()
@@ -59,19 +59,19 @@ def test_event_files_hold_every_epoch_beside_the_csv_files(tmp_path: Path, worke
 
 
 def test_a_run_that_was_done_before_gets_a_file_once(tmp_path: Path) -> None:
-    list(run_all([RUN], tmp_path))
+    list(run_all([TINY_RUN], tmp_path))
     for fresh in (False, False, True):
-        follow(tmp_path, RUN, fresh=fresh)
-        assert set(scalars(tmp_path / RUN.run_id)["step"]) == {0, 1, 2}
+        follow(tmp_path, TINY_RUN, fresh=fresh)
+        assert set(scalars(tmp_path / TINY_RUN.run_id)["step"]) == {0, 1, 2}
 
 
 def test_the_file_ends_with_the_run_that_is_broken_off(tmp_path: Path) -> None:
-    events = tensorboard.follow(run_all([RUN], tmp_path), tmp_path)
+    events = tensorboard.follow(run_all([TINY_RUN], tmp_path), tmp_path)
     next(events)
     next(events)
     events.close()
-    assert set(scalars(tmp_path / RUN.run_id)["test_accuracy"]) == {0}
-    status = read_status(tmp_path / RUN.run_id)
+    assert set(scalars(tmp_path / TINY_RUN.run_id)["test_accuracy"]) == {0}
+    status = read_status(tmp_path / TINY_RUN.run_id)
     assert status is not None
     assert status.state == "interrupted"
 

@@ -8,7 +8,7 @@ import pytest
 
 ARGUMENTS = ["train", "--dataset", "digits", "--epochs", "1", "--seeds", "2", "--workers", "2"]
 
-PROGRAM = f"""
+MAIN_SCRIPT = f"""
 import sys
 from nsrelu_bench.cli import main
 open("started", "a").write("x")
@@ -19,7 +19,7 @@ main()
 
 def run(source: Path | str, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, source], input=PROGRAM, cwd=folder, capture_output=True, text=True
+        [sys.executable, source], input=MAIN_SCRIPT, cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "started").read_text() == "x"
@@ -28,7 +28,7 @@ def run(source: Path | str, folder: Path) -> None:
 @pytest.mark.slow
 def test_modules_of_the_working_folder_are_not_pythons(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "program.py").write_text(PROGRAM)
+    (tmp_path / "bin" / "program.py").write_text(MAIN_SCRIPT)
     (tmp_path / "here").mkdir()
     for name in ("types", "select", "socket", "struct", "random", "queue"):
         (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('not the one of Python')\n")
@@ -38,5 +38,5 @@ def test_modules_of_the_working_folder_are_not_pythons(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["program.py", "-"])
 def test_a_program_needs_no_main_guard(source: str, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "program.py").write_text(MAIN_SCRIPT)
     run(source, tmp_path)

@@ -36,14 +36,14 @@ def wrong(change):
     return gated
 
 
-OTHER = {"rescue": "up", "up": "down", "down": "up"}
+OTHER_GATE = {"rescue": "up", "up": "down", "down": "up"}
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         (lambda *_, **a: {"leak": 2 * a["leak"]}, set(GATED)),
-        (lambda *_, gate, **__: {"gate": OTHER.get(gate, gate)}, {"up", "down", "rescue"}),
+        (lambda *_, gate, **__: {"gate": OTHER_GATE.get(gate, gate)}, {"up", "down", "rescue"}),
         (lambda x, **_: {"unit_axis": 0} if x.dim() > 1 else {}, {"dead", "rescue"}),
     ],
     ids=["leak", "gate", "axis"],

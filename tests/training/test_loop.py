@@ -145,11 +145,11 @@ def test_the_learning_rate_follows_its_schedule() -> None:
 
 
 POSITION = {"epoch", "step", "task", "lr", "gradient_lost_step"}
-DIVERGING = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
+DIVERGING_WITH_MOMENTUM = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
 
 
 def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
-    *_, last = epochs = list(run(tiny(**DIVERGING)))
+    *_, last = epochs = list(run(tiny(**DIVERGING_WITH_MOMENTUM)))
     assert last.diverged_step is not None
     assert 0 < last.diverged_step <= last.metrics["step"]
     assert len(epochs) - 1 == last.metrics["epoch"] <= 3
@@ -256,7 +256,7 @@ def test_the_last_epoch_tells_how_the_pre_activations_are_spread() -> None:
     assert [row["layer"] for row in last.quantiles] == ["act1"] * 200 + ["act2"] * 200
     assert not any(epoch.quantiles for epoch in before)
     assert not list(run(tiny(measures="none")))[-1].quantiles
-    assert not list(run(tiny(**DIVERGING)))[-1].quantiles
+    assert not list(run(tiny(**DIVERGING_WITH_MOMENTUM)))[-1].quantiles
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

@@ -13,8 +13,8 @@ def network(activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), activation, nn.Dropout(0.5), nn.Linear(8, 3))
 
 
-INPUTS = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
-LABELS = torch.arange(20) % 3
+TOY_INPUTS = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+TOY_LABELS = torch.arange(20) % 3
 
 
 def slow_cosine(leak: float) -> float:
@@ -22,14 +22,14 @@ def slow_cosine(leak: float) -> float:
     gradients = []
     for activation in (nn.ReLU(), NSReLU(leak)):
         net = network(activation).eval()
-        nn.functional.cross_entropy(net(INPUTS), LABELS).backward()
+        nn.functional.cross_entropy(net(TOY_INPUTS), TOY_LABELS).backward()
         gradients.append(net[0].weight.grad.double().flatten())
     return torch.nn.functional.cosine_similarity(*gradients, dim=0).item()
 
 
 @pytest.mark.parametrize("leak", [0.1, 1.0])
 def test_the_cosine_is_that_of_the_two_gradients(leak: float) -> None:
-    cosine = first_layer_cosine(network(NSReLU(leak)), INPUTS, LABELS)
+    cosine = first_layer_cosine(network(NSReLU(leak)), TOY_INPUTS, TOY_LABELS)
     assert cosine == pytest.approx(slow_cosine(leak), abs=1e-6)
     assert cosine < 1
 
@@ -37,21 +37,21 @@ def test_the_cosine_is_that_of_the_two_gradients(leak: float) -> None:
 @pytest.mark.parametrize(
     ("net", "inputs"),
     [
-        (network(nn.ReLU()), INPUTS),
-        (nn.Sequential(NSReLU(0.1)), INPUTS[:, :3]),
-        (network(NSReLU(0.1)), torch.full_like(INPUTS, torch.nan)),
-        (network(NSReLU(0.1)), torch.zeros_like(INPUTS)),
+        (network(nn.ReLU()), TOY_INPUTS),
+        (nn.Sequential(NSReLU(0.1)), TOY_INPUTS[:, :3]),
+        (network(NSReLU(0.1)), torch.full_like(TOY_INPUTS, torch.nan)),
+        (network(NSReLU(0.1)), torch.zeros_like(TOY_INPUTS)),
     ],
     ids=["tied", "no weights", "NaN", "no gradient"],
 )
 def test_there_is_no_cosine_without_two_gradients(net: nn.Module, inputs: torch.Tensor) -> None:
-    assert first_layer_cosine(net, inputs, LABELS) is None
+    assert first_layer_cosine(net, inputs, TOY_LABELS) is None
 
 
 def test_looking_leaves_network_and_generators_alone() -> None:
     net = network(NSReLU(0.1))
     before, state = [p.clone() for p in net.state_dict().values()], torch.get_rng_state()
-    first_layer_cosine(net, INPUTS, LABELS)
+    first_layer_cosine(net, TOY_INPUTS, TOY_LABELS)
     assert all(map(torch.equal, before, net.state_dict().values()))
     assert all(p.grad is None for p in net.parameters())
     assert net.training
