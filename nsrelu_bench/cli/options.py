@@ -249,10 +249,10 @@ Baseline = Annotated[
     str,
     make_option(
         "--baseline",
-        "Activation to compare with",
+        "Activation to compare with; or a value, such as init=he, or a study",
         "relu",
-        metavar="NAME",
-        names=SETTINGS["act"].names,
+        metavar="[KEY=]NAME",
+        names=[*SETTINGS["act"].names, "study=", *(f"{name}=" for name in SETTINGS)],
     ),
 ]
 Metric = Annotated[

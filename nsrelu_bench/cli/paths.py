@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nsrelu_bench.cli.app import PROGRAM
+from nsrelu_bench.cli.options import file_path
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.text import printable
 
 
@@ -20,6 +22,30 @@ def choose_paths(given: Sequence[Path] | None) -> list[Path]:
     if chosen and others:
         print(f"{PROGRAM}: without runs, and ignored: {', '.join(others)}", file=sys.stderr)
     return chosen or list(given)
+
+
+def choose_baseline(given: str, paths: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Return the baseline, and the paths to read: a baseline may be a study elsewhere, by path."""
+    from nsrelu_bench.records import find_studies
+
+    setting, equals, value = given.rpartition("=")
+    study = file_path(value)
+    elsewhere = setting == "study" if equals else not _is_activation(given)
+    if not (elsewhere and study in find_studies(study)):
+        return given, list(paths)
+    place = study.resolve()
+    known = any(place in {s.resolve() for s in find_studies(path)} for path in paths)
+    return f"study={place}", [*paths, *([] if known else [study])]
+
+
+def _is_activation(text: str) -> bool:
+    from nsrelu_bench.config import parse_activation
+
+    try:
+        parse_activation(text)
+    except UsageError:
+        return False
+    return True
 
 
 def choose_left_out(paths: Sequence[Path], *, all_runs: bool) -> list[Path]:

@@ -24,8 +24,9 @@ from nsrelu_bench.cli.options import (
     number,
     terminal_width,
 )
-from nsrelu_bench.cli.paths import choose_left_out, choose_paths, print_next
+from nsrelu_bench.cli.paths import choose_baseline, choose_left_out, choose_paths, print_next
 from nsrelu_bench.config import METRICS, SETTINGS
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.files import shortest_ends
 from nsrelu_bench.text import printable, split_names
 
@@ -116,7 +117,7 @@ def compare(
     from nsrelu_bench.files import write_file
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
-    chosen = choose_paths(paths)
+    baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
     _tell_failed(runs)
     comparison = statistics.compare(
@@ -187,7 +188,7 @@ def power(
     from nsrelu_bench.compare import format_plan, scale_of
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
-    chosen = choose_paths(paths)
+    baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     family = _family(chosen, primary, None, margin)
     comparison = statistics.compare(
         load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs)),
@@ -285,18 +286,16 @@ def plot(
     A figure that has no data is reported and left out.
     """
     from nsrelu_bench.plot import draw_all
-    from nsrelu_bench.records import find_drawable, load
+    from nsrelu_bench.records import load
 
-    chosen = choose_paths(paths)
+    baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     left_out = choose_left_out(chosen, all_runs=all_runs)
-    found = [study for path in chosen for study in find_drawable(path)]
-    studies = list({study.resolve(): study for study in found}.values())
-    for study, name in zip(studies, shortest_ends(studies), strict=True):
-        frames = load(study, without=left_out)
+    for studies, folder in _drawn_together(chosen, out, together=baseline.startswith("study=")):
+        frames = load(*studies, without=left_out)
         _tell_failed(frames.runs)
         drawn = draw_all(
             frames,
-            study / "figures" if out is None else out / name if studies[1:] else out,
+            folder,
             kinds=split_names(kind),
             formats=split_names(fmt),
             style=style,
@@ -309,6 +308,27 @@ def plot(
         )
         for path in drawn:
             print(printable(str(path)))
+
+
+def _drawn_together(
+    paths: Sequence[Path], out: Path | None, *, together: bool
+) -> list[tuple[list[Path], Path]]:
+    """Return the studies of each set of figures and its folder: all `together`, or one by one."""
+    from nsrelu_bench.records import find_drawable
+
+    if together:
+        if out is None:
+            raise UsageError("--out: needed where figures are of several studies together")
+        return [(list(paths), out)]
+    found = [study for path in paths for study in find_drawable(path)]
+    studies = list({study.resolve(): study for study in found}.values())
+    if out is None:
+        return [([study], study / "figures") for study in studies]
+    ends = shortest_ends(studies)
+    return [
+        ([study], out / end if studies[1:] else out)
+        for study, end in zip(studies, ends, strict=True)
+    ]
 
 
 @command(
@@ -341,7 +361,7 @@ def report(
     """
     from nsrelu_bench.plot import write_report
 
-    chosen = choose_paths(paths)
+    baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     page = write_report(
         *chosen,
         out=out or chosen[0] / "report.html",

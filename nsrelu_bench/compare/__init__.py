@@ -1,6 +1,13 @@
 """Comparing groups of runs: statistics over seeds, verdicts, tables."""
 
-from nsrelu_bench.compare.comparison import Comparison, compare, find_baseline, summarise
+from nsrelu_bench.compare.baseline import (
+    RELU_BASELINE,
+    Baseline,
+    find_baseline,
+    read_baseline,
+    settings_to_match,
+)
+from nsrelu_bench.compare.comparison import Comparison, compare, summarise
 from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.family import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
@@ -13,6 +20,7 @@ from nsrelu_bench.compare.grouping import (
     parse_act,
     rank,
     settings_of,
+    varies,
     varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent, label, scale_of
@@ -35,6 +43,8 @@ from nsrelu_bench.compare.verdicts import verdict_clauses, verdicts
 __all__ = [
     "ACT_COLUMNS",
     "COUNTED_STATES",
+    "RELU_BASELINE",
+    "Baseline",
     "Comparison",
     "Family",
     "act_order",
@@ -58,17 +68,20 @@ __all__ = [
     "plan_seeds",
     "probability_of_improvement",
     "rank",
+    "read_baseline",
     "read_margins",
     "scale_of",
     "score_distribution",
     "select",
     "settings_of",
+    "settings_to_match",
     "sheets_of",
     "sign_flip_interval",
     "sign_flip_p",
     "step_down_p",
     "summarise",
     "t_half_width",
+    "varies",
     "varying_settings",
     "verdict_clauses",
     "verdicts",

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from nsrelu_bench.compare.baseline import (
+    Baseline,
+    check_pairs,
+    read_baseline,
+    settings_to_match,
+)
 from nsrelu_bench.compare.conditions import select, split_condition
 from nsrelu_bench.compare.family import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
@@ -36,8 +42,7 @@ from nsrelu_bench.compare.statistics import (
     t_half_width,
     variance_components,
 )
-from nsrelu_bench.config import same_activation
-from nsrelu_bench.errors import BenchError, UsageError, lookup, unknown
+from nsrelu_bench.errors import BenchError, UsageError, lookup
 from nsrelu_bench.records import ENVIRONMENT
 
 #: What a table shows by default. LeakyReLU has no exact zeros: what is negative compares it too.
@@ -49,7 +54,7 @@ TABLE_METRICS = (
 #: Columns of a run that are neither configuration nor metric.
 RUN_COLUMNS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
-    *("section", "shared", "line", "setting", "group"),
+    *("section", "shared", "line", "setting", "group", "is_baseline"),
     *ENVIRONMENT,
 )
 
@@ -68,13 +73,13 @@ class Comparison:
             `itt_high`, `median`, `iqm`; with replicates `sd_seed`, `sd_rounding` and `rounding`,
             the half-width of the differences that rounding alone gives; and the columns of
             `family.assess_differences` for the differences to the baseline, by the same intention
-            to treat. NaN where there is no value.
+            to treat; `is_baseline`. NaN where there is no value.
         seeds: One row per group, metric and seed: `value` over all finished runs, whether it
             `survived` without divergence, and where it is paired `baseline` and `difference`.
         metrics: The metrics of `rows`, in the order asked for.
         family: The metrics that are tested together, and their margins.
         tests_of: The number of tests of each study, which its p values are adjusted for.
-        baseline: The label of the baseline; there may be no run of it.
+        baseline: The baseline's label, or its setting and value; there may be no run of it.
         confidence: The coverage of the intervals.
         shared: For each section, the settings that its runs have in common.
         tuned: The settings that were chosen by validation accuracy.
@@ -83,6 +88,7 @@ class Comparison:
             torch, where it is the same for all runs that say.
         mixed: The same where it differs, with its values.
         copies: For pairs of studies, how many runs of the first train as one of the second.
+        baseline_setting: The setting that the baseline is a value of: the activation, or another.
     """
 
     rows: pd.DataFrame
@@ -98,6 +104,7 @@ class Comparison:
     environment: Mapping[str, str] = field(default_factory=dict)
     mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     copies: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    baseline_setting: str = "act"
 
     @property
     def tests(self) -> int:
@@ -109,6 +116,16 @@ class Comparison:
         from nsrelu_bench.compare.tables import format_table
 
         return format_table(self, "md")
+
+    @property
+    def compared(self) -> pd.DataFrame:
+        """The rows of groups that are compared with the baseline.
+
+        That is all others where it is an activation, otherwise those that have a run to pair.
+        """
+        rows = self.rows[~self.rows["is_baseline"]]
+        paired = rows.groupby(KEYS[:2])["pairs"].transform("max") > 0
+        return rows if self.baseline_setting == "act" else rows[paired]
 
     @property
     def main_metric(self) -> str:
@@ -149,7 +166,9 @@ def compare(
     Args:
         runs: One row per run: `run_id`, `state`, the configuration, the final metrics.
         config_columns: The columns of `runs` that are configuration.
-        baseline: An activation's label, or its bare name where it has one leak only.
+        baseline: An activation's label, or its bare name where it has one leak only; or
+            ``setting=value``, such as ``init=he`` or ``study=first``, which runs of the same
+            activation and other settings are compared with.
         metrics: The columns of `runs` to show.
         primary: The metric that counts most. p values are adjusted for the tests of it and the
             secondary metrics in all groups of a study, shown or not.
@@ -168,23 +187,28 @@ def compare(
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
     runs, config_columns = _readable(runs, config_columns)
+    reference = read_baseline(runs, baseline, config_columns)
+    config_columns = settings_to_match(runs, config_columns, reference)
     settings = settings_of(runs, config_columns)
-    by = [c for c in ("study", "dataset", "model") if c in settings] if by is None else by
+    apart = [c for c in ("study", "dataset", "model") if c in settings and c != reference.setting]
+    by = apart if by is None else by
     for column in (*by, *tune):
         lookup(dict.fromkeys(settings), column, "setting")
+        if column == reference.setting:
+            raise UsageError(f"baseline {reference}: {column} can't be in by or tune as well")
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
-    label = find_baseline(runs, baseline)
-    tested, frame = _choose_groups(runs, config_columns, label, by, where, tune)
+    tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune)
     named = {*by, *tune, *varying_settings(frame, config_columns)}
     varying = [c for c in settings if c in named]
-    rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, label, confidence)
+    rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
         rows=_sort(rows, sort),
         seeds=seeds,
         metrics=tuple(shown),
         family=family,
         tests_of=tests,
-        baseline=label,
+        baseline=str(reference),
+        baseline_setting=reference.setting,
         confidence=confidence,
         tuned=tuple(tune),
         **provenance(frame, config_columns),
@@ -206,12 +230,14 @@ def _readable(
 def _choose_groups(
     runs: pd.DataFrame,
     config_columns: Sequence[str],
-    baseline: str,
+    baseline: Baseline,
     by: Sequence[str],
     where: Sequence[str],
     tune: Sequence[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs that are tested, and those of them that are shown, with their groups.
+
+    The column `pair` numbers the runs that pair, and `is_baseline` marks those of the baseline.
 
     A condition on a setting chooses what is shown, and changes no test. One on what else a run has,
     such as its seed, or on a setting to tune, chooses what is tested.
@@ -220,26 +246,17 @@ def _choose_groups(
     columns = [split_condition(condition)[0] for condition in where]
     showing = [w for w, c in zip(where, columns, strict=True) if c in (*untuned, *ACT_COLUMNS)]
     runs = select(runs, [w for w in where if w not in showing], keep=baseline)
-    tested = _group(runs, config_columns, by, tune, untuned)
-    if not showing:
-        return tested, tested
-    shown = select(runs, showing, keep=baseline)
-    return tested, _group(shown, config_columns, by, tune, untuned)
-
-
-def _group(
-    runs: pd.DataFrame,
-    config_columns: Sequence[str],
-    by: Sequence[str],
-    tune: Sequence[str],
-    untuned: Sequence[str],
-) -> pd.DataFrame:
-    """Return the runs with the names of their groups, and a number for what pairs: `pair`."""
-    frame = name_groups(runs, config_columns, by)
-    if tune:
-        frame = _keep_best(frame, tune, untuned)
-    frame["pair"] = frame.groupby(list(untuned), dropna=False).ngroup() if untuned else 0
-    return frame
+    pairing = baseline.pair_columns(untuned, runs)
+    check_pairs(runs, baseline, pairing)
+    parts = [runs] if not showing else [runs, select(runs, showing, keep=baseline)]
+    frames = []
+    for part in parts:
+        frame = name_groups(part, config_columns, by)
+        if tune:
+            frame = _keep_best(frame, tune, untuned)
+        frame["pair"] = frame.groupby(pairing, dropna=False).ngroup() if pairing else 0
+        frames.append(frame.assign(is_baseline=baseline.marks(frame)))
+    return frames[0], frames[-1]
 
 
 def _compare_groups(
@@ -248,7 +265,6 @@ def _compare_groups(
     settings: Sequence[str],
     metrics: Sequence[str],
     family: Family,
-    baseline: str,
     confidence: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return `rows` and `seeds` of a `Comparison`, and the number of tests of each study.
@@ -256,7 +272,7 @@ def _compare_groups(
     All groups of `tested` are tested, and those of `frame`, a part of it, are described.
     """
     columns = list(dict.fromkeys([*metrics, *family.metrics]))
-    pairs = pair_with_baseline(outcomes(tested, columns), baseline)
+    pairs = pair_with_baseline(outcomes(tested, columns))
     found, tests = assess_differences(pairs[pairs["metric"] != FAILED], family, confidence)
     found = found.reset_index()
     if frame is not tested:
@@ -268,6 +284,8 @@ def _compare_groups(
         rows = rows.merge(table, how="left", on=KEYS)
     rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
     rows["verdict"] = rows["verdict"].fillna("")
+    marks = frame.drop_duplicates(KEYS[:2])[[*KEYS[:2], "is_baseline"]]
+    rows = rows.merge(marks, on=KEYS[:2])
     if "sd_rounding" in rows:
         rows["rounding"] = _rounding_range(rows)
     seeds = mean_over_replicates(values, ["value", "survived"]).merge(
@@ -410,14 +428,3 @@ def _choose_metrics(
     if not shown:
         raise BenchError("the runs have no metrics to compare")
     return shown, declare_family(measured, primary, secondary, margins)
-
-
-def find_baseline(runs: pd.DataFrame, baseline: str) -> str:
-    """Return the baseline's full label; that of the default need not be there."""
-    labels = sorted(set(runs["act"]))
-    fits = [label for label in labels if same_activation(label, baseline)]
-    if len(fits) > 1:
-        raise UsageError(f"baseline {baseline!r} is one of several: {', '.join(fits)}")
-    if not fits and baseline != "relu":
-        raise unknown(baseline, labels, "baseline")
-    return fits[0] if fits else baseline

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.grouping import ACT_COLUMNS, format_setting
+from nsrelu_bench.compare.grouping import format_setting
 from nsrelu_bench.config import NUMBER, same_activation
 from nsrelu_bench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from nsrelu_bench.compare.baseline import Baseline
 
 #: What a condition calls a setting that a run does not have, such as the momentum of Adam.
 MISSING = "none"
@@ -18,12 +21,14 @@ MISSING = "none"
 MAX_LISTED = 20
 
 
-def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) -> pd.DataFrame:
+def select(
+    runs: pd.DataFrame, where: Iterable[str], keep: "Baseline | None" = None
+) -> pd.DataFrame:
     """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
 
     A number is compared with numbers, whatever its spelling, and a text with texts. ``act=nsrelu``
-    takes every leak, ``momentum=none`` the runs without momentum. A condition on the activation
-    keeps the runs of the activation `keep`, so that a baseline stays.
+    takes every leak, ``momentum=none`` the runs without momentum. A condition on the baseline's own
+    setting, such as the activation, keeps the runs of the baseline `keep`.
 
     Raises:
         UsageError: A condition can't be read, names no column, or has a value that no run has.
@@ -32,9 +37,9 @@ def select(runs: pd.DataFrame, where: Iterable[str], keep: str | None = None) ->
         column, text = split_condition(condition)
         if column not in runs:
             raise unknown(column, map(str, runs.columns), "column")
-        chosen = _chosen_values(runs[column], text)
-        kept = (runs["act"] == keep) & (column in ACT_COLUMNS)
-        runs = runs[runs[column].map(_name).isin(chosen) | kept]
+        chosen = find_values(runs[column], text)
+        wanted = runs[column].map(name_value).isin(chosen)
+        runs = runs[wanted | keep.marks(runs) if keep and keep.kept_by(column) else wanted]
     return runs
 
 
@@ -50,7 +55,7 @@ def split_condition(condition: str) -> tuple[str, str]:
     return column, text
 
 
-def _chosen_values(column: "pd.Series[Any]", text: str) -> set[str]:
+def find_values(column: "pd.Series[Any]", text: str) -> set[str]:
     """Return the names of the values of a column that a text with commas chooses.
 
     A value may have commas itself: the longest part of the text that names a value is taken.
@@ -58,7 +63,7 @@ def _chosen_values(column: "pd.Series[Any]", text: str) -> set[str]:
     Raises:
         UsageError: A part of the text names no value.
     """
-    values = {_name(value): value for value in column.unique()}
+    values = {name_value(value): value for value in column.unique()}
     chosen: set[str] = set()
     pieces = text.split(",")
     while pieces:
@@ -79,7 +84,8 @@ def _chosen_values(column: "pd.Series[Any]", text: str) -> set[str]:
     return chosen
 
 
-def _name(value: Any) -> str:
+def name_value(value: Any) -> str:
+    """Return what a condition calls a value."""
     return format_setting(value) or MISSING
 
 

@@ -67,9 +67,15 @@ def _tests(comparison: Comparison) -> list[str]:
     rows, family, baseline = comparison.rows, comparison.family, comparison.baseline
     if not rows["pairs"].any():
         return [f"vs {baseline}: paired by settings and seed; none to pair."]
+    same = "" if comparison.baseline_setting == "act" else "with the same activation and "
     lines = [
-        f"vs {baseline}: paired by seed; the interval inverts the sign-flip test of one difference."
+        f"vs {baseline}: paired {same and same + 'settings '}by seed; the interval inverts the"
+        " sign-flip test of one difference."
     ]
+    groups = rows[~rows["is_baseline"]].drop_duplicates(["section", "group"])
+    alone = len(groups) - len(comparison.compared.drop_duplicates(["section", "group"]))
+    if alone:
+        lines.append(f"{alone} of {len(groups)} other groups have no run of {baseline} to pair.")
     if comparison.tests:
         secondary = ", ".join(family.secondary) or "none"
         each = [f"{study} {count}" for study, count in comparison.tests_of.items() if count]
@@ -125,9 +131,10 @@ def _cautions(comparison: Comparison) -> list[str]:
         f"Careful: these runs were made with {name} {' and '.join(values)}, which changes numbers."
         for name, values in comparison.mixed.items()
     ]
+    copies = comparison.copies if comparison.baseline_setting != "study" else {}
     lines += [
         f"Careful: {count} runs of {study} train the same configuration and seed as runs of "
         f"{other}; they are no further evidence."
-        for (study, other), count in comparison.copies.items()
+        for (study, other), count in copies.items()
     ]
     return lines

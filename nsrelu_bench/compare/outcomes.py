@@ -41,14 +41,14 @@ def collapsed(runs: pd.DataFrame) -> "pd.Series[bool]":
 def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Return the final metrics of finished runs, one row per run and metric that has a value.
 
-    The columns are `section`, `group`, `act`, `study`, `pair`, `seed`, `replicate`, `metric`,
-    `value`, and `survived`. A diverged run has the accuracy of chance, and no other metric.
-    `FAILED` is one of the metrics.
+    The columns are `section`, `group`, `is_baseline`, `study`, `pair`, `seed`, `replicate`,
+    `metric`, `value`, and `survived`. A diverged run has the accuracy of chance, and no other
+    metric. `FAILED` is one of the metrics.
     """
     finished = frame[frame["state"].isin(COUNTED_STATES[:2])]
     lost = finished["state"] == "diverged"
     by_chance = finished["dataset"].map(chance_accuracy) if "dataset" in finished else 0.0
-    wide = finished[["section", "group", "act", "pair", "seed"]].assign(
+    wide = finished[["section", "group", "is_baseline", "pair", "seed"]].assign(
         study=finished.get("study", ""),
         replicate=finished.get("replicate", 0),
         survived=~lost,
@@ -75,18 +75,18 @@ def mean_over_replicates(table: pd.DataFrame, columns: Sequence[str]) -> pd.Data
     return table.groupby(key, sort=False)[list(columns)].mean().reset_index()
 
 
-def pair_with_baseline(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def pair_with_baseline(table: pd.DataFrame) -> pd.DataFrame:
     """Return the paired values of each group, metric and seed: `value`, `baseline`, `difference`.
 
-    A run is paired with the baseline's run of the same settings, seed and replicate.
+    A run is paired with the baseline's run that has its `pair`, seed and replicate.
     `baseline_group` names the baseline's group, and `study` the study.
     """
     pair = ["pair", "seed", "replicate", "metric"]
-    base = table[table["act"] == baseline].drop_duplicates(pair)
+    base = table[table["is_baseline"]].drop_duplicates(pair)
     base = base[[*pair, "value", "group"]].rename(
         columns={"value": "baseline", "group": "baseline_group"}
     )
-    pairs = table[table["act"] != baseline].merge(base, on=pair)
+    pairs = table[~table["is_baseline"]].merge(base, on=pair)
     difference = pairs["value"] - pairs["baseline"]
     # Equal values whose sums were rounded differently are equal.
     largest = pairs[["value", "baseline"]].abs().max(axis=1)

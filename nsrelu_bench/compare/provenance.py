@@ -5,10 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from nsrelu_bench.compare.baseline import MEASURING
+from nsrelu_bench.compare.grouping import format_setting, varies
 from nsrelu_bench.records import ENVIRONMENT, find_mixed
-
-#: Settings that say what is measured and not what is trained.
-MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
 
 
 def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, Any]:
@@ -17,9 +16,16 @@ def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, 
         "shared": dict(zip(frame["section"], frame["shared"], strict=True)),
         "datasets": tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
         "environment": _environment(frame),
-        "mixed": find_mixed(frame),
+        "mixed": find_mixed(frame) | _mixed_probes(frame, config_columns),
         "copies": _copies(frame, config_columns),
     }
+
+
+def _mixed_probes(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the sizes of the probe set where runs of different sizes are compared."""
+    if "probe_size" in config_columns or "probe_size" not in runs or not varies(runs["probe_size"]):
+        return {}
+    return {"probe_size": [format_setting(size) for size in sorted(runs["probe_size"].unique())]}
 
 
 def _environment(runs: pd.DataFrame) -> dict[str, str]:

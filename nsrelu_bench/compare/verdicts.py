@@ -29,8 +29,9 @@ def verdict_clauses(comparison: Comparison) -> list[tuple[str, list[str]]]:
     rows = comparison.rows[comparison.rows["metric"].isin(wanted)]
     several = varies(comparison.rows["section"])
     found = []
-    of_others = rows[rows["act"] != comparison.baseline]
-    for (section, group), part in of_others.groupby(["section", "group"], sort=False):
+    compared = comparison.compared
+    compared = compared[compared["metric"].isin(wanted)]
+    for (section, group), part in compared.groupby(["section", "group"], sort=False):
         by_metric = {row["metric"]: row for row in part.to_dict("records")}
         first = by_metric[wanted[0]]
         names = part["baseline_group"].dropna()

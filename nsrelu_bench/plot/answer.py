@@ -1,7 +1,5 @@
 """The beginning of a report: one sentence that answers the question, and what it rests on."""
 
-import pandas as pd
-
 from nsrelu_bench.compare import Comparison, label, verdict_clauses
 
 Verdict = tuple[str, list[str]]
@@ -13,7 +11,7 @@ def answer(comparison: Comparison) -> str:
     The words follow from the adjusted p values, as in the verdicts.
     """
     metric, baseline = comparison.main_metric, comparison.baseline
-    rows = _of_others(comparison)
+    rows = comparison.compared
     rows = rows[(rows["metric"] == metric) & (rows["verdict"] != "")]
     if rows.empty:
         return f"No comparison with {baseline} has been tested."
@@ -38,17 +36,12 @@ MAX_NAMED = 4
 
 def split_verdicts(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
     """Return the verdicts that show some difference, and the others."""
-    parts = _of_others(comparison).groupby(["section", "group"], sort=False)
+    parts = comparison.compared.groupby(["section", "group"], sort=False)
     differs = [part["verdict"].str.startswith(DIFFERENCES).any() for _, part in parts]
     shown, others = list[Verdict](), list[Verdict]()
     for verdict, differ in zip(verdict_clauses(comparison), differs, strict=True):
         (shown if differ else others).append(verdict)
     return shown, others
-
-
-def _of_others(comparison: Comparison) -> pd.DataFrame:
-    rows = comparison.rows
-    return rows[rows["act"] != comparison.baseline]
 
 
 def _strength(word: str) -> int:

@@ -28,7 +28,7 @@ from nsrelu_bench.plot.layout import (
 )
 from nsrelu_bench.plot.legend import activation_entries
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.plot.specs import PLANS, FigureSpec
+from nsrelu_bench.plot.specs import PLANS, FigureSpec, plan_figure
 from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import ENVIRONMENT, Results
 
@@ -74,6 +74,7 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
             # A letter is some 0.6 of its height wide, and the axes have 0.85 of the panel's width.
             letters = 0.85 * width / columns * 72 / (0.6 * mpl.rcParams["axes.titlesize"])
             ax.set_title(textwrap.fill(title, int(letters)))
+            ax.set_xlabel(textwrap.fill(ax.get_xlabel(), int(letters)))
             axes.append(ax)
         shared = not spec.alike or share_limits(axes, columns)
         name_outer_axes(axes, columns)
@@ -111,7 +112,7 @@ def draw_all(
         tell: Is given one line for each figure that there is no data for.
         where: Conditions that runs must meet, as in `compare`; the baseline always stays.
         by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
-        baseline: The activation that others are paired with.
+        baseline: What others are paired with, as in `compare`.
         x: The numeric setting that the figure `line` goes over, or the first that varies. Only
             that figure is drawn unless others are asked for.
 
@@ -120,9 +121,11 @@ def draw_all(
         BenchError: A file can't be written.
     """
     kinds = kinds or (FIGURES if x is None else ["line"])
-    plans = {kind: lookup(PLANS, kind, "figure") for kind in kinds}
-    if x is not None and "line" not in plans:
-        raise UsageError(f"x is for the figure line, got {', '.join(plans)}")
+    kinds = list(dict.fromkeys(kinds))
+    for kind in kinds:
+        lookup(PLANS, kind, "figure")
+    if x is not None and "line" not in kinds:
+        raise UsageError(f"x is for the figure line, got {', '.join(kinds)}")
     metrics = [metric] if isinstance(metric, str) else list(metric or ())
     for fmt in formats:
         lookup(IMAGE_FILES, fmt, "format")
@@ -132,9 +135,9 @@ def draw_all(
         lookup(dict.fromkeys(_known_metrics(frames, sections)), name, "metric")
     paths = []
     for results, suffix in zip(sections, _suffixes(sections), strict=True):
-        for kind, plan in plans.items():
+        for kind in kinds:
             try:
-                drawn = figure(plan(results, metrics), style)
+                drawn = figure(plan_figure(kind, results, metrics), style)
             except NothingToDrawError as reason:
                 tell(f"no figure {kind}{suffix}: {reason}")
             else:

@@ -5,9 +5,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nsrelu_bench.compare import find_baseline, name_groups, select, settings_of, varying_settings
-from nsrelu_bench.errors import lookup
-from nsrelu_bench.plot.panel_data import MAX_PANELS, add_unit_fractions, check_count
+from nsrelu_bench.compare import (
+    RELU_BASELINE,
+    Baseline,
+    name_groups,
+    read_baseline,
+    select,
+    settings_of,
+    settings_to_match,
+    varies,
+    varying_settings,
+)
+from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.plot.panel_data import FINISHED, MAX_PANELS, add_unit_fractions, check_count
 from nsrelu_bench.records import Results
 
 
@@ -22,7 +32,7 @@ class GroupedResults:
         quantiles: Quantiles of the pre-activations by run and layer.
         varying: The settings, beside the activation, that vary.
         section: What the runs have in common that others don't: "lr 0.1"; "" for all runs.
-        baseline: The activation that others are paired with.
+        baseline: What others are paired with.
         x: The setting that `line` goes over; None for the first that varies.
     """
 
@@ -32,8 +42,13 @@ class GroupedResults:
     quantiles: pd.DataFrame
     varying: Sequence[str] = ()
     section: str = ""
-    baseline: str = "relu"
+    baseline: Baseline = RELU_BASELINE
     x: str | None = None
+
+    @property
+    def only_summaries(self) -> bool:
+        """Whether the runs come from the summary of a study without run folders."""
+        return bool(self.metrics.empty and self.groups["state"].isin(FINISHED).any())
 
     def facets(self, each: int = 1) -> list[tuple[str, pd.DataFrame]]:
         """Split the runs by the settings that vary, for `each` panels per setting.
@@ -60,19 +75,25 @@ def group_results(
         UsageError: A condition, setting or baseline makes no sense.
         BenchError: The runs can't be grouped.
     """
-    settings = settings_of(results.runs, results.config_columns)
+    runs = results.runs[results.runs["act"].notna()]
+    columns = results.config_columns
+    with_study = ["study", *columns] if varies(runs["study"]) else columns
+    chosen = read_baseline(runs, baseline, with_study)
+    if chosen.setting == "study":
+        columns = settings_to_match(runs, with_study, chosen)
+    settings = settings_of(results.runs, columns)
     for name in by:
         lookup(dict.fromkeys(settings), name, "setting")
+        if name == chosen.setting:
+            raise UsageError(f"baseline {chosen}: {name} can't be in by as well")
     if x is not None:
         lookup(dict.fromkeys(["leak", *settings]), x, "setting")
-    runs = results.runs[results.runs["act"].notna()]
-    chosen = find_baseline(runs, baseline)
     runs = select(runs, where, keep=chosen)
     metrics = add_unit_fractions(results.metrics, results.layers)
     found = []
-    named = name_groups(runs, results.config_columns, by)
+    named = name_groups(runs, columns, by)
     for section, groups in named.groupby("section", sort=False):
-        varying = [c for c in varying_settings(groups, results.config_columns) if c not in by]
+        varying = [c for c in varying_settings(groups, columns) if c not in by]
         frames = (groups, metrics, results.layers, results.quantiles)
         found.append(GroupedResults(*frames, varying, str(section), chosen, x))
     return found

@@ -26,8 +26,8 @@ from nsrelu_bench.plot.answer import answer, split_verdicts
 from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.grouped import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import OUTCOMES, NothingToDrawError, outcomes
-from nsrelu_bench.plot.specs import PLANS
-from nsrelu_bench.records import Results, find_runs, load, read_environment
+from nsrelu_bench.plot.specs import plan_figure
+from nsrelu_bench.records import Results, find_places, load, read_environment
 
 #: The figures in the order of the page.
 ORDER = (
@@ -75,7 +75,7 @@ def write_report(
     command += [
         text for flag, values in options.items() for value in values for text in (flag, value)
     ]
-    folders = {folder.resolve() for path in paths for folder in find_runs(path)}
+    folders = {folder.resolve() for path in paths for folder in find_places(path)[0]}
     folders -= {folder.resolve() for folder in without}
     page = render(
         load(*paths, without=without),
@@ -199,7 +199,7 @@ def _counts(runs: pd.DataFrame) -> str:
 def _draw(kind: str, results: GroupedResults, metrics: Sequence[str], name: str) -> Drawing:
     section = f"{results.section}: " if results.section else ""
     try:
-        spec = PLANS[kind](results, metrics)
+        spec = plan_figure(kind, results, metrics)
         wide, narrow = (to_svg(spec, f"{name}-{s}", s) for s in ("paper", "column"))
     except NothingToDrawError as reason:
         return Drawing(name, missing=f"{section}{reason}")

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from nsrelu_bench.compare import act_order, label
+from nsrelu_bench.compare import Baseline, act_order, label
 from nsrelu_bench.plot import panels
 from nsrelu_bench.plot.grouped import GroupedResults
 from nsrelu_bench.plot.legend import diverged_cells, front_entry, outcome_entries
@@ -351,28 +351,38 @@ def plan_profile(results: GroupedResults, metrics: Sequence[str] = ()) -> Figure
 def plan_pairs(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
     """Each run beside the baseline's run of the same seed."""
     wanted, baseline = metrics or ("test_accuracy",), results.baseline
-    parts = [
-        (setting, part)
-        for setting, part in results.facets(len(wanted))
-        if (part["act"] == baseline).any() and (part["act"] != baseline).any()
-    ]
+    others = [c for c in results.varying if c != baseline.setting]
+    parts = [(text, _paired(part, baseline)) for text, part in split_by(results.groups, others)]
+    parts = [(text, part) for text, part in parts if len(part)]
     if not parts:
         raise NothingToDrawError(f"no run has a run of {baseline} to be paired with")
+    check_count(len(parts) * len(wanted), MAX_PANELS, "panels")
+    drawn = pd.concat([part for _, part in parts])
+    another = "activation" if baseline.setting == "act" else setting_label(baseline.setting)
     return FigureSpec(
         [
             (setting, partial(panels.pairs, part, baseline=baseline, metric=metric))
             for setting, part in parts
             for metric in wanted
         ],
-        f"{name_metrics(wanted)} of each seed with {baseline} and with another activation",
-        f"Each line joins two runs of one seed, {count_seeds(results.groups)}. Marks: means of"
-        " completed runs.",
-        legend=results.groups,
-        marks=partial(outcome_entries, results.groups, lines=False),
+        f"{name_metrics(wanted)} of each seed with {baseline} and with another {another}",
+        f"Each line joins two runs of one seed, {count_seeds(drawn)}. Marks: means of completed"
+        " runs.",
+        legend=drawn,
+        marks=partial(outcome_entries, drawn, lines=False),
         dashes=False,
         columns=2,
         alike=len(wanted) == 1 and len({frozenset(part["line"]) for _, part in parts}) == 1,
     )
+
+
+def _paired(runs: pd.DataFrame, baseline: Baseline) -> pd.DataFrame:
+    """Return the runs that may have a partner: all, or those of activations on both sides."""
+    marked = baseline.marks(runs)
+    both = marked.groupby(
+        runs["act"] if baseline.setting != "act" else np.zeros(len(runs))
+    ).transform("nunique")
+    return runs[both > 1]
 
 
 def plan_histogram(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
@@ -397,6 +407,20 @@ def plan_histogram(results: GroupedResults, metrics: Sequence[str] = ()) -> Figu
         alike=False,
     )
 
+
+def plan_figure(kind: str, results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
+    """Plan one of the `FIGURES`.
+
+    Raises:
+        NothingToDrawError: The runs lack what it shows, or have too much of it.
+    """
+    if kind in FROM_RUN_FOLDERS and results.only_summaries:
+        raise NothingToDrawError("it needs run folders, and here is only summary.csv")
+    return PLANS[kind](results, metrics)
+
+
+#: Figures of what summary.csv does not have: epochs, layers and inputs of the activations.
+FROM_RUN_FOLDERS = ("curves", "units", "layers", "cosine", "gradient_depth", "histogram")
 
 #: How each of the `FIGURES` is planned.
 PLANS: dict[str, Callable[[GroupedResults, Sequence[str]], FigureSpec]] = {

@@ -3,7 +3,7 @@
 from nsrelu_bench.records.describe import describe_run
 from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
 from nsrelu_bench.records.export import export
-from nsrelu_bench.records.folders import find_drawable, find_runs, find_studies
+from nsrelu_bench.records.folders import find_drawable, find_places, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.identity import check_configuration, check_inputs
 from nsrelu_bench.records.leftovers import find_leftovers, remove_runs
@@ -42,6 +42,7 @@ __all__ = [
     "find_drawable",
     "find_leftovers",
     "find_mixed",
+    "find_places",
     "find_runs",
     "find_studies",
     "load",

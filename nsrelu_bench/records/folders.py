@@ -22,13 +22,17 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def find_drawable(path: Path) -> list[Path]:
-    """Return what can be drawn in a folder: the run that it is, or the studies with run folders.
+    """Return what can be drawn in a folder: the run that it is, or the studies in it.
 
     Raises:
         BenchError: There is no run.
     """
-    runs = find_runs(path)
-    return runs if runs == [path] else list(dict.fromkeys(run.parent for run in runs))
+    if (path / CONFIG).exists():
+        return [path]
+    studies = list(find_studies(path))
+    if not studies:
+        raise no_runs(path)
+    return studies
 
 
 def find_studies(path: Path) -> dict[Path, list[Path]]:
@@ -39,6 +43,21 @@ def find_studies(path: Path) -> dict[Path, list[Path]]:
         for folder in find_runs(path):
             studies.setdefault(folder.parent, []).append(folder)
     return studies
+
+
+def find_places(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the run folders at or in a path, and the studies that are only a summary.
+
+    Raises:
+        BenchError: There is neither.
+    """
+    if (path / CONFIG).exists():
+        return [path], []
+    studies = find_studies(path)
+    if not studies:
+        raise no_runs(path)
+    folders = [folder for found in studies.values() for folder in found]
+    return folders, [study for study, found in studies.items() if not found]
 
 
 def no_runs(path: Path) -> BenchError:

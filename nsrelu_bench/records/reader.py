@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records.duplicates import merge_places
-from nsrelu_bench.records.folders import find_runs, find_studies, no_runs
+from nsrelu_bench.records.folders import find_places, find_studies, no_runs
 from nsrelu_bench.records.frames import (
     CONFIG_COLUMNS,
     Row,
@@ -57,6 +57,8 @@ class Results:
 def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     """Read all runs in run folders, studies or folders of studies.
 
+    A study without run folders, as in findings/, is what its summary says: it has `runs` only.
+
     Studies of one name in several folders are one study, unless they hold different results of a
     run: then their names are told apart by their folders, as in "a/study" and "b/study".
 
@@ -65,11 +67,15 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
         without: Run folders to leave out.
 
     Raises:
-        BenchError: There is no run.
+        BenchError: There is no run, or a study without run folders has a damaged summary.
     """
+    import pandas as pd
+
     rows: list[Row] = []
     tables: list[Tables] = []
-    folders = {folder.resolve(): folder for path in paths for folder in find_runs(Path(path))}
+    places = [find_places(Path(path)) for path in paths]
+    folders = {folder.resolve(): folder for found, _ in places for folder in found}
+    summaries = {study.resolve() for _, found in places for study in found}
     left_out = {folder.resolve() for folder in without}
     for folder in (folders[place] for place in folders if place not in left_out):
         try:
@@ -79,9 +85,12 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
             row = unreadable_run(folder, error)
             tables.append({})
         rows.append(row | {"place": str(folder.absolute().parent.resolve())})
-    runs = with_plain_types(runs_frame(rows).drop(columns="fingerprint", errors="ignore"))
+    parts = [runs_frame(rows).drop(columns="fingerprint", errors="ignore")]
+    parts += [study_runs(study, []).assign(place=str(study)) for study in sorted(summaries)]
+    parts = [part for part in parts if len(part)] or parts[:1]
+    runs = with_plain_types(complete(pd.concat(parts, ignore_index=True)))
     runs = merge_places(runs.assign(number=range(len(runs))))
-    chosen = [tables[number] for number in runs.pop("number")]
+    chosen = [tables[number] if number < len(rows) else {} for number in runs.pop("number")]
     metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FRAME_FILES)
     return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 

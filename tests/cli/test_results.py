@@ -121,14 +121,32 @@ def test_without_results_it_says_how_to_create_some(
     )
 
 
-def test_a_summary_without_runs_can_be_compared_but_not_drawn(
-    trained: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_summary_without_runs_gives_all_but_epochs(trained: Path, tmp_path: Path) -> None:
     ask("compare", cwd=trained)  # writes the summary
     study = tmp_path / "results" / "copied"
     study.mkdir(parents=True)
     shutil.copy(trained / "results" / "runs" / "summary.csv", study)
     assert "nsrelu(0.1)" in ask("compare", cwd=tmp_path).out
-    answer = ask("plot", "results/copied", cwd=tmp_path)
-    assert answer.code == 1
-    assert "has a summary.csv but no run folders; run its sweep to create them" in answer.err
+    answer = ask("plot", "results/copied", "--kind", "curves,pairs", cwd=tmp_path)
+    assert (answer.code, answer.out.split()[0]) == (0, "results/copied/figures/pairs.png")
+    assert answer.err == "no figure curves: it needs run folders, and here is only summary.csv\n"
+    assert ask("report", "results/copied", cwd=tmp_path).code == 0
+    assert "No figure curves: it needs run folders" in (study / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_elsewhere_is_a_baseline_by_its_path(trained: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(trained / "results" / "runs", tmp_path / name)
+    command = ("second", "--baseline", "first")
+    assert "relu study=second vs relu study=first" in ask("compare", *command, cwd=tmp_path).out
+    answer = ask("plot", *command, cwd=tmp_path)
+    assert answer.err == (
+        "nsrelu-bench: --out: needed where figures are of several studies together\n"
+    )
+    options = ("--kind", "pairs", "--format", "svg", "--out", "figures")
+    assert ask("plot", *command, *options, cwd=tmp_path).out == "figures/pairs.svg\n"
+    ask("report", *command, cwd=tmp_path)
+    page = (tmp_path / "second" / "report.html").read_text()
+    assert "vs study=first" in page

@@ -279,7 +279,7 @@ def test_where_chooses_runs_and_keeps_the_baseline() -> None:
     assert set(results.groups["act"]) == {"relu", "nsrelu(0.1)"}
     [results] = group_results(FRAMES, where=["act=nsrelu"], baseline="leaky_relu")
     assert "relu" not in set(results.groups["act"])
-    assert results.baseline == "leaky_relu(0.1)"
+    assert str(results.baseline) == "leaky_relu(0.1)"
 
 
 def test_forty_activations_can_be_narrowed_down(tmp_path: Path) -> None:

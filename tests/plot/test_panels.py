@@ -25,7 +25,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from nsrelu_bench.compare import name_groups
+from nsrelu_bench.compare import Baseline, name_groups
 from nsrelu_bench.plot import figures, panels, specs
 from nsrelu_bench.plot.grouped import group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError, add_unit_fractions
@@ -333,6 +333,18 @@ def test_pairs_join_the_runs_of_a_seed() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["nsrelu(1)"]
     with pytest.raises(NothingToDrawError, match=r"a run of gelu with its seed"):
         panels.pairs(name_groups(runs, MADE_UP_CONFIG), baseline="gelu")
+
+
+def test_pairs_join_two_values_of_a_setting_within_an_activation() -> None:
+    runs = FRAMES.runs[FRAMES.runs["act"].isin(["relu", "nsrelu(1)"])]
+    other = runs.assign(run_id="o" + runs["run_id"], epochs=9, test_accuracy=0.5)
+    groups = name_groups(pd.concat([runs, other]), MADE_UP_CONFIG)
+    ax = panels.pairs(groups, baseline=Baseline("epochs", "4"))
+    joins = [list(x.get_ydata()) for x in ax.lines if len(x.get_xdata()) == 2]
+    assert len(joins) == len(runs)
+    assert {end for _, end in joins} == {50}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["relu", "nsrelu(1)"]
+    assert ax.get_xlabel() == "epochs=4 (left) and epochs=9 (right)"
 
 
 def test_counts_of_units_become_shares_of_all_units() -> None:

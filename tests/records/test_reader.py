@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -5,7 +6,7 @@ import pytest
 from helpers.tiny_runs import make, tiny
 
 from nsrelu_bench.errors import BenchError
-from nsrelu_bench.records import RunWriter, find_drawable, find_runs, load
+from nsrelu_bench.records import RunWriter, find_drawable, find_runs, load, write_summary
 
 
 def test_loading_gives_tidy_frames(study: Path) -> None:
@@ -60,5 +61,17 @@ def test_a_run_or_the_studies_with_runs_can_be_drawn(study: Path, tmp_path: Path
     (tmp_path / "summary.csv").write_text("run_id\n")
     assert find_drawable(run) == [run]
     assert find_drawable(study) == find_drawable(study.parent) == [study]
-    with pytest.raises(BenchError, match="but no run folders; run its sweep"):
-        find_drawable(tmp_path)
+    assert find_drawable(tmp_path) == [tmp_path]
+    with pytest.raises(BenchError, match="no runs in"):
+        find_drawable(tmp_path / "nowhere")
+
+
+def test_a_study_that_is_only_a_summary_has_its_runs(study: Path, tmp_path: Path) -> None:
+    write_summary(study)
+    (tmp_path / "study").mkdir()
+    shutil.copy(study / "summary.csv", tmp_path / "study")
+    whole, copied = load(study), load(tmp_path / "study")
+    pd.testing.assert_frame_equal(copied.runs, whole.runs)
+    assert copied.metrics.empty
+    both = load(study, tmp_path / "study")
+    assert (len(both.runs), len(both.metrics)) == (len(whole.runs), len(whole.metrics))

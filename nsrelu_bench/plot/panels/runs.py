@@ -1,5 +1,6 @@
 """Panels that show every run: score distributions, and seeds paired with the baseline."""
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from nsrelu_bench.compare import score_distribution
+from nsrelu_bench.compare import ACT_COLUMNS, Baseline, join_settings, score_distribution, varies
 from nsrelu_bench.plot.axes import axes_for, finish, mark_runs, needs_log, set_metric_axis
 from nsrelu_bench.plot.panel_data import (
     FINISHED,
@@ -76,7 +77,7 @@ def _lost(runs: pd.DataFrame) -> "pd.Series[bool]":
 def pairs(
     groups: pd.DataFrame,
     *,
-    baseline: str = "relu",
+    baseline: Baseline | str = "relu",
     metric: str = "test_accuracy",
     ax: Axes | None = None,
 ) -> Axes:
@@ -85,8 +86,9 @@ def pairs(
     Marks are means over the pairs. A diverged run has a cross on the lower edge.
 
     Args:
-        groups: Runs as `name_groups` returns them, that differ in activation and seed alone.
-        baseline: The label of an activation.
+        groups: Runs as `name_groups` returns them, that differ in activation, seed and the
+            baseline's setting alone.
+        baseline: What the runs are paired with: the label of an activation, or a `Baseline`.
         metric: A final metric.
         ax: Where to draw; otherwise a new figure.
 
@@ -95,12 +97,16 @@ def pairs(
     """
     runs = groups.assign(value=final_values(groups, metric), outcome=outcomes(groups))
     runs = runs[runs["state"].isin(FINISHED) & (runs["value"].notna() | _lost(runs))]
-    base = runs[runs["act"] == baseline].drop_duplicates("seed")
+    baseline = Baseline("act", baseline) if isinstance(baseline, str) else baseline
+    key = [*baseline.pair_columns([], runs), "seed"]
+    marked = baseline.marks(runs)
+    base = runs[marked].drop_duplicates(key)
+    others = _named(runs[~marked], baseline)
     pairs_of = {
-        str(line): part.merge(base, on="seed", suffixes=("", "_base"))
-        for line, part in runs[runs["act"] != baseline].groupby("line", sort=False)
+        str(name): part.merge(base, on=key, suffixes=("", "_base"))
+        for name, part in others.groupby("name", sort=False)
     }
-    pairs_of = {line: part for line, part in pairs_of.items() if len(part)}
+    pairs_of = {name: part for name, part in pairs_of.items() if len(part)}
     if not pairs_of:
         raise NothingToDrawError(f"no run has {metric} and a run of {baseline} with its seed")
     check_count(len(pairs_of), MAX_LINES, "activations")
@@ -111,24 +117,46 @@ def pairs(
     axes = axes_for(ax)
     set_metric_axis(axes, final, metric, log=needs_log(metric, final))
     for place, part in enumerate(pairs_of.values()):
-        _draw_pairs(axes, part, place, baseline)
+        _draw_pairs(axes, part, place, hollow=baseline.setting != "act")
     axes.set_xlim(-0.6, len(pairs_of) - 0.4)
     axes.set_xticks(range(len(pairs_of)), list(pairs_of), rotation=30, ha="right")
-    axes.set_xlabel(f"{baseline} (left) and each activation (right)")
+    axes.set_xlabel(f"{baseline} (left) and {_others_label(others, baseline)} (right)")
     return finish(axes, ax)
 
 
-def _draw_pairs(axes: Axes, part: pd.DataFrame, place: int, baseline: str) -> None:
-    """Draw the pairs of one activation around a place on the x axis."""
+def _named(runs: pd.DataFrame, baseline: Baseline) -> pd.DataFrame:
+    """Name what is paired with the baseline: the activation, and its setting if it has several."""
+    if baseline.setting in ACT_COLUMNS or not varies(runs[baseline.setting]):
+        return runs.assign(name=runs["line"])
+    values = join_settings(runs, [baseline.setting])
+    return runs.assign(name=runs["line"] + [f" {value}" for value in values])
+
+
+def _others_label(others: pd.DataFrame, baseline: Baseline) -> str:
+    """Name what is on the right of each pair."""
+    if baseline.setting == "act":
+        return "each activation"
+    values = dict.fromkeys(join_settings(others, [baseline.setting]))
+    return next(iter(values)) if len(values) == 1 else "another value"
+
+
+def _draw_pairs(axes: Axes, part: pd.DataFrame, place: int, *, hollow: bool) -> None:
+    """Draw the pairs of one activation around a place on the x axis.
+
+    The marks of the baseline are hollow where both sides have the same activation.
+    """
     floor = axes.get_ylim()[0]
     left, right = place - 0.22, place + 0.22
-    style, base = activation_style(part["act"].iloc[0]), activation_style(baseline)
+    style = activation_style(part["act"].iloc[0])
+    acts = {"": part["act"], "_base": part["act" if hollow else "act_base"]}
+    base = activation_style(acts["_base"].iloc[0])
+    base = replace(base, fill="white") if hollow else base
     width = mpl.rcParams["lines.linewidth"]
     for ends in part[["value_base", "value"]].fillna(floor).to_numpy():
         axes.plot([left, right], ends, color=style.color, lw=0.5 * width, alpha=0.7, zorder=1)
     for x, suffix, look in ((left, "_base", base), (right, "", style)):
         values = part[f"value{suffix}"]
-        side = pd.DataFrame({"x": x, "value": values.fillna(floor), "act": part[f"act{suffix}"]})
+        side = pd.DataFrame({"x": x, "value": values.fillna(floor), "act": acts[suffix]})
         for outcome in ("diverged", "collapsed"):
             mark_runs(axes, side[part[f"outcome{suffix}"] == outcome], outcome)
         if values.notna().any():

@@ -1,0 +1,153 @@
+"""What groups are compared with: an activation, a value of a setting such as init=he, a study."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from nsrelu_bench.compare.conditions import find_values, name_value
+from nsrelu_bench.compare.grouping import ACT_COLUMNS, settings_of, varies, varying_settings
+from nsrelu_bench.config import same_activation
+from nsrelu_bench.errors import UsageError, unknown
+
+#: Settings that say what is measured and not what is trained.
+MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
+
+#: A message names at most so many settings that keep runs from being paired, and values of each.
+MAX_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The runs that others are compared with: those with one value of one setting.
+
+    Attributes:
+        setting: "act" for an activation, "study", or another setting.
+        value: The value as text, as in the names of groups.
+    """
+
+    setting: str
+    value: str
+
+    def __str__(self) -> str:
+        """Return the activation's label, or "init=he"."""
+        return self.value if self.setting == "act" else f"{self.setting}={self.value}"
+
+    def marks(self, runs: pd.DataFrame) -> "pd.Series[bool]":
+        """Return which of the runs are the baseline's."""
+        return runs[self.setting].map(name_value) == self.value
+
+    def kept_by(self, column: str) -> bool:
+        """Return whether a condition on a column keeps the baseline, which it says nothing of."""
+        return column == self.setting or {column, self.setting}.issubset(ACT_COLUMNS)
+
+    def pair_columns(self, settings: Sequence[str], runs: pd.DataFrame) -> list[str]:
+        """Return what two runs that are paired have in common, beside seed and replicate."""
+        if self.setting == "act":
+            return list(settings)
+        own = [c for c in ("act", "impl") if c in runs]
+        return [c for c in (*own, *settings) if c != self.setting]
+
+
+RELU_BASELINE = Baseline("act", "relu")
+
+
+def settings_to_match(
+    runs: pd.DataFrame, config_columns: Sequence[str], baseline: Baseline
+) -> list[str]:
+    """Return the configuration that runs must share to be compared with a baseline.
+
+    Two studies may measure in different ways what they train in the same way.
+    """
+    if baseline.setting != "study":
+        return list(config_columns)
+    by_study = [part for _, part in runs.groupby("study")]
+    fixed = [c for c in MEASURING if c in runs and not any(varies(part[c]) for part in by_study)]
+    return [c for c in config_columns if c not in fixed]
+
+
+def read_baseline(runs: pd.DataFrame, text: str, config_columns: Sequence[str]) -> Baseline:
+    """Read an activation's name, ``setting=value``, or ``study=name`` (or its path).
+
+    Raises:
+        UsageError: No run, or more than one value or activation, is meant.
+    """
+    setting, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or any(same_activation(label, text) for label in runs["act"].unique()):
+        return Baseline("act", find_baseline(runs, text))
+    if setting == "act":
+        return Baseline("act", find_baseline(runs, value))
+    choices = [*settings_of(runs, config_columns), *(["impl"] if "impl" in runs else [])]
+    if setting == "study":
+        if "study" not in choices:
+            raise UsageError(f"baseline {text}: there is one study only; name the other one too")
+        return Baseline("study", _find_study(runs, value))
+    if setting not in choices:
+        raise unknown(setting, ["act", *varying_settings(runs, config_columns)], "setting")
+    found = find_values(runs[setting], value)
+    if len(found) > 1:
+        raise UsageError(f"baseline {text}: must be one value, got {', '.join(sorted(found))}")
+    return Baseline(setting, found.pop())
+
+
+def find_baseline(runs: pd.DataFrame, baseline: str) -> str:
+    """Return the full label of an activation; that of the default need not be there."""
+    labels = sorted(set(runs["act"]))
+    fits = [label for label in labels if same_activation(label, baseline)]
+    if len(fits) > 1:
+        raise UsageError(f"baseline {baseline!r} is one of several: {', '.join(fits)}")
+    if not fits and baseline != "relu":
+        raise unknown(baseline, labels, "baseline")
+    return fits[0] if fits else baseline
+
+
+def _find_study(runs: pd.DataFrame, text: str) -> str:
+    """Return the study that a name or a path ends in."""
+    studies = sorted(map(str, runs["study"].unique()))
+    parts = PurePath(text).parts
+    fits = [s for s in studies if s == text or PurePath(s).parts == parts[-s.count("/") - 1 :]]
+    if len(fits) != 1:
+        raise unknown(text, studies, "study")
+    return fits[0]
+
+
+def check_pairs(runs: pd.DataFrame, baseline: Baseline, settings: Sequence[str]) -> None:
+    """Raise where no run can be compared with a baseline that is not an activation.
+
+    Args:
+        runs: The runs that are tested.
+        baseline: What they are compared with.
+        settings: What the runs of a pair must have in common.
+
+    Raises:
+        UsageError: Every run is the baseline's, or none has a partner; the message names what
+            keeps them apart.
+    """
+    if baseline.setting == "act":
+        return
+    marked = baseline.marks(runs)
+    base, others = runs[marked], runs[~marked]
+    if others.empty:
+        raise UsageError(f"baseline {baseline}: every run has it, so there is nothing to compare")
+    key = [*settings, *(c for c in ("seed", "replicate") if c in runs)]
+    if set(_rows(base, key)) & set(_rows(others, key)):
+        return
+    apart = [c for c in key if not set(base[c].map(name_value)) & set(others[c].map(name_value))]
+    reasons = [f"{c} is {_list(base[c])} there, {_list(others[c])} elsewhere" for c in apart]
+    if len(reasons) > MAX_REASONS:
+        reasons[MAX_REASONS:] = [f"and {len(reasons) - MAX_REASONS} more settings differ"]
+    raise UsageError(
+        f"baseline {baseline}: no other run has the same activation, settings and seed"
+        + (f" ({'; '.join(reasons)})" if reasons else "")
+    )
+
+
+def _rows(runs: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(runs[c].map(name_value) for c in columns), strict=True))
+
+
+def _list(values: "pd.Series[Any]") -> str:
+    names = list(dict.fromkeys(values.map(name_value)))
+    return ", ".join(names[:MAX_REASONS]) + ", ..." * (len(names) > MAX_REASONS)
