@@ -119,10 +119,16 @@ def vgg(
 
 
 def _add_site(
-    layers: Layers, site: int, config: RunConfig, norm: nn.Module, activation: nn.Module
+    layers: Layers,
+    site: int,
+    config: RunConfig,
+    batch_norm: nn.BatchNorm1d | nn.BatchNorm2d,
+    activation: nn.Module,
 ) -> None:
     if config.batch_norm:
-        layers[f"norm{site}"] = norm
+        layers[f"norm{site}"] = batch_norm
+    elif config.layer_norm:  # over all channels and positions of an example
+        layers[f"norm{site}"] = nn.GroupNorm(1, batch_norm.num_features)
     layers[f"act{site}"] = activation
     if config.dropout:
         layers[f"drop{site}"] = nn.Dropout(config.dropout)

@@ -103,6 +103,12 @@ class ActivationSpec:
         return self.backward.values.get("leak")
 
     @property
+    def has_schedule(self) -> bool:
+        """Whether its leak can change over a run: that of NSReLU and of leaky ReLU."""
+        leaky = self.backward.name == "leaky_relu" and bool(self.leak)
+        return leaky and (self.tied or self.forward.name == "relu")
+
+    @property
     def uses_impl(self) -> bool:
         """Whether there is a choice of implementations: for every untied pair without a gate."""
         return not self.tied and not self.gated

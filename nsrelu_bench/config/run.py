@@ -154,6 +154,7 @@ class RunConfig(BaseModel):
         usual=f"{MODEL_SIZES['mlp']['depth']} for mlp, otherwise by model",
     )
     batch_norm: bool = setting("model", "Batch norm before the activations", default=False)
+    layer_norm: bool = setting("model", "Layer norm before the activations", default=False)
     dropout: Fraction = setting("model", "Dropout rate after the activations", 0.0)
     init: Literal["he", "xavier", "default", "rai"] = setting(
         "model", "Initialisation of the weights", "he"
@@ -179,6 +180,12 @@ class RunConfig(BaseModel):
     )
     momentum: Fraction | None = setting("training", "Momentum of sgd", 0.9)
     weight_decay: Amount = setting("training", "Weight decay", 0.0)
+    clip_norm: Amount = setting(
+        "training", "Largest L2 norm of the gradient of a step; 0: no limit", 0.0
+    )
+    redo: Annotated[int, Field(ge=0, le=1_000_000_000)] = setting(
+        "training", "Steps between resets of dormant units (ReDo); 0: none", 0
+    )
     schedule: Literal["constant", "cosine"] = setting(
         "training", "Schedule of the learning rate", "constant"
     )
@@ -203,6 +210,9 @@ class RunConfig(BaseModel):
         "activation",
         "Units that are off train their own weights, but not the layers below",
         default=False,
+    )
+    leak_schedule: Literal["constant", "linear"] = setting(
+        "activation", "Schedule of the leak; linear: to 0 at the end of the run", "constant"
     )
 
     @model_validator(mode="before")
@@ -263,19 +273,41 @@ class RunConfig(BaseModel):
             raise ValueError(f"depth: {self.model} has {depth} layers, got {self.depth}")
         if ":" in self.model:
             usual = {name: _size(self.model, name) for name in ("width", "depth")}
-            for name, value in (usual | {"batch_norm": False, "dropout": 0.0}).items():
+            none = {"batch_norm": False, "layer_norm": False, "dropout": 0.0}
+            for name, value in (usual | none).items():
                 if getattr(self, name) != value:
                     raise ValueError(f"{name}: {self.model} takes none, got {getattr(self, name)}")
         return self
 
     @model_validator(mode="after")
     def _fits_a_stack(self) -> Self:
-        if self.stack and self.compile:
+        if not self.stack:
+            return self
+        if self.compile:
             raise ValueError("stack: can't be compiled, got compile: true")
-        if self.stack and self.dropout:
-            raise ValueError(f"stack: works without dropout only, got dropout: {self.dropout}")
-        if self.stack and "rrelu" in (self.activation.forward.name, self.activation.backward.name):
+        self._excludes("stack", "dropout", "clip_norm", "redo")
+        if self.leak_schedule != "constant":
+            raise ValueError("stack: works with a constant leak only, got leak_schedule: linear")
+        if "rrelu" in (self.activation.forward.name, self.activation.backward.name):
             raise ValueError(f"stack: works without random slopes only, got act: {self.act}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_normalisation(self) -> Self:
+        if self.layer_norm:
+            self._excludes("layer_norm", "batch_norm")
+            if self.model == "resnet18":
+                raise ValueError("layer_norm: resnet18 does not offer it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_redo(self) -> Self:
+        if self.redo:
+            self._excludes("redo", "batch_norm", "layer_norm")
+            if self.model == "resnet18" or ":" in self.model:
+                raise ValueError(
+                    f"redo: needs a model whose layers follow one another, got model: {self.model}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -285,11 +317,18 @@ class RunConfig(BaseModel):
             return self
         if spec.forward.name != "relu":
             raise ValueError(f"local: needs a forward of relu, got act: {self.act}")
-        if self.batch_norm:
-            raise ValueError("local: works without batch norm only, got batch_norm: true")
+        self._excludes("local", "batch_norm", "layer_norm")
         if self.model == "resnet18":
             raise ValueError("local: resnet18 has activations of sums, and does not offer it")
         return self
+
+    def _excludes(self, setting: str, *others: str) -> None:
+        """Refuse a setting beside others that are not off."""
+        for name in others:
+            if value := getattr(self, name):
+                shown = "true" if value is True else value
+                words = name.replace("_", " ")
+                raise ValueError(f"{setting}: works without {words} only, got {name}: {shown}")
 
     @model_validator(mode="after")
     def _clear_unused(self) -> Self:
@@ -300,6 +339,8 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "momentum", RunConfig.model_fields["momentum"].default)
         if self.activation.tied:
             object.__setattr__(self, "local", False)
+        if not self.activation.has_schedule:
+            object.__setattr__(self, "leak_schedule", "constant")
         if not self.activation.uses_impl:
             object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
         return self
@@ -393,7 +434,15 @@ def _measures_text(taken: Sequence[str]) -> str:
 
 #: Settings that came after results were published, each with the value that all had before: with
 #: it a run keeps the id that it had.
-ADDED: dict[str, Any] = {"stack": False, "local": False, "replicate": 0}
+ADDED: dict[str, Any] = {
+    "stack": False,
+    "local": False,
+    "replicate": 0,
+    "layer_norm": False,
+    "clip_norm": 0.0,
+    "redo": 0,
+    "leak_schedule": "constant",
+}
 
 #: All that a run can be given, by name; what is part of the activation comes right after it.
 SETTINGS: dict[str, Setting] = {

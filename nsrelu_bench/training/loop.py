@@ -12,12 +12,14 @@ from torch import nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.training.ensemble import run_ensemble
 from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.redo import reset_dormant_units
 from nsrelu_bench.training.steps import (
     batches,
     build_network,
     load_data,
     make_optimizer,
     make_task,
+    set_leak,
     set_learning_rate,
     starts_task,
     to_device,
@@ -66,14 +68,19 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
             started, rate, losses = time.perf_counter(), config.lr, []
             for images, labels in batches(task.data, config, epoch) if epoch else ():
                 rate = set_learning_rate(optimizer, config, step / steps)
+                set_leak(network, config, step / steps)
                 inputs = data.inputs(images)
-                losses.append(train_step(forward, optimizer, inputs, labels, config.precision))
+                how = config.precision, config.clip_norm
+                losses.append(train_step(forward, optimizer, inputs, labels, *how))
                 step += 1
+                if config.redo and step % config.redo == 0:
+                    reset_dormant_units(network, optimizer, task.data, config, step)
                 if monitor.due(step):
                     monitor.after_step(network, inputs, labels, task, epoch, step)
             # To the CPU: this waits for the device, so that the time is that of the steps.
             finished = torch.stack(losses).cpu() if losses else None
             train_s = time.perf_counter() - started
+            set_leak(network, config, step / steps)
             at = position(config, epoch, step, rate)
             record = monitor.end_epoch(network, task, at, finished, train_s)
         yield replace(record, checkpoint=partial(_state, network, optimizer, monitor, at))

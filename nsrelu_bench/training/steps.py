@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nsrelu_bench.activations import NSReLU
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, augment_batch, load_dataset
 from nsrelu_bench.errors import BenchError, error_reason
@@ -153,12 +154,25 @@ def set_learning_rate(
     return rate
 
 
+def set_leak(network: nn.Module, config: RunConfig, progress: float) -> None:
+    """Set the leak of all sites, where it has a schedule; `progress` is in [0, 1]."""
+    if config.leak_schedule == "constant":
+        return
+    leak = (config.activation.leak or 0.0) * (1 - progress)
+    for module in network.modules():
+        if isinstance(module, NSReLU):
+            module.leak = leak
+        elif isinstance(module, nn.LeakyReLU):
+            module.negative_slope = leak
+
+
 def train_step(
     forward: Forward,
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
     labels: Tensor,
     precision: str,
+    clip_norm: float = 0.0,
 ) -> Tensor:
     """Take one step, and return the loss from before it.
 
@@ -168,6 +182,7 @@ def train_step(
         inputs: Of the batch, normalized: (N, ...), or (K, N, ...).
         labels: Its classes: (N,), or (K, N).
         precision: "fp32", or "bf16" for a forward pass in mixed precision.
+        clip_norm: The largest L2 norm of the gradient of all parameters; 0 sets no limit.
 
     Returns:
         Mean cross-entropy, a number or (K,), still on the device, so that nothing waits for it.
@@ -179,5 +194,8 @@ def train_step(
     loss: Tensor = cross_entropy(logits.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss.sum())
+    if clip_norm:
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimizer.step()
     return loss.detach()

@@ -70,6 +70,8 @@ def test_every_setting_that_has_an_effect_is_in_the_run_id(name: str) -> None:
         "stack": True,
         "gate": "rescue",
         "local": True,
+        "layer_norm": True,
+        "leak_schedule": "linear",
     }
     value = other.get(name, 7)
     assert RunConfig(**{name: value}).run_id != RunConfig().run_id
@@ -87,6 +89,11 @@ def test_a_run_id_is_readable_and_the_same_in_any_process() -> None:
         check=True,
     )
     assert answer.stdout.strip() == run_id
+
+
+@pytest.mark.parametrize("act", ["relu", "relu/bsilu", "leaky_relu/relu", "nsrelu(0)", "prelu"])
+def test_a_leaks_schedule_is_cleared_where_there_is_no_leak(act: str) -> None:
+    assert RunConfig(act=act, leak_schedule="linear") == RunConfig(act=act)
 
 
 def test_local_is_cleared_where_both_passes_are_the_same() -> None:
@@ -150,6 +157,24 @@ NEEDS_SLOPE = (
         (
             {"local": True, "batch_norm": True},
             "--local: works without batch norm only, got batch_norm: true",
+        ),
+        ({"stack": True, "redo": 9}, "--stack: works without redo only, got redo: 9"),
+        (
+            {"stack": True, "leak_schedule": "linear"},
+            "--stack: works with a constant leak only, got leak_schedule: linear",
+        ),
+        (
+            {"layer_norm": True, "batch_norm": True},
+            "--layer_norm: works without batch norm only, got batch_norm: true",
+        ),
+        ({"layer_norm": True, "model": "resnet18"}, "--layer_norm: resnet18 does not offer it"),
+        (
+            {"redo": 9, "layer_norm": True},
+            "--redo: works without layer norm only, got layer_norm: true",
+        ),
+        (
+            {"redo": 9, "model": "resnet18"},
+            "--redo: needs a model whose layers follow one another, got model: resnet18",
         ),
         (
             {"local": True, "model": "resnet18"},

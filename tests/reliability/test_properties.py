@@ -78,7 +78,9 @@ ANY_SETTING: dict[str, st.SearchStrategy[Any]] = {
     "lr": amounts(1e6),
     "momentum": amounts(1, exclude_max=True),
     "weight_decay": amounts(1e6),
+    "clip_norm": amounts(1e6),
     "schedule": st.sampled_from(["constant", "cosine"]),
+    "leak_schedule": st.sampled_from(["constant", "linear"]),
     "seed": st.integers(0, 2**63 - 1),
     "threads": st.integers(1, 1024),
 }

@@ -24,6 +24,8 @@ EVERY_KIND: list[dict[str, Any]] = [
     {"act": "nsrelu(0.1)", "optimizer": "adamw", "weight_decay": 0.01},
     {"act": "leaky_relu(0.1)", "model": "cnn", "dropout": 0.2, "batch_norm": True},
     {"act": "nsrelu(1)", "schedule": "cosine", "init": "default", "dropout": 0.5},
+    {"act": "rescue(0.1)", "leak_schedule": "linear", "layer_norm": True, "clip_norm": 0.5},
+    {"act": "relu", "optimizer": "adam", "lr": 0.03, "redo": 7},
 ]
 
 
@@ -356,3 +358,32 @@ def test_only_further_replicates_have_new_ids() -> None:
     assert len({tiny(replicate=number).run_id for number in range(3)}) == 3
     first, second = (list(run(tiny(replicate=number)))[-1].metrics for number in (0, 1))
     assert first["train_loss"] == pytest.approx(second["train_loss"], rel=0.1)
+
+
+def test_a_clipped_step_has_a_gradient_of_that_norm() -> None:
+    network = torch.nn.Linear(4, 3)
+    before = network.weight.clone(), network.bias.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    inputs, labels = 100 * torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    steps.train_step(network, optimizer, inputs, labels, "fp32", clip_norm=0.25)
+    change = torch.cat(
+        [(old - new).flatten() for old, new in zip(before, network.parameters(), strict=True)]
+    )
+    assert change.norm().item() == pytest.approx(0.25, rel=1e-3)
+
+
+@pytest.mark.parametrize("act", ["nsrelu(0.4)", "leaky_relu(0.4)", "up(0.4)"])
+def test_a_scheduled_leak_falls_to_zero_over_the_run(
+    act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaks = []
+
+    def step(forward: Any, *_: Any, **__: Any) -> torch.Tensor:
+        leaks.append(getattr(forward.act1, "leak", getattr(forward.act1, "negative_slope", None)))
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    *_, last = run(tiny(act=act, leak_schedule="linear"))
+    assert leaks[0] == 0.4
+    assert leaks == pytest.approx([0.4 * (1 - k / len(leaks)) for k in range(len(leaks))])
+    assert last.metrics["zero_fraction"] == last.metrics["negative_fraction"] > 0
