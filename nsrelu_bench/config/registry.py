@@ -76,7 +76,7 @@ SITE_MEASURES: dict[str, str] = {
 }
 
 #: Those that came after run ids were published. A choice that names none of them has the id that it
-#: had, and takes all or none of them (`_read_measures` in run.py).
+#: had, and takes all or none of them (measure_choice.py).
 LATER_MEASURES = tuple(SITE_MEASURES)[1 + list(SITE_MEASURES).index("effective_rank") :]
 
 #: What is computed on each part of the data.

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -30,18 +30,18 @@ from nsrelu_bench.config.activation_spec import (
     forget,
     parse_activation,
 )
+from nsrelu_bench.config.measure_choice import format_measures, read_measures
 from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     DATASETS,
     FIXED_DEPTH,
-    LATER_MEASURES,
     MODEL_SIZES,
     OPTIMIZERS,
     PLUGIN,
     SITE_MEASURES,
 )
 from nsrelu_bench.config.setting import Setting, describe_setting, setting
-from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.errors import lookup
 from nsrelu_bench.text import NOT_TINY, SMALLEST
 
 #: Raised by one when a change of the code changes the numbers that a configuration gives, so that
@@ -264,7 +264,7 @@ class RunConfig(BaseModel):
     @field_validator("measures")
     @classmethod
     def _canonical_measures(cls, text: str) -> str:
-        return _measures_text(_read_measures(text))
+        return format_measures(read_measures(text))
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
@@ -358,7 +358,7 @@ class RunConfig(BaseModel):
     @property
     def measured(self) -> list[str]:
         """The names of the measures to take, as in `SITE_MEASURES`."""
-        return _read_measures(self.measures)
+        return read_measures(self.measures)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -396,40 +396,6 @@ def resolve_device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _read_measures(text: str) -> list[str]:
-    """Read which measures to take: all, none, names, or names with a minus to leave out.
-
-    A choice that names no measure of `LATER_MEASURES` takes all of them if it takes more than half
-    of the others, else none: so each text means one choice, and keeps the run id that it had.
-    """
-    names = [part.strip() for part in text.split(",")]
-    left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
-    if names == ["none"]:
-        return []
-    if names == ["all"] or len(left_out) == len(names) - (names[0] == "all"):
-        taken = set(SITE_MEASURES) - set(left_out)
-    elif left_out or {"all", "none", ""} & set(names):
-        raise UsageError(f"must be all, none, names, or names with a minus, got {text!r}")
-    else:
-        taken = set(names)
-    for name in (*left_out, *sorted(taken)):
-        lookup(SITE_MEASURES, name, "measure")
-    later = set(LATER_MEASURES)
-    if not later & {name.removeprefix("-") for name in names}:
-        first = taken - later
-        taken = first | later if 2 * len(first) > len(SITE_MEASURES) - len(later) else first
-    return [name for name in SITE_MEASURES if name in taken]
-
-
-def _measures_text(taken: Sequence[str]) -> str:
-    """Write which measures to take in the shortest of the ways that `_read_measures` reads."""
-    left_out = [f"-{name}" for name in SITE_MEASURES if name not in taken]
-    if not taken or not left_out:
-        return "all" if taken else "none"
-    ways = [",".join(way) for way in sorted((taken, left_out), key=len)]
-    return next(way for way in ways if _read_measures(way) == list(taken))
 
 
 #: Settings that came after results were published, each with the value that all had before: with

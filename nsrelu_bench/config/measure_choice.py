@@ -1,0 +1,40 @@
+"""Which measures a run takes, as text: all, none, names, or names to leave out."""
+
+from collections.abc import Sequence
+
+from nsrelu_bench.config.registry import LATER_MEASURES, SITE_MEASURES
+from nsrelu_bench.errors import UsageError, lookup
+
+
+def read_measures(text: str) -> list[str]:
+    """Read which measures to take: all, none, names, or names with a minus to leave out.
+
+    A choice that names no measure of `LATER_MEASURES` takes all of them if it takes more than half
+    of the others, else none: so each text means one choice, and keeps the run id that it had.
+    """
+    names = [part.strip() for part in text.split(",")]
+    left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
+    if names == ["none"]:
+        return []
+    if names == ["all"] or len(left_out) == len(names) - (names[0] == "all"):
+        taken = set(SITE_MEASURES) - set(left_out)
+    elif left_out or {"all", "none", ""} & set(names):
+        raise UsageError(f"must be all, none, names, or names with a minus, got {text!r}")
+    else:
+        taken = set(names)
+    for name in (*left_out, *sorted(taken)):
+        lookup(SITE_MEASURES, name, "measure")
+    later = set(LATER_MEASURES)
+    if not later & {name.removeprefix("-") for name in names}:
+        first = taken - later
+        taken = first | later if 2 * len(first) > len(SITE_MEASURES) - len(later) else first
+    return [name for name in SITE_MEASURES if name in taken]
+
+
+def format_measures(taken: Sequence[str]) -> str:
+    """Write which measures to take in the shortest of the ways that `read_measures` reads."""
+    left_out = [f"-{name}" for name in SITE_MEASURES if name not in taken]
+    if not taken or not left_out:
+        return "all" if taken else "none"
+    ways = [",".join(way) for way in sorted((taken, left_out), key=len)]
+    return next(way for way in ways if read_measures(way) == list(taken))
