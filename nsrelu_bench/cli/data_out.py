@@ -4,15 +4,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from nsrelu_bench.cli.app import PROGRAM, command
-from nsrelu_bench.cli.options import Paths, ResultsDir, make_option
-from nsrelu_bench.cli.paths import choose_paths
+from nsrelu_bench.cli.options import Paths, ResultsDir, make_argument, make_option
+from nsrelu_bench.cli.paths import choose_paths, write_or_print
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.text import printable
-
-EXPORTED = ("runs", "metrics", "layers", "quantiles")
 
 
 @command(
@@ -26,36 +22,20 @@ def export(
     table: Annotated[
         str,
         make_option(
-            *(
-                "--table",
-                "Which rows: of runs, epochs, layers or quantiles",
-                "metrics",
-            ),
-            metavar=f"[{'|'.join(EXPORTED)}]",
-            names=EXPORTED,
-            variable=False,
+            *("--table", "Which rows: of runs, epochs, layers or quantiles", "metrics"),
+            choices=("runs", "metrics", "layers", "quantiles"),
         ),
     ] = "metrics",
     out: Annotated[
         Path | None,
-        make_option(
-            *("--out", "File to write, .csv or .parquet", "CSV on standard output"),
-            metavar="FILE",
-            variable=False,
-        ),
+        make_option("--out", "File to write, .csv or .parquet", "CSV on standard output", "FILE"),
     ] = None,
 ) -> None:
     """Write runs with their settings to one CSV or Parquet file."""
-    from nsrelu_bench.files import write_file
     from nsrelu_bench.records import export as to_bytes
 
     form = "csv" if out is None else out.suffix.removeprefix(".").lower()
-    content = to_bytes(choose_paths(paths), table, form)
-    if out is None:
-        sys.stdout.write(content.decode())
-    else:
-        write_file(out, content)
-        print(printable(str(out)))
+    write_or_print(to_bytes(choose_paths(paths), table, form), out)
 
 
 @command(
@@ -65,16 +45,11 @@ def export(
     "nsrelu-bench merge results/leaks copied/leaks --out results/leaks",
 )
 def merge(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of one study", metavar="FOLDER", show_default=False),
-    ],
+    folders: Annotated[list[Path], make_argument("Folders of one study", "FOLDER")],
     out: Annotated[
         Path | None,
         make_option(
-            *("--out", "The study's folder", "RESULTS/NAME, as the folders are called"),
-            metavar="DIR",
-            variable=False,
+            "--out", "The study's folder", "RESULTS/NAME, as the folders are called", "DIR"
         ),
     ] = None,
     results: ResultsDir = Path("results"),

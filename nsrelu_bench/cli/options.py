@@ -5,14 +5,13 @@ import inspect
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nsrelu_bench.config import FIGURES, METRICS, SETTINGS, Setting
-from nsrelu_bench.errors import UsageError
+from nsrelu_bench.config import METRICS, SETTINGS, Setting
 from nsrelu_bench.text import NOT_TINY, split_names, underflows
 
 #: The variables that set options.
@@ -37,12 +36,14 @@ def make_option(
     flag: str,
     text: str,
     default: str = "",
+    metavar: str | None = None,
     *,
     parser: Callable[[str], Any] | None = None,
-    metavar: str | None = None,
-    section: str | None = None,
+    within: tuple[int, int] | None = None,
+    choices: Sequence[str] = (),
     names: Iterable[str] = (),
-    variable: bool = True,
+    section: str | None = None,
+    variable: bool = False,
 ) -> Any:
     """Return an option for an annotation.
 
@@ -50,10 +51,12 @@ def make_option(
         flag: Its name; "--on/--off" for a choice of two.
         text: What it is.
         default: Its default in words.
-        parser: Reads its value.
         metavar: Placeholder for its value in help texts.
-        section: Where help texts list it.
+        parser: Reads its value, otherwise what `PARSERS` has for the placeholder.
+        within: The least and the greatest number.
+        choices: Its values, if there are no others.
         names: Values that shells complete.
+        section: Where help texts list it.
         variable: Whether an environment variable sets it too.
     """
     env = variable_of(flag.split("/")[0])
@@ -65,11 +68,34 @@ def make_option(
         help=f"{text} [default: {default}]" if default else text,
         show_default=False,
         show_envvar=False,
-        parser=parser,
-        metavar=metavar,
+        parser=_check_range(parser or PARSERS.get(metavar or ""), within),
+        metavar=f"[{'|'.join(choices)}]" if choices else metavar,
         rich_help_panel=section,
-        autocompletion=_completer(names),
+        autocompletion=_completer(choices or names),
     )
+
+
+def make_argument(text: str, metavar: str, **more: Any) -> Any:
+    """Return an argument for an annotation; `more` is for `typer.Argument`."""
+    parser = PARSERS.get(metavar)
+    return typer.Argument(help=text, metavar=metavar, parser=parser, show_default=False, **more)
+
+
+def _check_range(
+    parser: Callable[[str], Any] | None, within: tuple[int, int] | None
+) -> Callable[[str], Any] | None:
+    """Return a parser that also checks the range, of each of several numbers."""
+    if parser is None or within is None:
+        return parser
+
+    def parse(text: str) -> Any:
+        value = parser(text)
+        for number in value if isinstance(value, list) else [value]:
+            if not within[0] <= number <= within[1]:
+                raise typer.BadParameter(f"must be from {within[0]} to {within[1]}, got {number}")
+        return value
+
+    return parse
 
 
 def _completer(names: Iterable[str]) -> Callable[[str], list[str]] | None:
@@ -83,18 +109,21 @@ def _completer(names: Iterable[str]) -> Callable[[str], list[str]] | None:
     return complete if known else None
 
 
-def setting_option(name: str) -> Any:
+def setting_option(name: str, within: tuple[int, int] | None = None) -> Any:
     """Return the option of a setting, for an annotation."""
     setting = SETTINGS[name]
     flag = flag_of(name)
+    parsers: dict[type, Callable[[str], Any]] = {int: count, float: number, str: str}
     return make_option(
         f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
         setting.help,
         setting.default,
-        parser={int: count, float: number}.get(setting.kind),
-        metavar=setting.metavar or None,
-        section=setting.section,
+        setting.metavar or None,
+        parser=parsers.get(setting.kind),
+        within=within,
         names=setting.names,
+        section=setting.section,
+        variable=True,
     )
 
 
@@ -171,133 +200,110 @@ def part(text: str) -> tuple[int, int]:
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
+#: What reads a value, by its placeholder in help texts; without one it is a text.
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "N": count,
+    "N,...": counts,
+    "X": number,
+    "SECONDS": number,
+    "K/N": part,
+    "DIR": file_path,
+    "FILE": file_path,
+    "STUDY": file_path,
+    "PATH": file_path,
+}
+
 DataDir = Annotated[str | None, setting_option("data_dir")]
 Device = Annotated[str | None, setting_option("device")]
 Stack = Annotated[bool | None, setting_option("stack")]
-Threads = Annotated[int | None, setting_option("threads")]
+Threads = Annotated[int | None, setting_option("threads", within=(1, 1024))]
 Replicates = Annotated[
     int | None,
     make_option(
-        "--replicates",
-        "Number of rounding replicates, one run for each and each seed",
-        parser=count,
-        metavar="N",
+        *("--replicates", "Number of rounding replicates, one run for each and each seed", "", "N"),
+        within=(1, 100_000),
         section="training",
+        variable=True,
     ),
 ]
 Seeds = Annotated[
     int | None,
     make_option(
-        "--seeds",
-        "Number of seeds, one run for each",
-        parser=count,
-        metavar="N",
+        *("--seeds", "Number of seeds, one run for each", "", "N"),
+        within=(1, 100_000),
         section="training",
+        variable=True,
     ),
 ]
 
 ResultsDir = Annotated[
     Path,
     make_option(
-        *("--results", "Folder of all results", "results"),
-        parser=file_path,
-        metavar="DIR",
-        section=RUNNING,
+        *("--results", "Folder of all results", "results", "DIR"), section=RUNNING, variable=True
     ),
 ]
 Workers = Annotated[
     int | None,
     make_option(
-        "--workers", "Processes at once", "one per core", parser=count, metavar="N", section=RUNNING
+        *("--workers", "Processes at once", "one per core", "N"),
+        within=(1, 1024),
+        section=RUNNING,
+        variable=True,
     ),
 ]
-Fresh = Annotated[
-    bool, make_option("--fresh", "Repeat runs that are done", section=RUNNING, variable=False)
-]
+Fresh = Annotated[bool, make_option("--fresh", "Repeat runs that are done", section=RUNNING)]
 CheckpointAfter = Annotated[
     float | None,
     make_option(
-        *("--checkpoint-after", "Seconds between the checkpoints of a run", "10"),
-        parser=number,
-        metavar="SECONDS",
+        *("--checkpoint-after", "Seconds between the checkpoints of a run", "10", "SECONDS"),
         section=RUNNING,
+        variable=True,
     ),
 ]
 TensorBoard = Annotated[
-    bool,
-    make_option(
-        "--tensorboard", "Also write event files for TensorBoard", section=RUNNING, variable=False
-    ),
+    bool, make_option("--tensorboard", "Also write event files for TensorBoard", section=RUNNING)
 ]
-Quiet = Annotated[bool, make_option("--quiet", "Show no progress")]
-AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs", variable=False)]
+Quiet = Annotated[bool, make_option("--quiet", "Show no progress", variable=True)]
+AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs")]
 
 Paths = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        help="Runs, studies or folders of them [default: results]",
-        metavar="PATH",
-        parser=file_path,
-        show_default=False,
-    ),
+    list[Path] | None, make_argument("Runs, studies or folders of them [default: results]", "PATH")
 ]
 AllRuns = Annotated[
-    bool,
-    make_option("--all", "Also runs that the study's file no longer asks for", variable=False),
+    bool, make_option("--all", "Also runs that the study's file no longer asks for")
 ]
 Baseline = Annotated[
     str,
     make_option(
-        "--baseline",
-        "Activation to compare with; or a value, such as init=he, or a study",
-        "relu",
-        metavar="[KEY=]NAME",
+        *("--baseline", "Activation to compare with; or a value, such as init=he, or a study"),
+        *("relu", "[KEY=]NAME"),
         names=[*SETTINGS["act"].names, "study=", *(f"{name}=" for name in SETTINGS)],
+        variable=True,
     ),
 ]
 Metric = Annotated[
     list[str] | None,
-    make_option(
-        *("--metric", "Metrics, with commas; see list metrics"),
-        metavar="NAMES",
-        names=METRICS,
-        variable=False,
-    ),
+    make_option("--metric", "Metrics, with commas; see list metrics", "", "NAMES", names=METRICS),
 ]
 By = Annotated[
     list[str] | None,
     make_option(
-        *("--by", "Settings with a table or figure for each value, with commas"),
-        metavar="NAMES",
+        *("--by", "Settings with a table or figure for each value, with commas", "", "NAMES"),
         names=SETTINGS,
-        variable=False,
     ),
 ]
 Where = Annotated[
     list[str] | None,
     make_option(
-        *("--where", "Only such runs, and the baseline, e.g. act=nsrelu"),
-        metavar="KEY=VALUE",
+        *("--where", "Only such runs, and the baseline, e.g. act=nsrelu", "", "KEY=VALUE"),
         names=[f"{name}=" for name in SETTINGS],
-        variable=False,
     ),
 ]
 Tune = Annotated[
     list[str] | None,
     make_option(
-        *("--tune", "Settings to choose by validation accuracy, with commas"),
-        metavar="NAMES",
+        *("--tune", "Settings to choose by validation accuracy, with commas", "", "NAMES"),
         names=SETTINGS,
-        variable=False,
-    ),
-]
-Kind = Annotated[
-    list[str] | None,
-    make_option(
-        *("--kind", f"Figures, with commas: {', '.join(FIGURES)}", "all"),
-        metavar="NAMES",
-        names=FIGURES,
-        variable=False,
     ),
 ]
 
@@ -305,9 +311,3 @@ Kind = Annotated[
 def terminal_width() -> int | None:
     """Return the width of the terminal that standard output is, otherwise None."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def check_range(flag: str, value: int, *, least: int = 1, most: int = 100_000) -> None:
-    """Raise UsageError unless `value` is from `least` to `most`."""
-    if not least <= value <= most:
-        raise UsageError(f"{flag}: must be from {least} to {most}, got {value}")

@@ -1,4 +1,4 @@
-"""Which runs a command reads, and what to do next with them."""
+"""Which runs a command reads, where its result goes, and which command comes next."""
 
 import shlex
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from nsrelu_bench.cli.app import PROGRAM
 from nsrelu_bench.cli.options import file_path
 from nsrelu_bench.errors import UsageError
+from nsrelu_bench.files import write_file
 from nsrelu_bench.text import printable
 
 
@@ -61,6 +62,15 @@ def choose_left_out(paths: Sequence[Path], *, all_runs: bool) -> list[Path]:
             file=sys.stderr,
         )
     return leftovers
+
+
+def write_or_print(text: str | bytes, out: Path | None) -> None:
+    """Write a file and print its path, or print the text where there is no file to write."""
+    if out is not None:
+        write_file(out, text)
+        print(printable(str(out)))
+    else:
+        print(text if isinstance(text, str) else text.decode(), end="")
 
 
 def print_next(*commands: Sequence[str | Path]) -> None:

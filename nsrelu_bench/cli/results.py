@@ -8,45 +8,64 @@ from typing import TYPE_CHECKING, Annotated, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-from nsrelu_bench.cli.app import command
+from nsrelu_bench.cli.app import PROGRAM, command
 from nsrelu_bench.cli.options import (
     AllRuns,
     AsJson,
     Baseline,
     By,
-    Kind,
     Metric,
     Paths,
     Tune,
     Where,
-    file_path,
     make_option,
-    number,
     terminal_width,
 )
-from nsrelu_bench.cli.paths import choose_baseline, choose_left_out, choose_paths, print_next
-from nsrelu_bench.config import METRICS, SETTINGS
+from nsrelu_bench.cli.paths import (
+    choose_baseline,
+    choose_left_out,
+    choose_paths,
+    print_next,
+    write_or_print,
+)
+from nsrelu_bench.config import FIGURES, METRICS, SETTINGS
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.files import shortest_ends
 from nsrelu_bench.text import printable, split_names
 
+TABLE_FORMATS = ("table", "csv", "json", "md", "latex")
+FIGURE_FORMATS = ("png", "svg", "pdf")
+FIGURE_STYLES = ("paper", "column", "talk")
+
 Primary = Annotated[
     str | None,
     make_option(
-        *("--primary", "Metric that counts most", "the study's, or test_accuracy"),
-        metavar="NAME",
+        *("--primary", "Metric that counts most", "the study's, or test_accuracy", "NAME"),
         names=METRICS,
-        variable=False,
+    ),
+]
+Secondary = Annotated[
+    list[str] | None,
+    make_option(
+        *("--secondary", "Other metrics to test, with commas, or none"),
+        *("the study's, or zero_fraction,dead_fraction", "NAMES"),
+        names=METRICS,
     ),
 ]
 Margin = Annotated[
     list[str] | None,
     make_option(
         *("--margin", "Difference that counts as equivalent, of the primary or a named metric"),
-        default="1 point of accuracy, 2 of zeros",
-        metavar="[METRIC=]N",
-        variable=False,
+        *("1 point of accuracy, 2 of zeros", "[METRIC=]N"),
     ),
+]
+Detail = Annotated[
+    bool,
+    make_option("--detail", "Also tables of failures, medians and chances of improvement"),
+]
+Sort = Annotated[str | None, make_option("--sort", "Metric or setting to sort by", metavar="NAME")]
+TableFormat = Annotated[
+    str, make_option("--format", "Form of the table", "table", choices=TABLE_FORMATS)
 ]
 
 
@@ -62,50 +81,18 @@ def compare(
     baseline: Baseline = "relu",
     metric: Metric = None,
     primary: Primary = None,
-    secondary: Annotated[
-        list[str] | None,
-        make_option(
-            *("--secondary", "Other metrics to test, with commas, or none"),
-            default="the study's, or zero_fraction,dead_fraction",
-            metavar="NAMES",
-            names=METRICS,
-            variable=False,
-        ),
-    ] = None,
+    secondary: Secondary = None,
     margin: Margin = None,
-    detail: Annotated[
-        bool,
-        make_option(
-            *("--detail", "Also tables of failures, medians and chances of improvement"),
-            variable=False,
-        ),
-    ] = False,
+    detail: Detail = False,
     by: By = None,
     where: Where = None,
     all_runs: AllRuns = False,
     tune: Tune = None,
-    sort: Annotated[
-        str | None,
-        make_option("--sort", "Metric or setting to sort by", metavar="NAME", variable=False),
-    ] = None,
-    fmt: Annotated[
-        str,
-        make_option(
-            *("--format", "Form of the table", "table"),
-            metavar="[table|csv|json|md|latex]",
-            names=["table", "csv", "json", "md", "latex"],
-            variable=False,
-        ),
-    ] = "table",
+    sort: Sort = None,
+    fmt: TableFormat = "table",
     as_json: AsJson = False,
     out: Annotated[
-        Path | None,
-        make_option(
-            *("--out", "File to write", "standard output"),
-            parser=file_path,
-            metavar="FILE",
-            variable=False,
-        ),
+        Path | None, make_option("--out", "File to write", "standard output", "FILE")
     ] = None,
 ) -> None:
     """Compare activations over seeds, in a table and in words.
@@ -114,12 +101,11 @@ def compare(
     """
     from nsrelu_bench.compare import comparison as statistics
     from nsrelu_bench.compare import format_table
-    from nsrelu_bench.files import write_file
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
     baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
-    _tell_failed(runs)
+    _report_failed(runs)
     comparison = statistics.compare(
         runs,
         CONFIG_COLUMNS,
@@ -137,11 +123,7 @@ def compare(
         terminal_width() if out is None else None,
         detail=detail,
     )
-    if out is None:
-        print(text, end="")
-    else:
-        write_file(out, text)
-        print(printable(str(out)))
+    write_or_print(text, out)
     if sys.stderr.isatty() and not as_json:
         print_next(["plot", *chosen], ["report", *chosen])
 
@@ -156,26 +138,14 @@ def power(
     difference: Annotated[
         float | None,
         make_option(
-            "--difference",
-            "Difference to show, in points where the metric is a percentage",
-            "the margin",
-            parser=number,
-            metavar="N",
-            variable=False,
+            *("--difference", "Difference to show, in points where the metric is a percentage"),
+            *("the margin", "X"),
         ),
     ] = None,
     primary: Primary = None,
     margin: Margin = None,
     power: Annotated[
-        float | None,
-        make_option(
-            "--power",
-            "Chance of showing what is there",
-            "0.8",
-            parser=number,
-            metavar="P",
-            variable=False,
-        ),
+        float | None, make_option("--power", "Chance of showing what is there", "0.8", "X")
     ] = None,
     baseline: Baseline = "relu",
     by: By = None,
@@ -225,32 +195,29 @@ def _family(
     return given | {"margins": read_margins(margins or (), given["primary"] or "test_accuracy")}
 
 
+Kind = Annotated[
+    list[str] | None,
+    make_option(
+        *("--kind", f"Figures, with commas: {', '.join(FIGURES)}", "all", "NAMES"), names=FIGURES
+    ),
+]
 XSetting = Annotated[
     str | None,
     make_option(
         *("--x", "Numeric setting for the figure line, such as lr", "the first that varies"),
         metavar="NAME",
         names=SETTINGS,
-        variable=False,
     ),
 ]
 Formats = Annotated[
     str,
     make_option(
-        *("--format", "File formats with commas: png, svg, pdf", "png,svg"),
-        metavar="NAMES",
-        names=["png", "svg", "pdf"],
-        variable=False,
+        *("--format", f"File formats with commas: {', '.join(FIGURE_FORMATS)}", "png,svg", "NAMES"),
+        names=FIGURE_FORMATS,
     ),
 ]
 FigureStyle = Annotated[
-    str,
-    make_option(
-        *("--style", "Size and letters", "paper"),
-        metavar="[paper|column|talk]",
-        names=["paper", "column", "talk"],
-        variable=False,
-    ),
+    str, make_option("--style", "Size and letters", "paper", choices=FIGURE_STYLES)
 ]
 
 
@@ -272,13 +239,7 @@ def plot(
     fmt: Formats = "png,svg",
     style: FigureStyle = "paper",
     out: Annotated[
-        Path | None,
-        make_option(
-            *("--out", "Folder to write", "figures/ beside the runs"),
-            parser=file_path,
-            metavar="DIR",
-            variable=False,
-        ),
+        Path | None, make_option("--out", "Folder to write", "figures/ beside the runs", "DIR")
     ] = None,
 ) -> None:
     """Draw the figures of each study.
@@ -292,7 +253,7 @@ def plot(
     left_out = choose_left_out(chosen, all_runs=all_runs)
     for studies, folder in _drawn_together(chosen, out, together=baseline.startswith("study=")):
         frames = load(*studies, without=left_out)
-        _tell_failed(frames.runs)
+        _report_failed(frames.runs)
         drawn = draw_all(
             frames,
             folder,
@@ -346,13 +307,7 @@ def report(
     baseline: Baseline = "relu",
     tune: Tune = None,
     out: Annotated[
-        Path | None,
-        make_option(
-            *("--out", "File to write", "report.html beside the runs"),
-            parser=file_path,
-            metavar="FILE",
-            variable=False,
-        ),
+        Path | None, make_option("--out", "File to write", "report.html beside the runs", "FILE")
     ] = None,
 ) -> None:
     """Write an HTML page of verdicts, tables and figures.
@@ -376,10 +331,10 @@ def report(
     print(printable(str(page)))
 
 
-def _tell_failed(runs: "pd.DataFrame", most: int = 5) -> None:
+def _report_failed(runs: "pd.DataFrame", most: int = 5) -> None:
     """Say which runs have no numbers because they failed, or their files are damaged."""
     failed = runs[runs["state"] == "failed"]
     for study, run_id, error in failed[["study", "run_id", "error"]].head(most).to_numpy():
-        print(f"nsrelu-bench: {study}/{run_id} failed: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {study}/{run_id} failed: {error}", file=sys.stderr)
     if len(failed) > most:
-        print(f"nsrelu-bench: {len(failed) - most} other runs failed", file=sys.stderr)
+        print(f"{PROGRAM}: {len(failed) - most} other runs failed", file=sys.stderr)

@@ -33,12 +33,9 @@ from nsrelu_bench.cli.options import (
     Stack,
     TensorBoard,
     Workers,
-    check_range,
-    file_path,
     flag_of,
+    make_argument,
     make_option,
-    number,
-    part,
     takes_settings,
 )
 
@@ -56,10 +53,9 @@ def train(
     config: Annotated[
         Path | None,
         make_option(
-            *("--config", "Take settings from a run's config.yaml"),
-            parser=file_path,
-            metavar="FILE",
+            *("--config", "Take settings from a run's config.yaml", "", "FILE"),
             section=RUNNING,
+            variable=True,
         ),
     ] = None,
     results: ResultsDir = Path("results"),
@@ -80,14 +76,68 @@ def train(
     merged = functools.reduce(override, settings, read_run(config) if config else {})
     if seeds is not None:
         first = merged.pop("seed", 0)
-        check_range("--seeds", seeds)
         merged["seeds"] = list(range(first, first + seeds))
     study = make_study(merged, "runs", flag_of)
     folder = results / study.name
-    events = run_all(
-        study.runs, folder, workers=_workers(workers), policy=_policy(fresh, (), checkpoint_after)
-    )
+    policy = _policy(fresh, (), checkpoint_after)
+    events = run_all(study.runs, folder, workers=workers or available_cores(), policy=policy)
     _follow(study.runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
+
+
+Changes = Annotated[
+    list[str] | None,
+    make_option(
+        *("--set", "Change a setting of the file, e.g. lr=0.1; repeat for more", "", "KEY=VALUE"),
+        names=[f"{name}=" for name in SETTINGS],
+    ),
+]
+DryRun = Annotated[
+    bool,
+    make_option(
+        "--dry-run", "List runs and their status without running anything", section=RUNNING
+    ),
+]
+Retry = Annotated[
+    list[str] | None,
+    make_option(
+        *("--retry", "Rerun only runs with this status, e.g. failed; repeat for more"),
+        metavar="STATUS",
+        section=RUNNING,
+    ),
+]
+Shard = Annotated[
+    Any,
+    make_option("--shard", "The K-th of N parts, for array jobs", metavar="K/N", section=RUNNING),
+]
+Engine = Annotated[
+    str,
+    make_option(
+        *("--engine", "What computes the runs", "local"),
+        choices=("local", "ray"),
+        section=CLUSTER,
+        variable=True,
+    ),
+]
+Address = Annotated[
+    str | None,
+    make_option(
+        *("--address", "Address of the Ray cluster", "one on this machine", "HOST:PORT"),
+        section=CLUSTER,
+        variable=True,
+    ),
+]
+Collect = Annotated[
+    bool,
+    make_option("--collect", "The Ray nodes share no folder: send results back", section=CLUSTER),
+]
+GpusPerRun = Annotated[
+    float | None,
+    make_option(
+        *("--gpus-per-run", "Share of a GPU that a run takes on Ray", "1", "X"),
+        section=CLUSTER,
+        variable=True,
+    ),
+]
 
 
 @command(
@@ -97,89 +147,22 @@ def train(
     "nsrelu-bench sweep study.yaml --retry failed --workers 8",
 )
 def sweep(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            help="YAML file of the study", metavar="FILE", parser=file_path, show_default=False
-        ),
-    ],
-    changes: Annotated[
-        list[str] | None,
-        make_option(
-            *("--set", "Change a setting of the file, e.g. lr=0.1; repeat for more"),
-            metavar="KEY=VALUE",
-            names=[f"{name}=" for name in SETTINGS],
-            variable=False,
-        ),
-    ] = None,
+    config: Annotated[Path, make_argument("YAML file of the study", "FILE")],
+    changes: Changes = None,
     seeds: Seeds = None,
     replicates: Replicates = None,
     data_dir: DataDir = None,
     stack: Stack = None,
     results: ResultsDir = Path("results"),
-    dry_run: Annotated[
-        bool,
-        make_option(
-            *("--dry-run", "List runs and their status without running anything"),
-            section=RUNNING,
-            variable=False,
-        ),
-    ] = False,
-    retry: Annotated[
-        list[str] | None,
-        make_option(
-            *("--retry", "Rerun only runs with this status, e.g. failed; repeat for more"),
-            metavar="STATUS",
-            section=RUNNING,
-            variable=False,
-        ),
-    ] = None,
+    dry_run: DryRun = False,
+    retry: Retry = None,
     fresh: Fresh = False,
-    shard: Annotated[
-        Any,
-        make_option(
-            *("--shard", "The K-th of N parts, for array jobs"),
-            metavar="K/N",
-            parser=part,
-            section=RUNNING,
-            variable=False,
-        ),
-    ] = None,
+    shard: Shard = None,
     workers: Workers = None,
-    engine: Annotated[
-        str,
-        make_option(
-            *("--engine", "What computes the runs", "local"),
-            metavar="[local|ray]",
-            section=CLUSTER,
-            names=["local", "ray"],
-        ),
-    ] = "local",
-    address: Annotated[
-        str | None,
-        make_option(
-            *("--address", "Address of the Ray cluster", "one on this machine"),
-            metavar="HOST:PORT",
-            section=CLUSTER,
-        ),
-    ] = None,
-    collect: Annotated[
-        bool,
-        make_option(
-            *("--collect", "The Ray nodes share no folder: send results back"),
-            section=CLUSTER,
-            variable=False,
-        ),
-    ] = False,
-    gpus: Annotated[
-        float | None,
-        make_option(
-            *("--gpus-per-run", "Share of a GPU that a run takes on Ray", "1"),
-            parser=number,
-            metavar="X",
-            section=CLUSTER,
-        ),
-    ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    collect: Collect = False,
+    gpus: GpusPerRun = None,
     checkpoint_after: CheckpointAfter = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
@@ -194,35 +177,28 @@ def sweep(
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
     from nsrelu_bench.sweep.plan import format_runs
 
+    options = {"data_dir": data_dir, "stack": stack, "seeds": seeds, "replicates": replicates}
     overrides = dict(read_setting(change) for change in changes or ())
-    given = {"data_dir": data_dir, "stack": stack}
-    overrides |= {name: value for name, value in given.items() if value is not None}
-    for flag, name, number_of in (
-        ("--seeds", "seeds", seeds),
-        ("--replicates", "replicates", replicates),
-    ):
-        if number_of is not None:
-            check_range(flag, number_of)
-            overrides[name] = number_of
+    overrides |= {name: value for name, value in options.items() if value is not None}
     study = read_study(config, overrides)
     folder = results / study.name
     policy = _policy(fresh, retry or (), checkpoint_after)
     runs = study.runs
     if shard:
-        runs = [
-            run for job in list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]] for run in job.runs
-        ]
-    on_cluster = _engine(engine, address, gpus, collect=collect)
+        jobs = list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]]
+        runs = [run for job in jobs for run in job.runs]
+    executor = _executor(engine, address, gpus, collect=collect)
+    workers = workers or available_cores()
     if dry_run:
         plan = list(plan_runs(runs, folder, policy))
-        print(format_runs(plan, folder, _workers(workers), as_json=as_json), end="")
+        print(format_runs(plan, folder, workers, as_json=as_json), end="")
         return
     save_study(study, folder)
-    events = run_all(runs, folder, workers=_workers(workers), policy=policy, executor=on_cluster)
+    events = run_all(runs, folder, workers=workers, policy=policy, executor=executor)
     _follow(runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
 
 
-def _engine(
+def _executor(
     name: str, address: str | None, gpus: float | None, *, collect: bool
 ) -> "Executor | None":
     """Return what computes the runs instead of processes on this machine, if anything."""
@@ -249,12 +225,6 @@ def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -
     if not 0 <= checkpoint_after <= 1e9:
         raise UsageError(f"--checkpoint-after: must be from 0 to 1e9, got {checkpoint_after:g}")
     return RunPolicy(fresh, retry, checkpoint_after)
-
-
-def _workers(given: int | None) -> int:
-    if given is not None:
-        check_range("--workers", given, most=1024)
-    return given or available_cores()
 
 
 def _follow(

@@ -8,22 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from nsrelu_bench.cli.app import PROGRAM, command
-from nsrelu_bench.cli.options import AsJson, ResultsDir, file_path, make_option
+from nsrelu_bench.cli.options import AsJson, ResultsDir, file_path, make_argument, make_option
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.text import printable
 
 
 @command("train", "nsrelu-bench init", "nsrelu-bench init leaks.yaml")
 def init(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="File to write [default: study.yaml]",
-            metavar="FILE",
-            parser=file_path,
-            show_default=False,
-        ),
-    ] = Path("study.yaml"),
+    file: Annotated[Path, make_argument("File to write [default: study.yaml]", "FILE")] = Path(
+        "study.yaml"
+    ),
 ) -> None:
     """Write a study with comments, to be edited."""
     from nsrelu_bench.cli.paths import print_next
@@ -58,11 +52,8 @@ def _complete_runs(incomplete: str) -> list[str]:
 def show(
     run: Annotated[
         str,
-        typer.Argument(
-            help="Folder of a run, or the beginning of its id",
-            metavar="RUN",
-            show_default=False,
-            autocompletion=_complete_runs,
+        make_argument(
+            "Folder of a run, or the beginning of its id", "RUN", autocompletion=_complete_runs
         ),
     ],
     results: ResultsDir = Path("results"),
@@ -109,17 +100,11 @@ def _find_run(name: str, results: Path) -> Path:
     "nsrelu-bench clean results/leaks --yes",
 )
 def clean(
-    study: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of the study", metavar="STUDY", parser=file_path, show_default=False
-        ),
-    ],
+    study: Annotated[Path, make_argument("Folder of the study", "STUDY")],
     dry_run: Annotated[
-        bool,
-        make_option("--dry-run", "List the runs without removing anything", variable=False),
+        bool, make_option("--dry-run", "List the runs without removing anything")
     ] = False,
-    yes: Annotated[bool, make_option("--yes", "Remove without asking", variable=False)] = False,
+    yes: Annotated[bool, make_option("--yes", "Remove without asking")] = False,
 ) -> None:
     """Remove the runs that a study's file no longer asks for."""
     from nsrelu_bench.records import find_leftovers, find_runs, remove_runs

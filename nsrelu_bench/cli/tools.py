@@ -15,11 +15,9 @@ from nsrelu_bench.cli.options import (
     Quiet,
     ResultsDir,
     Threads,
-    check_range,
-    count,
-    counts,
     file_path,
     flag_of,
+    make_argument,
     make_option,
     terminal_width,
 )
@@ -37,14 +35,13 @@ from nsrelu_bench.config import (
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.text import split_names
 
+DTYPE_NAMES = ("float32", "float64", "float16", "bfloat16")
+
 
 @command("examine", "nsrelu-bench check", "nsrelu-bench check --no-compile")
 def check(
     compiled: Annotated[
-        bool,
-        make_option(
-            "--compile/--no-compile", "Check under torch.compile too", "yes", variable=False
-        ),
+        bool, make_option("--compile/--no-compile", "Check under torch.compile too", "yes")
     ] = True,
 ) -> None:
     """Check every implementation and gate against the definition.
@@ -72,27 +69,29 @@ def born_dead(
     width: Annotated[
         Any,
         make_option(
-            *("--width", "Units per layer, with commas", "2,3,5,10"),
-            parser=counts,
-            metavar="N,...",
-            variable=False,
+            *("--width", "Units per layer, with commas", "2,3,5,10", "N,..."), within=(1, 100_000)
         ),
     ] = "2,3,5,10",
     depth: Annotated[
         Any,
         make_option(
-            *("--depth", "Layers including the output, with commas", "10"),
-            parser=counts,
-            metavar="N,...",
-            variable=False,
+            *("--depth", "Layers including the output, with commas", "10", "N,..."),
+            within=(2, 100_000),
         ),
     ] = "10",
     trials: Annotated[
         int | None,
-        make_option("--trials", "Networks per width and depth", "20000", parser=count, metavar="N"),
+        make_option(
+            *("--trials", "Networks per width and depth", "20000", "N"),
+            within=(1, 10**9),
+            variable=True,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, make_option("--seed", "Seed of the weights", "0", parser=count, metavar="N")
+        int | None,
+        make_option(
+            *("--seed", "Seed of the weights", "0", "N"), within=(0, 2**63 - 1), variable=True
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,18 +102,9 @@ def born_dead(
 
     from nsrelu_bench.tools.born_dead import born_dead as estimate
 
-    for flag, values, least in (("--width", width, 1), ("--depth", depth, 2)):
-        for value in values:
-            check_range(flag, value, least=least)
-    if trials is not None:
-        check_range("--trials", trials, most=10**9)
-    if seed is not None:
-        check_range("--seed", seed, least=0, most=2**63 - 1)
-    given = {"trials": trials, "seed": seed}
-    chosen = {name: value for name, value in given.items() if value is not None}
     rows = []
     for units, layers in itertools.product(width, depth):
-        found = estimate(units, layers, **chosen)
+        found = estimate(units, layers, trials=trials or 20_000, seed=seed or 0)
         low, high = found.interval
         rows.append(asdict(found) | {"probability": found.probability, "low": low, "high": high})
     table = pd.DataFrame(rows)
@@ -129,49 +119,32 @@ def born_dead(
 )
 def ops(
     sizes: Annotated[
-        str,
+        Any,
         make_option(
             *("--sizes", "Numbers of elements as powers of 2, with commas", "8,12,16,20,24"),
             metavar="N,...",
-            variable=False,
+            within=(1, 28),
         ),
     ] = "8,12,16,20,24",
     dtypes: Annotated[
         str,
         make_option(
-            *("--dtypes", "Types with commas: float32, float64, float16, bfloat16", "float32"),
-            metavar="NAMES",
-            names=["float32", "float64", "float16", "bfloat16"],
-            variable=False,
+            *("--dtypes", f"Types with commas: {', '.join(DTYPE_NAMES)}", "float32", "NAMES"),
+            names=DTYPE_NAMES,
         ),
     ] = "float32",
     compiled: Annotated[
-        bool,
-        make_option(
-            *("--compile/--no-compile", "Also compiled, some minutes more", "no"), variable=False
-        ),
+        bool, make_option("--compile/--no-compile", "Also compiled, some minutes more", "no")
     ] = False,
     device: Device = None,
     threads: Threads = None,
     out: Annotated[
-        Path,
-        make_option(
-            *("--out", "Folder of ops.csv and ops.png", "results/ops"),
-            parser=file_path,
-            metavar="DIR",
-            variable=False,
-        ),
+        Path, make_option("--out", "Folder of ops.csv and ops.png", "results/ops", "DIR")
     ] = Path("results/ops"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure time and memory of every implementation of NSReLU."""
-    exponents = counts(sizes)
-    for exponent in exponents:
-        check_range("--sizes", exponent, most=28)
-    threads = 1 if threads is None else threads
-    check_range("--threads", threads, most=1024)
-
     import json
     from dataclasses import asdict
 
@@ -182,10 +155,10 @@ def ops(
 
     with wrap_write_errors(out):  # before the minutes of measuring
         out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or 1)
     found = resolve_device(device or "cpu")
     rows = run_ops(
-        [2**exponent for exponent in exponents],
+        [2**exponent for exponent in sizes],
         split_names(dtypes),
         compiled=compiled,
         device="cpu" if (device, found) == ("auto", "mps") else found,
@@ -209,17 +182,18 @@ KINDS_OF_NAMES: dict[str, dict[str, str]] = {
 }
 
 
+def _complete_kinds(incomplete: str) -> list[str]:
+    return [name for name in KINDS_OF_NAMES if name.startswith(incomplete)]
+
+
 @command("examine", "nsrelu-bench list", "nsrelu-bench list metrics", name="list")
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(
-            help=f"One of {', '.join(KINDS_OF_NAMES)} [default: all]",
-            metavar="KIND",
-            show_default=False,
-            autocompletion=lambda incomplete: [
-                n for n in KINDS_OF_NAMES if n.startswith(incomplete)
-            ],
+        make_argument(
+            f"One of {', '.join(KINDS_OF_NAMES)} [default: all]",
+            "KIND",
+            autocompletion=_complete_kinds,
         ),
     ] = None,
 ) -> None:
@@ -237,7 +211,7 @@ def list_(
     "nsrelu-bench data folder:photos",
 )
 def data(
-    name: Annotated[str, typer.Argument(help=SETTINGS["dataset"].help, metavar="NAME")],
+    name: Annotated[str, make_argument(SETTINGS["dataset"].help, "NAME")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -167,8 +167,7 @@ def compare(
         runs: One row per run: `run_id`, `state`, the configuration, the final metrics.
         config_columns: The columns of `runs` that are configuration.
         baseline: An activation's label, or its bare name where it has one leak only; or
-            ``setting=value``, such as ``init=he`` or ``study=first``, which runs of the same
-            activation and other settings are compared with.
+            ``setting=value``, such as ``init=he``: what the other values are compared with.
         metrics: The columns of `runs` to show.
         primary: The metric that counts most. p values are adjusted for the tests of it and the
             secondary metrics in all groups of a study, shown or not.
@@ -177,8 +176,8 @@ def compare(
         by: The settings whose combinations have a table each; the study, where there are
             several, the data set and the model.
         where: Conditions as in `select`; the baseline always stays.
-        tune: Settings to choose for each activation: those with the smallest share of runs that
-            failed to train, then the best mean validation accuracy; the test set has no say.
+        tune: Settings to choose for each activation, by the smallest share of runs that failed to
+            train, then by the best mean validation accuracy.
         sort: A metric, the largest mean first, or a setting. By settings, then by activation.
         confidence: The coverage of the intervals.
 
@@ -190,16 +189,10 @@ def compare(
     reference = read_baseline(runs, baseline, config_columns)
     config_columns = settings_to_match(runs, config_columns, reference)
     settings = settings_of(runs, config_columns)
-    apart = [c for c in ("study", "dataset", "model") if c in settings and c != reference.setting]
-    by = apart if by is None else by
-    for column in (*by, *tune):
-        lookup(dict.fromkeys(settings), column, "setting")
-        if column == reference.setting:
-            raise UsageError(f"baseline {reference}: {column} can't be in by or tune as well")
+    by = _choose_tables(settings, by, tune, reference)
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune)
-    named = {*by, *tune, *varying_settings(frame, config_columns)}
-    varying = [c for c in settings if c in named]
+    varying = [c for c in settings if c in {*by, *tune, *varying_settings(frame, config_columns)}]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
         rows=_sort(rows, sort),
@@ -213,6 +206,24 @@ def compare(
         tuned=tuple(tune),
         **provenance(frame, config_columns),
     )
+
+
+def _choose_tables(
+    settings: Sequence[str], by: Sequence[str] | None, tune: Sequence[str], baseline: Baseline
+) -> Sequence[str]:
+    """Return the settings with a table for each combination of their values.
+
+    Raises:
+        UsageError: `by` or `tune` names what is no setting, or what the baseline is a value of.
+    """
+    usual = ("study", "dataset", "model")
+    if by is None:
+        by = [name for name in usual if name in settings and name != baseline.setting]
+    for name in (*by, *tune):
+        lookup(dict.fromkeys(settings), name, "setting")
+        if name == baseline.setting:
+            raise UsageError(f"baseline {baseline}: {name} can't be in by or tune as well")
+    return by
 
 
 def _readable(

@@ -1,7 +1,7 @@
 """All measures of a classifier on a probe set, without changing its training."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat, starmap
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsrelu_bench.activations import true_gradients
+from nsrelu_bench.config import SITE_MEASURES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled, undisturbed
@@ -30,6 +31,8 @@ from nsrelu_bench.measures.sites import (
 from nsrelu_bench.measures.sums import all_finite, weight_update
 
 Batch = tuple[Tensor, Tensor]
+
+LAYER_COLUMNS = ("layer", "units", *SITE_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -78,18 +81,13 @@ def measure(
             `previous` is of another model.
         BenchError: The model has no activation module, or a site can't be measured.
     """
-    if not 0 < len(images) == len(labels):
-        raise UsageError(
-            f"a probe set needs one label per image, got {len(labels)} labels for {len(images)}"
-        )
+    batches = _split(images, labels, batch_size)
     wanted = check_measures(measures, MEASURES)
     model = uncompiled(model)
     # Gradients of the weights come from `_run`, which has them of all parameters.
     probe = _WholeProbe(model, None, wanted & PROBE_MEASURES.keys() - {"grad_norm"}, unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
     parameters = [p for p in model.parameters() if p.requires_grad and wanted & GRADIENT_MEASURES]
-    parts = torch.split(images, batch_size), torch.split(labels, batch_size)
-    batches: list[Batch] = list(zip(*parts, strict=True))
     with undisturbed(model), run_eagerly():
         with probe if at_sites else nullcontext():
             result = _run(model, batches, parameters)
@@ -101,26 +99,33 @@ def measure(
     weights = dict(zip(parameters, starmap(weight_update, pairs), strict=True))
     histories = _histories(sites, previous) if finite and at_sites else {}
 
-    layers = site_rows(sites, weights, wanted, finite)
-    totals: Row = {}
+    layers, totals = site_rows(sites, weights, wanted, finite), {}
     if finite:
-        totals = {"loss": result.loss, "accuracy": result.accuracy}
-        totals |= site_values(sites.values(), weights.values(), model.parameters(), wanted)
+        totals = site_values(sites.values(), weights.values(), model.parameters(), wanted)
+        totals |= {"loss": result.loss, "accuracy": result.accuracy}
         totals |= _count_changes(histories, previous)
         for row in layers:
             row |= _count_changes({row["layer"]: histories[row["layer"]]}, previous)
-    layer_columns = (
-        "layer",
-        "units",
-        *(name for name in MEASURES if name not in ("loss", "accuracy")),
-    )
-    kept = wanted | {"layer", "units"}
     return Measurement(
-        totals={name: totals.get(name) if name in kept else None for name in MEASURES},
-        layers=[{n: row.get(n) if n in kept else None for n in layer_columns} for row in layers],
+        totals=_choose(totals, MEASURES, wanted),
+        layers=[_choose(row, LAYER_COLUMNS, wanted | {"layer", "units"}) for row in layers],
         finite=finite,
         histories=histories,
     )
+
+
+def _split(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
+    if not 0 < len(images) == len(labels):
+        raise UsageError(
+            f"a probe set needs one label per image, got {len(labels)} labels for {len(images)}"
+        )
+    parts = torch.split(images, batch_size), torch.split(labels, batch_size)
+    return list(zip(*parts, strict=True))
+
+
+def _choose(row: Row, columns: Iterable[str], wanted: Collection[str]) -> Row:
+    """Return a row with all columns, those that are not wanted or not there as None."""
+    return {name: row.get(name) if name in wanted else None for name in columns}
 
 
 class _WholeProbe(ActivationProbe):

@@ -134,16 +134,10 @@ def render(
         **family or {},
     )
     sections = group_results(frames, where=where, by=by or (), baseline=baseline)
-    groups = pd.concat(results.groups for results in sections)
-    unreadable = frames.runs[frames.runs["act"].isna()]
-    lost = pd.concat([_worrying(groups), unreadable])
     shown, others = split_verdicts(comparison)
-    environments = list(environments)
     return _template().render(
-        title=", ".join(sorted(set(frames.runs["study"].astype(str)))),
+        **_describe_runs(sections, frames, list(environments)),
         baseline=comparison.baseline,
-        counts=_counts(groups),
-        seeds=groups["seed"].nunique(),
         question=question,
         answer=answer(comparison),
         shown=shown,
@@ -151,13 +145,27 @@ def render(
         sheets=sheets_of(comparison),
         notes=notes(comparison),
         drawings=_drawings(sections, metric or ()),
-        lost=_lost_runs(lost.head(MAX_LOST)),
-        unlisted=max(len(lost) - MAX_LOST, 0),
-        settings=_settings(groups, frames.config_columns),
-        versions=_versions(environments),
-        made_by=_commands(environments),
         command=command,
     )
+
+
+def _describe_runs(
+    sections: Sequence[GroupedResults], frames: Results, environments: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what the page says of the runs: how many, how they ended, their settings."""
+    groups = pd.concat(results.groups for results in sections)
+    unreadable = frames.runs[frames.runs["act"].isna()]
+    lost = pd.concat([_worrying(groups), unreadable])
+    return {
+        "title": ", ".join(sorted(set(frames.runs["study"].astype(str)))),
+        "counts": _counts(groups),
+        "seeds": groups["seed"].nunique(),
+        "lost": _lost_runs(lost.head(MAX_LOST)),
+        "unlisted": max(len(lost) - MAX_LOST, 0),
+        "settings": _settings(groups, frames.config_columns),
+        "versions": _versions(environments),
+        "made_by": _commands(environments),
+    }
 
 
 def _template() -> Template:

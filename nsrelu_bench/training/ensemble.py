@@ -132,8 +132,8 @@ def run_ensemble(
     """
     config = configs[0]
     data = load_data(config)
-    networks = [build_network(one, data) for one in configs]
     states = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    networks = [build_network(one, data) for one in configs]
     for network, state in zip(networks, states, strict=False):
         network.load_state_dict(state["model"])
     data = to_device(networks, data, config.device)
@@ -144,14 +144,8 @@ def run_ensemble(
     if states:
         optimizer.load_state_dict(join_states([state["optimizer"] for state in states]))
         first, step = states[0]["epoch"] + 1, states[0]["step"]
-    saved = [state["monitor"] for state in states] or [None] * len(configs)
-    tasks = _make_tasks(data, configs, first)
-    members = [
-        Member(k, one, Monitor(one, state), task)
-        for k, (one, state, task) in enumerate(zip(configs, saved, tasks, strict=True))
-    ]
-    del networks, states, saved, checkpoints  # what they hold may be large
-    active = members
+    members = active = _make_members(data, configs, states, first)
+    del networks, states, checkpoints  # what they hold may be large
 
     for epoch in range(first, config.total_epochs + 1):
         if starts_task(config, epoch):
@@ -166,24 +160,27 @@ def run_ensemble(
                     train_step(ensemble.forward, optimizer, inputs, labels, config.precision)
                 )
                 step += 1
-                for k, member in enumerate(members):
-                    if member in active and member.monitor.due(step):
-                        batch = inputs[k], labels[k], member.task
-                        member.monitor.after_step(ensemble.network(k), *batch, epoch, step)
+                _watch(ensemble, active, inputs, labels, epoch, step)
             finished = torch.stack(losses).cpu() if losses else None  # (T, K); waits
             train_s = (time.perf_counter() - started) / len(active)
             at = position(config, epoch, step, rate)
-            records = [_end_epoch(ensemble, member, at, finished, train_s) for member in active]
-        yield {
-            member.index: replace(
-                record, checkpoint=partial(_state, ensemble, optimizer, member, at)
-            )
-            for member, record in zip(active, records, strict=True)
-        }
-        pairs = zip(active, records, strict=True)
-        active = [member for member, record in pairs if record.diverged_step is None]
+            ended = [
+                (member, _end_epoch(ensemble, optimizer, member, at, finished, train_s))
+                for member in active
+            ]
+        yield {member.index: record for member, record in ended}
+        active = [member for member, record in ended if record.diverged_step is None]
         if not active:
             return
+
+
+def _make_members(
+    data: Dataset, configs: Sequence[RunConfig], states: Sequence[Mapping[str, Any]], epoch: int
+) -> list[Member]:
+    """Return the runs of an ensemble, each where its checkpoint left off, if there are any."""
+    saved = [state["monitor"] for state in states] or [None] * len(configs)
+    runs = zip(configs, saved, _make_tasks(data, configs, epoch), strict=True)
+    return [Member(k, one, Monitor(one, state), task) for k, (one, state, task) in enumerate(runs)]
 
 
 def _make_tasks(data: Dataset, configs: Sequence[RunConfig], epoch: int) -> list[Task]:
@@ -201,12 +198,33 @@ def _joint_batches(members: Sequence[Member], epoch: int) -> Iterator[tuple[Tens
         yield images, labels
 
 
+def _watch(
+    ensemble: Ensemble,
+    members: Sequence[Member],
+    inputs: Tensor,
+    labels: Tensor,
+    epoch: int,
+    step: int,
+) -> None:
+    """Let the members look at a step that is due, each at its own network and batch."""
+    for member in members:
+        if member.monitor.due(step):
+            batch = inputs[member.index], labels[member.index], member.task
+            member.monitor.after_step(ensemble.network(member.index), *batch, epoch, step)
+
+
 def _end_epoch(
-    ensemble: Ensemble, member: Member, at: Row, losses: Tensor | None, train_s: float
+    ensemble: Ensemble,
+    optimizer: torch.optim.Optimizer,
+    member: Member,
+    at: Row,
+    losses: Tensor | None,
+    train_s: float,
 ) -> Epoch:
     own = None if losses is None else losses[:, member.index]
     network = ensemble.network(member.index)
-    return member.monitor.end_epoch(network, member.task, at, own, train_s)
+    record = member.monitor.end_epoch(network, member.task, at, own, train_s)
+    return replace(record, checkpoint=partial(_state, ensemble, optimizer, member, at))
 
 
 def _state(ensemble: Ensemble, optimizer: torch.optim.Optimizer, member: Member, at: Row) -> Row:
