@@ -164,8 +164,8 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
     table["diff_sd"] = grouped["difference"].std()
     table["d_z"] = cohen_dz(table["diff"].to_numpy(), table["diff_sd"].to_numpy())
     table[["diff_low", "diff_high", "p"]] = _one_by_one(differences, confidence)
-    improvement = [probability_of_improvement(row[np.isfinite(row)]) for row in differences]
-    table[["p_better", "p_better_low", "p_better_high"]] = np.array(improvement).reshape(-1, 3)
+    improvement = probability_of_improvement(differences)
+    table[["p_better", "p_better_low", "p_better_high"]] = np.column_stack(improvement)
 
     metrics = table.index.get_level_values("metric")
     tested = np.asarray(metrics.isin(family.metrics))

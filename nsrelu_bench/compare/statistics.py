@@ -78,28 +78,28 @@ def mcnemar_p(only_first: npt.ArrayLike, only_second: npt.ArrayLike) -> Array:
 def interquartile_mean(values: Array) -> float:
     """Return the mean of the middle half of the values (n,): a quarter is cut off at each end.
 
-    Source: Agarwal et al. 2021, section 4.3; `scipy.stats.trim_mean`.
+    Source: Agarwal et al. 2021, section 4.3.
     """
-    return float(stats.trim_mean(values, 0.25)) if len(values) else math.nan
+    cut = len(values) // 4
+    return float(np.sort(values)[cut : len(values) - cut].mean()) if len(values) else math.nan
 
 
 def probability_of_improvement(
     differences: Array, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return P(A > B) of paired differences A - B (n,), and the ends of its interval.
+) -> tuple[Array, Array, Array]:
+    """Return P(A > B) of paired differences A - B (..., n), and the ends of its interval, as (...).
 
-    A tie counts half. The interval is that of Clopper and Pearson, with ties as losses for its
-    lower end and as wins for its upper end, so that it is exact without ties and wide with them.
+    NaN is no pair, and a tie counts half. The interval is that of Clopper and Pearson, with ties
+    as losses for its lower end and as wins for its upper end, so that it is exact without ties and
+    wide with them.
 
     Source: Agarwal et al. 2021, section 4.3; Bouthillier et al. 2021, section 4.1 (paired).
     """
-    n, wins = len(differences), int((differences > 0).sum())
-    ties = int((differences == 0).sum())
-    if not n:
-        return math.nan, math.nan, math.nan
-    low = float(clopper_pearson(wins, n, confidence)[0])
-    high = float(clopper_pearson(wins + ties, n, confidence)[1])
-    return (wins + ties / 2) / n, low, high
+    n, wins = np.isfinite(differences).sum(axis=-1), (differences > 0).sum(axis=-1)
+    ties = (differences == 0).sum(axis=-1)
+    low, _ = clopper_pearson(wins, n, confidence)
+    _, high = clopper_pearson(wins + ties, n, confidence)
+    return (wins + ties / 2) / np.where(n > 0, n, np.nan), low, high
 
 
 def score_distribution(values: Array) -> tuple[Array, Array]:

@@ -3,9 +3,8 @@
 import io
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -23,6 +22,7 @@ from nsrelu_bench.compare.labels import (
     scale_of,
 )
 from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.outcomes import KEYS
 from nsrelu_bench.compare.statistics import LEAST_SEEDS, LEAST_VALUES
 from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.errors import lookup
@@ -139,24 +139,30 @@ def _means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]
     """Write the means of completed runs, with as many places as their half-widths need."""
     scale, _ = scale_of(metric)
     places = decimal_places((rows["high"] - rows["low"]) / 2 * scale)
+    few = rows["n"].between(1, LEAST_VALUES - 1).any()
+    by_group = _values(comparison, "value", metric) if few else {}
     cells = []
     for row in rows.to_dict("records"):
         if 0 < row["n"] < LEAST_VALUES:
-            values = _values(comparison, row, "value")
+            values = by_group[row["section"], row["group"], metric]
             cells.append(", ".join(_mean(metric, v, math.nan, math.nan, places) for v in values))
         else:
             cells.append(_mean(metric, row["mean"], row["low"], row["high"], places))
     return cells
 
 
-def _values(comparison: Comparison, row: Mapping[Hashable, Any], column: str) -> list[float]:
-    """Return the values of a group and metric by seed; those of completed runs, or differences."""
-    seeds = comparison.seeds
-    mine = seeds[(seeds["group"] == row["group"]) & (seeds["metric"] == row["metric"])]
-    mine = mine[(mine["section"] == row["section"]) & mine[column].notna()]
+def _values(
+    comparison: Comparison, column: str, *metrics: str
+) -> dict[tuple[str, str, str], list[float]]:
+    """Return the values of groups by seed; those of completed runs, or differences."""
+    seeds = comparison.seeds[comparison.seeds["metric"].isin(metrics)]
+    seeds = seeds[seeds[column].notna()].sort_values("seed")
     if column == "value":
-        mine = mine[mine["survived"] > 0]
-    return list(mine.sort_values("seed")[column])
+        seeds = seeds[seeds["survived"] > 0]
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for section, group, metric, value in seeds[[*KEYS, column]].itertuples(index=False):
+        found.setdefault((section, group, metric), []).append(value)
+    return found
 
 
 def _mean(metric: str, mean: float, low: float, high: float, common: int) -> str:
@@ -180,6 +186,7 @@ def _differences(comparison: Comparison, rows: pd.DataFrame, metric: str) -> lis
     """Write differences as "+1.5 [0.8, 2.2]", or all of them where they are too few for that."""
     scale, _ = scale_of(metric)
     common = decimal_places((rows["diff_high"] - rows["diff_low"]) / 2 * scale)
+    by_group = _values(comparison, "difference", metric) if rows["diff_low"].isna().any() else {}
     cells = []
     for row in rows.to_dict("records"):
         low, high = row["diff_low"], row["diff_high"]
@@ -187,7 +194,7 @@ def _differences(comparison: Comparison, rows: pd.DataFrame, metric: str) -> lis
         if not row["pairs"]:
             cells.append("-")
         elif math.isnan(low):
-            values = _values(comparison, row, "difference")
+            values = by_group[row["section"], row["group"], metric]
             cells.append(", ".join(format_fixed(scale * v, common, "+") for v in values))
         elif places is None:
             cells.append(f"{row['diff']:+.3g} [{low:.3g}, {high:.3g}]")
@@ -259,11 +266,14 @@ def _csv(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -
 
 def _json(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -> str:
     rows = json.loads(comparison.rows.to_json(orient="records", double_precision=15))
+    values = _values(comparison, "value", *comparison.metrics)
+    differences = _values(comparison, "difference", *comparison.metrics)
     for row in rows:
+        key = row["section"], row["group"], row["metric"]
         if row["n"] < LEAST_VALUES:
-            row["values"] = _values(comparison, row, "value")
+            row["values"] = values.get(key, [])
         if row["pairs"] < LEAST_SEEDS:
-            row["differences"] = _values(comparison, row, "difference")
+            row["differences"] = differences.get(key, [])
     content = {
         "baseline": comparison.baseline,
         "metrics": comparison.metrics,

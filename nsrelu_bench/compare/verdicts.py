@@ -16,6 +16,9 @@ from nsrelu_bench.compare.labels import (
 )
 from nsrelu_bench.text import decimal_places, format_fixed, format_p
 
+#: A row of `Comparison.rows`.
+Row = Mapping[Hashable, Any]
+
 
 def verdicts(comparison: Comparison) -> list[str]:
     """Return one line per group that says how it differs from the baseline."""
@@ -28,25 +31,28 @@ def verdict_clauses(comparison: Comparison) -> list[tuple[str, list[str]]]:
     wanted = [m for m in family if m in shown] or list(shown)
     rows = comparison.rows[comparison.rows["metric"].isin(wanted)]
     several = varies(comparison.rows["section"])
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows.to_dict("records"):
+        groups.setdefault((row["section"], row["group"]), {})[row["metric"]] = row
     found = []
     compared = comparison.compared
-    compared = compared[compared["metric"].isin(wanted)]
-    for (section, group), part in compared.groupby(["section", "group"], sort=False):
-        by_metric = {row["metric"]: row for row in part.to_dict("records")}
+    for section, group in dict.fromkeys(zip(compared["section"], compared["group"], strict=True)):
+        by_metric = groups[section, group]
         first = by_metric[wanted[0]]
-        names = part["baseline_group"].dropna()
-        baseline = names.iloc[0] if len(names) else comparison.baseline
+        names = [row["baseline_group"] for row in by_metric.values()]
+        baseline = next((str(name) for name in names if pd.notna(name)), comparison.baseline)
         clauses = [_clause(by_metric[m]) for m in wanted if by_metric[m]["pairs"] > 0]
         if not first["completed"] + first["diverged"]:
             clauses = ["no run has finished"]
         elif not clauses:
             clauses = ["no finished run with the same settings and seed to pair with"]
-        clauses += _failures(first, rows, baseline)
+        of_baseline = groups.get((section, baseline), {}).get(wanted[0])
+        clauses += _failures(first, of_baseline, baseline)
         found.append((f"{section}: " * several + f"{group} vs {baseline}", clauses))
     return found
 
 
-def _clause(row: Mapping[Hashable, Any]) -> str:
+def _clause(row: Row) -> str:
     """Say one metric: "accuracy +1.5 pp [0.8, 2.2], adjusted p = 0.031: higher"."""
     metric, pairs = str(row["metric"]), row["pairs"]
     name = "dead units" if metric == "dead_fraction" else SHORT_LABELS.get(metric, label(metric))
@@ -70,17 +76,15 @@ def _clause(row: Mapping[Hashable, Any]) -> str:
     return text
 
 
-def _failures(row: Mapping[Hashable, Any], rows: pd.DataFrame, baseline: str) -> list[str]:
-    """Say how many runs failed to train, beside the baseline's."""
+def _failures(row: Row, other: Row | None, baseline: str) -> list[str]:
+    """Say how many runs failed to train, beside those of the baseline, `other`."""
     finished = row["completed"] + row["diverged"]
     lost = row["diverged"] + row["collapsed"]
-    section = rows[rows["section"] == row["section"]]
-    others = section[section["group"] == baseline].head(1).to_dict("records")
-    beside = [other["diverged"] + other["collapsed"] for other in others]
-    if not lost + sum(beside):
+    beside = other["diverged"] + other["collapsed"] if other else 0
+    if not lost + beside:
         return []
     kinds = [f"{row[kind]} {kind}" for kind in ("diverged", "collapsed") if row[kind]]
     text = f"{lost} of {finished} runs failed to train" + f" ({', '.join(kinds)})" * bool(kinds)
-    for other, failed in zip(others, beside, strict=True):
-        text += f", {failed} of {other['completed'] + other['diverged']} of {baseline}"
-    return [text + f", McNemar p = {format_p(row['p_failed'])}" * pd.notna(row["p_failed"])]
+    if other:
+        text += f", {beside} of {other['completed'] + other['diverged']} of {baseline}"
+    return [text + f", McNemar p = {format_p(row['p_failed'])}" * bool(pd.notna(row["p_failed"]))]

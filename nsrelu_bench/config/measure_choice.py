@@ -1,9 +1,16 @@
 """Which measures a run takes, as text: all, none, names, or names to leave out."""
 
+import functools
 from collections.abc import Sequence
 
 from nsrelu_bench.config.registry import LATER_MEASURES, SITE_MEASURES
 from nsrelu_bench.errors import UsageError, lookup
+
+
+@functools.lru_cache
+def canonical_measures(text: str) -> str:
+    """Write a choice of measures in the one way that it has in a run's configuration."""
+    return format_measures(read_measures(text))
 
 
 def read_measures(text: str) -> list[str]:

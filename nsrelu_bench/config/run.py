@@ -5,6 +5,7 @@ bit for bit. What a run does not use is resolved away (the leak of relu, the mom
 so that it is not part of its identity.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from nsrelu_bench.config.activation_spec import (
     forget,
     parse_activation,
 )
-from nsrelu_bench.config.measure_choice import format_measures, read_measures
+from nsrelu_bench.config.measure_choice import canonical_measures, read_measures
 from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     DATASETS,
@@ -264,7 +265,7 @@ class RunConfig(BaseModel):
     @field_validator("measures")
     @classmethod
     def _canonical_measures(cls, text: str) -> str:
-        return format_measures(read_measures(text))
+        return canonical_measures(text)
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
@@ -348,7 +349,7 @@ class RunConfig(BaseModel):
     @property
     def activation(self) -> ActivationSpec:
         """The activation."""
-        return parse_activation(self.act)
+        return _parse_label(self.act)
 
     @property
     def total_epochs(self) -> int:
@@ -374,6 +375,11 @@ class RunConfig(BaseModel):
         name = "-".join([self.dataset, self.model, self.act])
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:100]
         return f"{slug}-s{self.seed}-{digest[:8]}"
+
+
+@functools.lru_cache
+def _parse_label(label: str) -> ActivationSpec:
+    return parse_activation(label)
 
 
 def _plain(value: Any) -> Any:

@@ -21,11 +21,13 @@ def check_configuration(folder: Path, config: RunConfig) -> None:
         OSError: Its config.yaml can't be read.
     """
     try:
-        settings = parse_settings(read_bytes(folder / CONFIG), CONFIG)
-        theirs = run_config(settings).settings
+        theirs = parse_settings(read_bytes(folder / CONFIG), CONFIG)
+        ours = config.settings
+        if theirs == ours:
+            return
+        theirs = run_config(theirs).settings
     except (FileNotFoundError, ValueError):
         return
-    ours = config.settings
     differ = [name for name in ours if name != "data_dir" and theirs[name] != ours[name]]
     if differ:
         raise BenchError(

@@ -2,15 +2,13 @@
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from nsrelu_bench.config import parse_settings, run_config
-from nsrelu_bench.errors import error_reason
+from nsrelu_bench.errors import UsageError, error_reason
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.environment import environment_columns, read_environment
@@ -41,27 +39,37 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_run(folder: Path, needed: Sequence[str] = ("metrics.csv",)) -> Row:
+def read_run(
+    folder: Path, needed: Sequence[str] = ("metrics.csv",), mark: str | None = None
+) -> Row:
     """Return how a run ended, its configuration and, if it is done, its final metrics.
 
     A run has failed if one of its files `needed` is damaged, whatever its status says.
 
+    Args:
+        folder: The run's folder.
+        needed: The files that must be intact, beside the configuration.
+        mark: Its fingerprint, if it has just been taken.
+
     Raises:
         OSError: A file exists and can't be read.
     """
-    mark = fingerprint(folder)  # before the rest, so that what changes meanwhile is noticed
+    if mark is None:  # before the rest, so that what changes meanwhile is noticed
+        mark = fingerprint(folder)
     status = read_status(folder, strict=True) or Status("failed", error="it was removed")
+    configuration, problem = _configuration(folder)
     if status.done:
         for name in (CONFIG, *needed):
-            problem = find_corruption(folder / name) if (folder / name).exists() else ""
+            if name != CONFIG and (folder / name).exists():
+                problem = find_corruption(folder / name)
             if problem:
                 status = replace(status, state="failed", error=f"{name} can't be read ({problem})")
                 break
-    row = _names(folder) | asdict(status) | _configuration(folder) | _environment(folder)
+    row = _names(folder) | asdict(status) | configuration | _environment(folder)
     if status.done:
-        text = read_bytes(folder / "metrics.csv").decode()
-        *_, final = csv.DictReader(io.StringIO(text, newline=""))
-        row |= {name: float(cell or "nan") for name, cell in final.items() if name not in COUNTERS}
+        lines = read_bytes(folder / "metrics.csv").decode().splitlines()
+        cells = zip(*csv.reader((lines[0], lines[-1])), strict=True)
+        row |= {name: float(cell or "nan") for name, cell in cells if name not in COUNTERS}
     return row | {"fingerprint": mark if _is_trusted(folder, status) else ""}
 
 
@@ -85,14 +93,16 @@ def _is_trusted(folder: Path, status: Status) -> bool:
     return recorded.state == status.state
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
-    """Return the configuration columns of a run; empty where its config.yaml is damaged."""
+def _configuration(folder: Path) -> tuple[Row, str]:
+    """Return the configuration columns of a run, and what is wrong with its config.yaml."""
     try:
         config = run_config(parse_settings(read_bytes(folder / CONFIG), CONFIG))
-    except (FileNotFoundError, ValueError):
-        return {}
+    except FileNotFoundError:
+        return {}, ""
+    except UsageError as error:
+        return {}, error_reason(error).removeprefix(f"{CONFIG}: ")
     settings = config.settings | {"leak": config.activation.leak}
-    return {k: printable(v) if isinstance(v, str) else v for k, v in settings.items()}
+    return {k: printable(v) if isinstance(v, str) else v for k, v in settings.items()}, ""
 
 
 def _environment(folder: Path) -> dict[str, str | None]:

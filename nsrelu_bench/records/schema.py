@@ -40,7 +40,7 @@ COLUMNS = {
 REQUIRED = (CONFIG, "metrics.csv", "layers.csv", "timing.csv")
 
 #: A cell of these files, `layer` aside: a number as Python writes it, or nothing.
-CELL = re.compile(r"(-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?)?")
+CELL = re.compile(r"(?:-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)?")
 
 
 def csv_files(config: RunConfig) -> list[str]:

@@ -80,7 +80,7 @@ def _current_rows(
             if (mark := fingerprint(folder)) and marks.get(name) == mark:
                 kept.add(name)
             else:
-                read.append(read_run(folder))
+                read.append(read_run(folder, mark=mark))
         except OSError as error:
             unreadable.append(unreadable_run(folder, error))
     parts = [known[known["run_id"].isin(kept)], runs_frame(read)]

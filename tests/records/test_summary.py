@@ -31,7 +31,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the runs whose files have been read."""
     names: list[str] = []
     read = summaries.read_run
-    monkeypatch.setattr(summaries, "read_run", lambda run: names.append(run.name) or read(run))
+    monkeypatch.setattr(
+        summaries, "read_run", lambda run, **given: names.append(run.name) or read(run, **given)
+    )
     return names
 
 
@@ -84,8 +86,8 @@ def test_a_change_while_the_summary_is_written_is_not_missed(
 ) -> None:
     read = summaries.read_run
 
-    def read_slowly(folder: Path) -> dict[str, object]:
-        row = read(folder)
+    def read_slowly(folder: Path, mark: str) -> dict[str, object]:
+        row = read(folder, mark=mark)
         (folder / "status.json").write_text(INTERRUPTED)
         return row
 
