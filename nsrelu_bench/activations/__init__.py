@@ -12,8 +12,8 @@ from nsrelu_bench.activations.functional import (
 )
 from nsrelu_bench.activations.local import LocalConv2d, LocalLinear
 from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
-from nsrelu_bench.activations.named import DTYPES, FUNCTIONS
-from nsrelu_bench.activations.replace import swap_activations
+from nsrelu_bench.activations.named_functions import DTYPES, FUNCTIONS
+from nsrelu_bench.activations.swap import swap_activations
 
 __all__ = [
     "DTYPES",

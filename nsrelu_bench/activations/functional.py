@@ -10,8 +10,8 @@ NSReLU is ReLU forward and leaky ReLU backward::
 defined gradient. No implementation may skip its backward because ``x.requires_grad`` is False:
 under ``torch.func`` and in forward mode that flag is False, yet the tensor is differentiated.
 
-`surrogate` pairs any other functions, in the same four implementations (`PAIR_IMPLS`); named.py has
-those with a name. gates.py says where the gradient passes below 0, if not everywhere.
+`surrogate` pairs any other functions, in the same four implementations (`PAIR_IMPLS`).
+named_functions.py has those with a name; gates.py says where a gradient passes below 0.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from nsrelu_bench.activations.autograd import Applier
 from nsrelu_bench.activations.gates import gated_nsrelu, gated_surrogate
-from nsrelu_bench.activations.named import FUNCTIONS, check_dtype, relu_of_input
+from nsrelu_bench.activations.named_functions import FUNCTIONS, check_dtype, relu_of_input
 from nsrelu_bench.config import (
     GATES,
     LEARNABLE,

@@ -18,7 +18,7 @@ from nsrelu_bench.activations.functional import (
     resolve_pair,
 )
 from nsrelu_bench.activations.gates import check_unit_axis, gated_nsrelu
-from nsrelu_bench.activations.named import check_dtype
+from nsrelu_bench.activations.named_functions import check_dtype
 from nsrelu_bench.config import (
     FUNCTION_PARAMETERS,
     ActivationSpec,

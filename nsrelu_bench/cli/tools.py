@@ -48,8 +48,8 @@ def check(
 
     The exit code is 1 where one disagrees.
     """
-    from nsrelu_bench.tools.verify import format_checks, run_checks
-    from nsrelu_bench.tools.verify_gates import run_gate_checks
+    from nsrelu_bench.tools.check import format_checks, run_checks
+    from nsrelu_bench.tools.check_gates import run_gate_checks
 
     checks = run_checks(compiled=compiled)
     gate_checks = run_gate_checks(compiled=compiled)
@@ -151,7 +151,7 @@ def ops(
     import torch
 
     from nsrelu_bench.files import wrap_write_errors
-    from nsrelu_bench.tools.op_benchmark import format_ops, run_ops, save_ops
+    from nsrelu_bench.tools.ops import format_ops, run_ops, save_ops
 
     with wrap_write_errors(out):  # before the minutes of measuring
         out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from nsrelu_bench.compare.baseline import (
 )
 from nsrelu_bench.compare.comparison import Comparison, compare, summarise
 from nsrelu_bench.compare.conditions import select
-from nsrelu_bench.compare.family import Family, declared_family, read_margins
+from nsrelu_bench.compare.declared_tests import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     COUNTED_STATES,

@@ -13,7 +13,7 @@ from nsrelu_bench.compare.baseline import (
     settings_to_match,
 )
 from nsrelu_bench.compare.conditions import select, split_condition
-from nsrelu_bench.compare.family import Family, assess_differences, declare_family
+from nsrelu_bench.compare.declared_tests import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     COUNTED_STATES,

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from nsrelu_bench.compare.comparison import Comparison
-from nsrelu_bench.compare.family import MANY_SEEDS, format_margin, round_up
+from nsrelu_bench.compare.declared_tests import MANY_SEEDS, format_margin, round_up
 from nsrelu_bench.compare.grouping import varies
 from nsrelu_bench.compare.labels import label, scale_of
 from nsrelu_bench.compare.statistics import ALPHA, POWER, Array, seeds_needed

@@ -15,7 +15,6 @@ from nsrelu_bench.config import SITE_MEASURES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled, undisturbed
-from nsrelu_bench.measures.layout import Axis
 from nsrelu_bench.measures.metrics import MEASURES, DeadUnitHistory
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.sites import (
@@ -29,6 +28,7 @@ from nsrelu_bench.measures.sites import (
     site_values,
 )
 from nsrelu_bench.measures.sums import all_finite, weight_update
+from nsrelu_bench.measures.unit_axes import Axis
 
 Batch = tuple[Tensor, Tensor]
 

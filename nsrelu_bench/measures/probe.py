@@ -15,9 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_batched, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
-from nsrelu_bench.measures.layout import Axis, Layout, check_unit_axis, find_axes, units_second
-from nsrelu_bench.measures.origins import TRACED_MODULES, Axes, Layer, Origin, OriginTracker
-from nsrelu_bench.measures.running import GradientSums, PassSums, RunningSums, Total
+from nsrelu_bench.measures.running_sums import GradientSums, PassSums, RunningSums, Total
 from nsrelu_bench.measures.sites import (
     ACTIVATIONS,
     EXTRA_MEASURES,
@@ -42,6 +40,8 @@ from nsrelu_bench.measures.sums import (
     pre_update,
     weight_update,
 )
+from nsrelu_bench.measures.tracking import TRACED_MODULES, Axes, Layer, Origin, OriginTracker
+from nsrelu_bench.measures.unit_axes import Axis, Layout, check_unit_axis, find_axes, units_second
 
 if TYPE_CHECKING:
     import pandas as pd

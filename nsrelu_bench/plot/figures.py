@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.files import replace_file, wrap_write_errors
-from nsrelu_bench.plot.grouped import GroupedResults, group_results
+from nsrelu_bench.plot.figure_specs import PLANS, FigureSpec, plan_figure
+from nsrelu_bench.plot.grouped_results import GroupedResults, group_results
 from nsrelu_bench.plot.layout import (
     add_colorbar,
     add_frame,
@@ -28,7 +29,6 @@ from nsrelu_bench.plot.layout import (
 )
 from nsrelu_bench.plot.legend import activation_entries
 from nsrelu_bench.plot.panel_data import NothingToDrawError
-from nsrelu_bench.plot.specs import PLANS, FigureSpec, plan_figure
 from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import ENVIRONMENT, Results
 

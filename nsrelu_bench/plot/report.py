@@ -22,11 +22,11 @@ from nsrelu_bench.compare import (
 )
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.files import write_file
-from nsrelu_bench.plot.answer import answer, split_verdicts
+from nsrelu_bench.plot.figure_specs import plan_figure
 from nsrelu_bench.plot.figures import to_svg
-from nsrelu_bench.plot.grouped import GroupedResults, group_results
+from nsrelu_bench.plot.grouped_results import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import OUTCOMES, NothingToDrawError, outcomes
-from nsrelu_bench.plot.specs import plan_figure
+from nsrelu_bench.plot.report_summary import answer, split_verdicts
 from nsrelu_bench.records import Results, find_places, load, read_environment
 
 #: The figures in the order of the page.

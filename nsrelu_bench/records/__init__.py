@@ -5,10 +5,10 @@ from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_envi
 from nsrelu_bench.records.export import export
 from nsrelu_bench.records.folders import find_drawable, find_places, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
-from nsrelu_bench.records.identity import check_configuration, check_inputs
-from nsrelu_bench.records.leftovers import find_leftovers, remove_runs
+from nsrelu_bench.records.leftover_runs import find_leftovers, remove_runs
 from nsrelu_bench.records.merge import Merged, merge_studies, study_name
 from nsrelu_bench.records.reader import Results, load, load_runs
+from nsrelu_bench.records.same_run import check_configuration, check_inputs
 from nsrelu_bench.records.status import (
     DONE,
     STATES,

@@ -8,9 +8,9 @@ from typing import Any
 
 from nsrelu_bench.config import RunConfig, read_run
 from nsrelu_bench.records.frames import COUNTERS
-from nsrelu_bench.records.rows import read_run as read_row
 from nsrelu_bench.records.schema import CONFIG
 from nsrelu_bench.records.status import read_status
+from nsrelu_bench.records.summary_rows import read_run as read_row
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import read_bytes
-from nsrelu_bench.records.inputs import input_digests, shorten
+from nsrelu_bench.records.input_digests import input_digests, shorten
 from nsrelu_bench.records.schema import ENVIRONMENT_FILE
 from nsrelu_bench.text import printable
 

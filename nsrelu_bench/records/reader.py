@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsrelu_bench.files import read_bytes
-from nsrelu_bench.records.duplicates import merge_places
+from nsrelu_bench.records.duplicate_runs import merge_places
 from nsrelu_bench.records.folders import find_places, find_studies, no_runs
 from nsrelu_bench.records.frames import (
     CONFIG_COLUMNS,
@@ -20,10 +20,10 @@ from nsrelu_bench.records.frames import (
     runs_frame,
     with_plain_types,
 )
-from nsrelu_bench.records.rows import read_run, unreadable_run
 from nsrelu_bench.records.schema import CONFIG
 from nsrelu_bench.records.status import DONE
 from nsrelu_bench.records.summary import study_runs
+from nsrelu_bench.records.summary_rows import read_run, unreadable_run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,9 +21,9 @@ from nsrelu_bench.records.frames import (
     to_csv,
     with_plain_types,
 )
-from nsrelu_bench.records.rows import fingerprint, read_run, unreadable_run
 from nsrelu_bench.records.schema import CHECKPOINT, SUMMARY
 from nsrelu_bench.records.status import DONE, run_lock
+from nsrelu_bench.records.summary_rows import fingerprint, read_run, unreadable_run
 from nsrelu_bench.text import printable
 
 if TYPE_CHECKING:

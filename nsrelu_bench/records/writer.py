@@ -33,7 +33,7 @@ from nsrelu_bench.files import (
 )
 from nsrelu_bench.records.checkpoint import check_resumable, describe, load_state, pack, unpack
 from nsrelu_bench.records.environment import environment
-from nsrelu_bench.records.identity import check_configuration
+from nsrelu_bench.records.same_run import check_configuration
 from nsrelu_bench.records.schema import (
     CHECKPOINT,
     COLUMNS,

@@ -19,6 +19,7 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset
 from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.random_streams import isolated
 from nsrelu_bench.training.steps import (
     Task,
     batches,
@@ -33,7 +34,6 @@ from nsrelu_bench.training.steps import (
     total_steps,
     train_step,
 )
-from nsrelu_bench.training.streams import isolated
 
 State = dict[str, Any]
 

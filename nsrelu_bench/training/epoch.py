@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split
 from nsrelu_bench.measures import DeadUnitHistory, Measurement, measure, pre_quantiles
+from nsrelu_bench.training.gradient_watch import GradientWatch
 from nsrelu_bench.training.steps import Task, task_number
-from nsrelu_bench.training.warning import GradientWatch
 
 Row = dict[str, Any]
 

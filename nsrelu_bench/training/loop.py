@@ -12,6 +12,7 @@ from torch import nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.training.ensemble import run_ensemble
 from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.random_streams import isolated
 from nsrelu_bench.training.redo import reset_dormant_units
 from nsrelu_bench.training.steps import (
     batches,
@@ -26,7 +27,6 @@ from nsrelu_bench.training.steps import (
     total_steps,
     train_step,
 )
-from nsrelu_bench.training.streams import isolated
 
 
 def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Iterator[Epoch]:

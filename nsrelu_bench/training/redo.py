@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset
 from nsrelu_bench.models import initialise
-from nsrelu_bench.training.streams import generator, isolated
+from nsrelu_bench.training.random_streams import generator, isolated
 
 #: A unit is dormant if its mean activation is at most so large a part of its layer's mean.
 TAU = 0.025

@@ -15,7 +15,7 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, augment_batch, load_dataset
 from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.models import build_model
-from nsrelu_bench.training.streams import generator, isolated
+from nsrelu_bench.training.random_streams import generator, isolated
 
 #: Returns logits: a network, compiled or not, or several as one.
 Forward = Callable[[Tensor], Tensor]

@@ -16,7 +16,7 @@ from nsrelu_bench.activations import (
     surrogate,
     true_gradients,
 )
-from nsrelu_bench.activations.named import DTYPES
+from nsrelu_bench.activations.named_functions import DTYPES
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.errors import UsageError
 

@@ -15,7 +15,7 @@ from nsrelu_bench.activations import (
     multiplication_trick,
     surrogate,
 )
-from nsrelu_bench.activations.named import DTYPES, FUNCTIONS, bsilu
+from nsrelu_bench.activations.named_functions import DTYPES, FUNCTIONS, bsilu
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config.study import make_study
 from nsrelu_bench.errors import UsageError

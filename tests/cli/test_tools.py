@@ -6,7 +6,7 @@ from helpers.command_line import ask
 
 from nsrelu_bench.activations import functional
 from nsrelu_bench.config import DATASETS, FIGURES, GATES, MODEL_SIZES, SITE_MEASURES
-from nsrelu_bench.plot import specs
+from nsrelu_bench.plot import figure_specs
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_list_names_everything_of_a_kind(kind: str, names: list[str]) -> None:
 
 
 def test_every_figure_is_described() -> None:
-    assert list(specs.PLANS) == list(FIGURES)
+    assert list(figure_specs.PLANS) == list(FIGURES)
 
 
 @pytest.mark.parametrize(("found", "used"), [("cuda", "cuda"), ("mps", "cpu"), ("cpu", "cpu")])
@@ -88,9 +88,9 @@ def test_ops_takes_a_device_that_is_there(
     given: list[object] = []
     monkeypatch.setattr("nsrelu_bench.cli.tools.resolve_device", lambda _: found)
     monkeypatch.setattr(
-        "nsrelu_bench.tools.op_benchmark.run_ops",
+        "nsrelu_bench.tools.ops.run_ops",
         lambda sizes, dtypes, **options: given.extend([sizes, dtypes, options["device"]]) or [],
     )
-    monkeypatch.setattr("nsrelu_bench.tools.op_benchmark.save_ops", lambda *_: [])
+    monkeypatch.setattr("nsrelu_bench.tools.ops.save_ops", lambda *_: [])
     ask("ops", "--device", "auto", "--sizes", "2, 3", "--dtypes", "float32, float64", cwd=tmp_path)
     assert given == [[4, 8], ["float32", "float64"], used]

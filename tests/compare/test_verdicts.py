@@ -7,7 +7,7 @@ import pytest
 from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, row, study
 
 from nsrelu_bench.compare.comparison import TABLE_METRICS, compare
-from nsrelu_bench.compare.family import PRIMARY, SECONDARY, round_up, verdict
+from nsrelu_bench.compare.declared_tests import PRIMARY, SECONDARY, round_up, verdict
 from nsrelu_bench.compare.labels import LABELS, SHORT_LABELS, is_percent, label
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.tables import format_table

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 
 from nsrelu_bench.compare import name_groups
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.plot import figures, panels, specs
-from nsrelu_bench.plot.grouped import group_results
+from nsrelu_bench.plot import figure_specs, figures, panels
+from nsrelu_bench.plot.grouped_results import group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import activation_style
 
@@ -35,8 +35,8 @@ def line(ax: Axes, label: str):
     return next(x for x in ax.lines if x.get_label() == label)
 
 
-def plan(kind: str, frames: MadeUp, metric: str | None = None) -> specs.FigureSpec:
-    return specs.PLANS[kind](group_results(frames)[0], [metric] if metric else [])
+def plan(kind: str, frames: MadeUp, metric: str | None = None) -> figure_specs.FigureSpec:
+    return figure_specs.PLANS[kind](group_results(frames)[0], [metric] if metric else [])
 
 
 def drawn(kind: str, frames: MadeUp) -> Figure:
@@ -91,7 +91,7 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
 
 
 @pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
-@pytest.mark.parametrize("kind", specs.PLANS)
+@pytest.mark.parametrize("kind", figure_specs.PLANS)
 def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
         figure = drawn(kind, frames)
@@ -161,7 +161,7 @@ def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
     paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
     missing = ["units", "cosine", "phase", "line"]
-    names = set(specs.PLANS) - set(missing)
+    names = set(figure_specs.PLANS) - set(missing)
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
     units = "dead_fraction or revived_fraction or submerged_fraction or dormant_fraction"
@@ -302,13 +302,13 @@ def test_a_line_goes_over_any_numeric_setting() -> None:
         config_columns=[*MADE_UP_CONFIG, "width"],
     )
     [results] = group_results(frames, x="width")
-    spec = specs.plan_line(results, ["test_accuracy", "dead_fraction"])
+    spec = figure_specs.plan_line(results, ["test_accuracy", "dead_fraction"])
     assert [title for title, _ in spec.panels] == ["lr=0.1"] * 2 + ["lr=0.2"] * 2
     assert spec.title == "Test accuracy and dead units over the width"
     [results] = group_results(frames, x="epochs")
     message = "epochs is not a setting that varies over numbers; those that do: lr, width"
     with pytest.raises(NothingToDrawError, match=message):
-        specs.plan_line(results)
+        figure_specs.plan_line(results)
     with pytest.raises(UsageError, match="unknown setting 'rate'"):
         group_results(frames, x="rate")
 
@@ -317,9 +317,9 @@ def test_several_metrics_are_drawn_side_by_side() -> None:
     [results] = group_results(FRAMES)
     wanted = ["dead_fraction", "grad_norm"]
     for kind in ("curves", "tradeoff", "leak", "layers", "profile", "pairs"):
-        assert len(specs.PLANS[kind](results, wanted).panels) in (2, 6)
+        assert len(figure_specs.PLANS[kind](results, wanted).panels) in (2, 6)
     with pytest.raises(NothingToDrawError, match="gradient_depth shows one metric at a time, not"):
-        specs.plan_gradient_depth(results, wanted)
+        figure_specs.plan_gradient_depth(results, wanted)
 
 
 def test_of_many_layers_some_are_drawn() -> None:

@@ -26,8 +26,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from nsrelu_bench.compare import Baseline, name_groups
-from nsrelu_bench.plot import figures, panels, specs
-from nsrelu_bench.plot.grouped import group_results
+from nsrelu_bench.plot import figure_specs, figures, panels
+from nsrelu_bench.plot.grouped_results import group_results
 from nsrelu_bench.plot.panel_data import NothingToDrawError, add_unit_fractions
 from nsrelu_bench.plot.style import activation_style
 
@@ -169,7 +169,7 @@ def test_the_leak_curve_marks_leaks_that_always_diverged() -> None:
 
 
 def test_the_phase_diagram_marks_diverged_cells() -> None:
-    plan = specs.plan_phase(group_results(GRID_RUNS)[0])
+    plan = figure_specs.plan_phase(group_results(GRID_RUNS)[0])
     assert [title for title, _ in plan.panels] == ["nsrelu"]
     ax = plan.panels[0][1](ax=Figure().subplots())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.01", "0.1", "1"]
@@ -189,7 +189,7 @@ def test_phase_diagrams_are_ordered_by_number() -> None:
         for width in (16, 2, 8)
     )
     frames = replace(GRID_RUNS, runs=runs, config_columns=[*MADE_UP_CONFIG, "width"])
-    titles = [title for title, _ in specs.plan_phase(group_results(frames)[0]).panels]
+    titles = [title for title, _ in figure_specs.plan_phase(group_results(frames)[0]).panels]
     assert titles == ["nsrelu width=2", "nsrelu width=8", "nsrelu width=16"]
 
 
@@ -369,7 +369,7 @@ def test_names_are_taken_literally(name: str) -> None:
     ax.figure.draw_without_rendering()
     assert not ax.title.get_parse_math()
     assert [t.get_text() for t in ax.get_yticklabels()] == [name]
-    spec = specs.plan_layers(group_results(replace(FRAMES, layers=layers))[0])
+    spec = figure_specs.plan_layers(group_results(replace(FRAMES, layers=layers))[0])
     assert not figures.figure(spec).axes[0].title.get_parse_math()
 
 

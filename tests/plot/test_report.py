@@ -25,7 +25,7 @@ from nsrelu_bench.compare.verdicts import verdict_clauses
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.plot import report
-from nsrelu_bench.plot.answer import answer, split_verdicts
+from nsrelu_bench.plot.report_summary import answer, split_verdicts
 from nsrelu_bench.sweep.execution import execute_run
 
 REPORTED_ENVIRONMENT = {

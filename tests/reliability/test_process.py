@@ -25,8 +25,7 @@ from nsrelu_bench.compare import tables
 from nsrelu_bench.config.reading import read_run, run_config
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.sweep.execution import execute_run
-from nsrelu_bench.tools import op_benchmark as ops
-from nsrelu_bench.tools import verify as check
+from nsrelu_bench.tools import check, ops
 
 CLI = [sys.executable, "-m", "nsrelu_bench"]
 TRAIN_TINY = ["train", "--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "1"]

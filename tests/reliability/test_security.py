@@ -43,13 +43,13 @@ class Bomb:
 
 # What the package may call, by file: everything else that runs what it reads is found here.
 ALLOWED = {
-    ("tools/verify.py", "pickle.loads"),  # of what it pickled a moment ago
-    ("tools/verify_gates.py", "pickle.loads"),  # the same
+    ("tools/check.py", "pickle.loads"),  # of what it pickled a moment ago
+    ("tools/check_gates.py", "pickle.loads"),  # the same
     ("data/formats.py", "pickle.loads"),  # CIFAR, after its md5
     ("__init__.py", "importlib.import_module"),  # the package's own modules
     ("plugins.py", "importlib.import_module"),  # what the user names
     ("tools/doctor.py", "importlib.import_module"),  # the dependencies
-    ("plot/clean_import.py", "importlib.import_module"),  # matplotlib's styles
+    ("plot/matplotlib_import.py", "importlib.import_module"),  # matplotlib's styles
     ("sweep/executors/ray_connection.py", "importlib.import_module"),  # Ray
 }
 RUNS_WHAT_IT_READS = re.compile(

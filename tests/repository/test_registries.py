@@ -13,7 +13,7 @@ from nsrelu_bench.activations import NSReLU, functional, modules
 from nsrelu_bench.config import activation_spec, registry
 from nsrelu_bench.data import loading
 from nsrelu_bench.measures import measure
-from nsrelu_bench.plot import specs
+from nsrelu_bench.plot import figure_specs
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
     ("model", "MODELS of models.py", models.MODELS),
     ("data set", "LOADERS of data/loading.py", loading.LOADERS),
-    ("figure", "PLANS of plot/specs.py", specs.PLANS),
+    ("figure", "PLANS of plot/figure_specs.py", figure_specs.PLANS),
 ]
 
 #: Where else each must be, among others.

@@ -11,8 +11,8 @@ import torch
 from nsrelu_bench.activations import DTYPES, IMPLS, nsrelu
 from nsrelu_bench.config import GATES
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.tools import op_benchmark as ops
-from nsrelu_bench.tools.op_benchmark import (
+from nsrelu_bench.tools import ops
+from nsrelu_bench.tools.ops import (
     FORMS,
     FORMS_IN_PLACE,
     Row,

@@ -9,7 +9,7 @@ from helpers.made_up import TWO
 from typer.testing import CliRunner
 
 from nsrelu_bench.cli import app as cli
-from nsrelu_bench.compare.family import declared_family, read_margins
+from nsrelu_bench.compare.declared_tests import declared_family, read_margins
 from nsrelu_bench.config.registry import CLASSES, DATASETS, TEST_IMAGES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study

@@ -4,8 +4,8 @@ from helpers.tiny_runs import tiny
 from torch import nn
 
 from nsrelu_bench.activations import NSReLU
-from nsrelu_bench.training import run, warning
-from nsrelu_bench.training.warning import GradientWatch, first_layer_cosine
+from nsrelu_bench.training import gradient_watch, run
+from nsrelu_bench.training.gradient_watch import GradientWatch, first_layer_cosine
 
 
 def network(activation: nn.Module) -> nn.Sequential:
@@ -61,7 +61,7 @@ def test_looking_leaves_network_and_generators_alone() -> None:
 def test_the_first_step_below_the_threshold_is_kept() -> None:
     watch = GradientWatch()
     assert [step for step in range(1, 350) if watch.due(step)] == [100, 200, 300]
-    watch.compare([{"surrogate_cosine": warning.LOST_BELOW}, {"surrogate_cosine": 0.1}], 55)
+    watch.compare([{"surrogate_cosine": gradient_watch.LOST_BELOW}, {"surrogate_cosine": 0.1}], 55)
     watch.compare([{"surrogate_cosine": None}], 110)
     watch.compare([], 120)
     assert watch.lost_step is None
@@ -79,7 +79,7 @@ def test_a_run_records_the_step_and_a_tied_one_never_does() -> None:
 
 
 def test_the_watch_works_without_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warning, "WATCH_EVERY", 5)
+    monkeypatch.setattr(gradient_watch, "WATCH_EVERY", 5)
     settings = {"act": "nsrelu(1)", "lr": 0.05, "epochs": 2, "measures": "none"}
     *_, last = run(tiny(**settings))
     assert last.metrics["gradient_lost_step"] % 5 == 0

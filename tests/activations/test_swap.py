@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from nsrelu_bench.activations.modules import NSReLU, Surrogate
-from nsrelu_bench.activations.replace import swap_activations
+from nsrelu_bench.activations.swap import swap_activations
 from nsrelu_bench.errors import BenchError
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from nsrelu_bench.activations import DTYPES, NSReLU, surrogate
 from nsrelu_bench.config import GATES
-from nsrelu_bench.tools import verify
+from nsrelu_bench.tools import check
+from nsrelu_bench.tools.check import Check
 from nsrelu_bench.tools.exactness import hold, hold_that, normal, relu_value, subnormals
-from nsrelu_bench.tools.verify import Check
 
 GATE_LEAKS = (0.01, 0.1, 1.0)
 
@@ -35,7 +35,7 @@ def run_gate_checks(*, compiled: bool = True) -> list[Check]:
 
 def _check(gate: str, case: str) -> Check:
     reason, behaves = GATE_DIFFERENCES.get(case, ("", GATE_CASES[case]))
-    return verify.outcome(gate, case, reason, partial(behaves, gate))
+    return check.outcome(gate, case, reason, partial(behaves, gate))
 
 
 def _gradient(x: Tensor, grad: Tensor, leak: float, gate: str, axis: int = -1) -> Tensor:
@@ -120,7 +120,7 @@ def _non_contiguous(gate: str) -> str:
 def _channels_last(gate: str) -> str:
     x = _batch((2, 3, 4, 5), 1).contiguous(memory_format=torch.channels_last)
     for inplace in (False, True):
-        module = nn.Sequential(verify.Clone(), _module(gate, axis=1, inplace=inplace))
+        module = nn.Sequential(check.Clone(), _module(gate, axis=1, inplace=inplace))
         _hold(module, x, 0.1, gate, axis=1)
         y = module(x.requires_grad_())
         (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -137,9 +137,7 @@ def _empty(gate: str) -> str:
 
 def _in_place(gate: str) -> str:
     for leak in GATE_LEAKS:
-        _hold(
-            nn.Sequential(verify.Clone(), _module(gate, leak, inplace=True)), _batch(), leak, gate
-        )
+        _hold(nn.Sequential(check.Clone(), _module(gate, leak, inplace=True)), _batch(), leak, gate)
     x = _batch()
     kept = _module(gate, inplace=True)(x).data_ptr() == x.data_ptr()
     hold_that(kept, "the input is not overwritten")
@@ -208,7 +206,7 @@ def _forward_mode_is_refused(gate: str) -> str:
 
 
 def _compile(gate: str) -> str:
-    backend, remark = verify.compile_backend()
+    backend, remark = check.compile_backend()
     torch.compiler.reset()
     module = torch.compile(_module(gate), backend=backend, fullgraph=True)
     x = _batch().requires_grad_()
@@ -246,7 +244,7 @@ def _no_gradient(gate: str) -> str:
 
 
 def _saved_memory(gate: str) -> str:
-    return verify.saved_memory(lambda _: _module(gate, axis=0))
+    return check.saved_memory(lambda _: _module(gate, axis=0))
 
 
 GATE_CASES: dict[str, GateCase] = {

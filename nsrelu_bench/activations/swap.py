@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nsrelu_bench.activations.functional_calls import functional_calls, kept_modules
 from nsrelu_bench.activations.modules import Surrogate
-from nsrelu_bench.activations.remaining import functional_calls, kept_modules
 from nsrelu_bench.errors import BenchError
 
 

@@ -7,7 +7,7 @@ from nsrelu_bench.config import RunConfig, parse_settings, run_config
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records.environment import INPUTS, read_environment
-from nsrelu_bench.records.inputs import input_digests, may_change, shorten
+from nsrelu_bench.records.input_digests import input_digests, may_change, shorten
 from nsrelu_bench.records.schema import CONFIG
 
 

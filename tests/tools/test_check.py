@@ -6,8 +6,8 @@ from torch.autograd.function import once_differentiable
 
 from nsrelu_bench.activations.functional import IMPLS, nsrelu_
 from nsrelu_bench.activations.modules import NSReLU
-from nsrelu_bench.tools import verify as check
-from nsrelu_bench.tools.verify import (
+from nsrelu_bench.tools import check
+from nsrelu_bench.tools.check import (
     CASES,
     DOCUMENTED,
     NATIVE_IN_PLACE,

@@ -3,8 +3,7 @@ import torch
 
 from nsrelu_bench.activations import gates
 from nsrelu_bench.config import GATES
-from nsrelu_bench.tools import verify
-from nsrelu_bench.tools.verify_gates import GATE_CASES, GATE_DIFFERENCES, run_gate_checks
+from nsrelu_bench.tools.check_gates import GATE_CASES, GATE_DIFFERENCES, run_gate_checks
 
 GATED = [gate for gate in GATES if gate != "always"]
 
@@ -12,7 +11,7 @@ GATED = [gate for gate in GATES if gate != "always"]
 @pytest.fixture(scope="module")
 def checks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "compile_backend", lambda: ("aot_eager", "traced"))
+        patch.setattr("nsrelu_bench.tools.check.compile_backend", lambda: ("aot_eager", "traced"))
         return run_gate_checks()
 
 

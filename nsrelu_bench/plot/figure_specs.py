@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from nsrelu_bench.compare import Baseline, act_order, label
 from nsrelu_bench.plot import panels
-from nsrelu_bench.plot.grouped import GroupedResults
+from nsrelu_bench.plot.grouped_results import GroupedResults
 from nsrelu_bench.plot.legend import diverged_cells, front_entry, outcome_entries
 from nsrelu_bench.plot.panel_data import (
     LOG_METRICS,
