@@ -63,6 +63,14 @@ Detail = Annotated[
     bool,
     make_option("--detail", "Also tables of failures, medians and chances of improvement"),
 ]
+Columns = Annotated[
+    list[str] | None,
+    make_option(
+        *("--columns", "Columns of the table, with commas, e.g. test_accuracy,diff,p"),
+        *("counts, metrics and differences", "NAMES"),
+        names=["runs", "diverged", "collapsed", "diff", "pairs", "p", "verdict", *METRICS],
+    ),
+]
 Sort = Annotated[str | None, make_option("--sort", "Metric or setting to sort by", metavar="NAME")]
 TableFormat = Annotated[
     str, make_option("--format", "Form of the table", "table", choices=TABLE_FORMATS)
@@ -88,6 +96,7 @@ def compare(
     where: Where = None,
     all_runs: AllRuns = False,
     tune: Tune = None,
+    columns: Columns = None,
     sort: Sort = None,
     fmt: TableFormat = "table",
     as_json: AsJson = False,
@@ -100,18 +109,23 @@ def compare(
     The table has means with 95 % intervals and differences to the baseline, paired by seed.
     """
     from nsrelu_bench.compare import comparison as statistics
-    from nsrelu_bench.compare import format_table
+    from nsrelu_bench.compare import format_table, metrics_for
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 
     baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
     _report_failed(runs)
+    family = _family(chosen, primary, split_names(secondary), margin)
+    shown = split_names(columns)
+    metrics = split_names(metric)
+    if shown and not metrics:
+        metrics = metrics_for(shown, family["primary"], runs)
     comparison = statistics.compare(
         runs,
         CONFIG_COLUMNS,
         baseline=baseline,
-        metrics=split_names(metric),
-        **_family(chosen, primary, split_names(secondary), margin),
+        metrics=metrics,
+        **family,
         by=split_names(by),
         where=where or (),
         tune=split_names(tune) or (),
@@ -122,6 +136,7 @@ def compare(
         "json" if as_json else fmt,
         terminal_width() if out is None else None,
         detail=detail,
+        columns=shown,
     )
     write_or_print(text, out)
     if sys.stderr.isatty() and not as_json:

@@ -7,6 +7,7 @@ from nsrelu_bench.compare.baseline import (
     read_baseline,
     settings_to_match,
 )
+from nsrelu_bench.compare.columns import metrics_for
 from nsrelu_bench.compare.comparison import Comparison, compare, summarise
 from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.declared_tests import Family, declared_family, read_margins
@@ -62,6 +63,7 @@ __all__ = [
     "join_settings",
     "label",
     "mcnemar_p",
+    "metrics_for",
     "name_groups",
     "notes",
     "parse_act",

@@ -88,6 +88,7 @@ class Comparison:
             torch, where it is the same for all runs that say.
         mixed: The same where it differs, with its values.
         copies: For pairs of studies, how many runs of the first train as one of the second.
+        studies: The names of the studies.
         baseline_setting: The setting that the baseline is a value of: the activation, or another.
     """
 
@@ -104,6 +105,7 @@ class Comparison:
     environment: Mapping[str, str] = field(default_factory=dict)
     mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     copies: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    studies: tuple[str, ...] = ()
     baseline_setting: str = "act"
 
     @property
@@ -434,8 +436,8 @@ def _choose_metrics(
     measured = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
     for metric in metrics or ():
         lookup(dict.fromkeys(measured), metric, "metric")
-    usual = [m for m in ([primary] if primary else []) + [*TABLE_METRICS] if m in measured]
-    shown = list(dict.fromkeys(metrics or usual))
+    usual = [*([primary] if primary else []), *TABLE_METRICS, *(secondary or ())]
+    shown = list(dict.fromkeys(metrics or [m for m in usual if m in measured]))
     if not shown:
         raise BenchError("the runs have no metrics to compare")
     return shown, declare_family(measured, primary, secondary, margins)

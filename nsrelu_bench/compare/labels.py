@@ -45,6 +45,15 @@ def is_percent(metric: str) -> bool:
     return metric.endswith(("accuracy", "fraction"))
 
 
+def best_of(metric: str) -> str | None:
+    """Return whether the "highest" or the "lowest" value of a metric is best; None for neither."""
+    if metric.endswith("accuracy") or metric == "zero_fraction":
+        return "highest"
+    if metric.endswith("_loss") or metric.startswith(("dead_", "submerged_", "dormant_")):
+        return "lowest"
+    return None
+
+
 def format_value(metric: str, value: float) -> str:
     """Write a value of a metric without its spread."""
     return f"{format_fixed(value * 100, 1)} %" if is_percent(metric) else f"{value:.3g}"

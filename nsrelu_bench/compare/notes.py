@@ -2,24 +2,40 @@
 
 import math
 
+from nsrelu_bench.compare.columns import RUN_COUNTS, column_name, usual_columns
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.labels import label, scale_of
 from nsrelu_bench.compare.outcomes import chance_accuracy
 from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
 from nsrelu_bench.compare.statistics import ALPHA, LEAST_SEEDS, LEAST_VALUES, POWER
-from nsrelu_bench.config import CLASSES, TEST_IMAGES
+from nsrelu_bench.config import CLASSES, METRICS, TEST_IMAGES
 
 
 def notes(comparison: Comparison) -> list[str]:
     """Return the foot of a comparison's tables, in lines."""
     return [
+        *_legend(comparison),
         *_averages(comparison),
         *_failures(comparison),
         *_tests(comparison),
         *_other_noise(comparison),
         *_cautions(comparison),
     ]
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    """Say what each count and metric is."""
+    counts = {key: RUN_COUNTS[key] for key in usual_columns(comparison) if key in RUN_COUNTS}
+    metrics = {column_name(name): _definition(name) for name in comparison.metrics}
+    return [f"{name}: {text}." for name, text in (counts | metrics).items() if text]
+
+
+def _definition(metric: str) -> str:
+    """Return what a metric is, without what it costs; empty for one that is not ours."""
+    text = METRICS.get(metric, "").partition(" (")[0]
+    units = metric.removesuffix("fraction") + "units"
+    return f"share of {METRICS[units]}" if text.endswith("over units") else text
 
 
 def _averages(comparison: Comparison) -> list[str]:

@@ -15,6 +15,7 @@ def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, 
     return {
         "shared": dict(zip(frame["section"], frame["shared"], strict=True)),
         "datasets": tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
+        "studies": tuple(map(str, frame["study"].unique())) if "study" in frame else (),
         "environment": _environment(frame),
         "mixed": find_mixed(frame) | _mixed_probes(frame, config_columns),
         "copies": _copies(frame, config_columns),

@@ -12,22 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nsrelu_bench.compare.comparison import Comparison
-from nsrelu_bench.compare.grouping import COUNTED_STATES
-from nsrelu_bench.compare.labels import (
-    SHORT_LABELS,
-    format_interval,
-    is_percent,
-    label,
-    scale_of,
+from nsrelu_bench.compare.columns import (
+    Column,
+    choose_columns,
+    column_name,
+    format_mean,
+    make_column,
+    usual_columns,
+    values_of,
 )
+from nsrelu_bench.compare.comparison import Comparison
+from nsrelu_bench.compare.labels import format_interval
+from nsrelu_bench.compare.latex import format_latex
 from nsrelu_bench.compare.notes import notes
-from nsrelu_bench.compare.outcomes import KEYS
 from nsrelu_bench.compare.statistics import LEAST_SEEDS, LEAST_VALUES
 from nsrelu_bench.compare.verdicts import verdicts
-from nsrelu_bench.errors import lookup
+from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.records import to_csv
-from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_columns
+from nsrelu_bench.text import format_p, split_columns
 
 
 @dataclass(frozen=True)
@@ -45,67 +47,82 @@ class Sheet:
         return [max(map(len, "\n".join(column).split("\n"))) for column in columns]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What is asked of a table.
+
+    Attributes:
+        width: That of the terminal, into which it is fitted; None is for a pipe, and cuts nothing.
+        detail: Whether there are tables of failures, medians and chances of improvement.
+        columns: Names of `columns.column_names`; None for the usual ones.
+    """
+
+    width: int | None = None
+    detail: bool = False
+    columns: Sequence[str] | None = None
+
+
 def format_table(
-    comparison: Comparison, fmt: str = "table", width: int | None = None, *, detail: bool = False
+    comparison: Comparison,
+    fmt: str = "table",
+    width: int | None = None,
+    *,
+    detail: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> str:
     """Return the comparison as text: ``table``, ``csv``, ``json``, ``md`` or ``latex``.
 
     `width` is that of the terminal, into which a table is fitted; None is for a pipe, and cuts
     nothing. `detail` adds tables of failures, medians and chances of improvement, which otherwise
     are there only where a run failed to train; csv and json always have these numbers. csv is
-    `Comparison.rows` alone; latex needs the package booktabs.
+    `Comparison.rows` alone; latex needs the package booktabs. `columns` chooses the columns of a
+    table: those of `columns.column_names`.
 
     Raises:
-        UsageError: There is no such format.
+        UsageError: There is no such format or column.
     """
     write = lookup(FORMATS, fmt, "format")
-    return write(comparison, sheets_of(comparison, detail=detail), width)
+    if columns is not None and fmt in ("csv", "json"):
+        raise UsageError(f"columns are for the formats table, md and latex, not {fmt}")
+    return write(comparison, Layout(width, detail, columns))
 
 
-def sheets_of(comparison: Comparison, *, detail: bool = False) -> list[Sheet]:
+def sheets_of(
+    comparison: Comparison, *, detail: bool = False, columns: Sequence[str] | None = None
+) -> list[Sheet]:
     """Return a comparison as tables: one per section, and one more with its failures.
 
-    That one is there where a run failed to train, and everywhere with `detail`.
+    That one is there where a run failed to train, and everywhere with `detail`. `columns` are
+    names of `column_names`, all by default.
+
+    Raises:
+        UsageError: There is no such column.
     """
+    keys = choose_columns(comparison, columns, usual_columns(comparison))
     sheets = []
     for section, part in comparison.rows.groupby("section", sort=False):
         heading = ", ".join(filter(None, [str(section), comparison.shared[str(section)]]))
-        sheets.append(_main_sheet(comparison, heading, part))
-        if detail or part["failed_to_train"].any():
+        sheets.append(_main_sheet(comparison, heading, part, keys))
+        if detail or (columns is None and part["failed_to_train"].any()):
             sheets.append(_detail_sheet(comparison, heading, part))
     return sheets
 
 
-def _main_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> Sheet:
+def _main_sheet(
+    comparison: Comparison, heading: str, rows: pd.DataFrame, keys: Sequence[str]
+) -> Sheet:
     """Return the means of the metrics, and the differences in the main one."""
-    everywhere, metrics, main = comparison.rows, comparison.metrics, comparison.main_metric
-    of_main = rows[rows["metric"] == main]
-    counts = [
-        c for c in (*COUNTED_STATES[1:2], "collapsed", *COUNTED_STATES[2:]) if everywhere[c].any()
-    ]
-    counts = ["runs", *dict.fromkeys(["diverged", *counts])]
-    columns = {"activation": list(of_main["group"])}
-    columns |= {count: list(map(str, of_main[count])) for count in counts}
-    for metric in metrics:
-        part = rows[rows["metric"] == metric]
-        columns[_column_name(metric)] = _means(comparison, part, metric)
-    if everywhere["pairs"].any():
-        tested = main in comparison.family.metrics
-        unit = scale_of(main)[1] if len(metrics) > 1 else ""
-        columns[f"vs {comparison.baseline}{unit}"] = _differences(comparison, of_main, main)
-        columns["pairs"] = [str(n) if n else "-" for n in of_main["pairs"]]
-        columns["adj. p" if tested else "raw p"] = list(
-            map(format_p, of_main["p_adjusted" if tested else "p"])
-        )
-        if tested:
-            columns["verdict"] = [_brief(words) or "-" for words in of_main["verdict"]]
-    return Sheet(heading, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+    names = list(rows.drop_duplicates("group")["group"])
+    columns = [Column("activation", "activation", names)]
+    columns += [make_column(comparison, rows, key) for key in keys]
+    cells = [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
+    return Sheet(heading, [column.header for column in columns], cells)
 
 
 def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> Sheet:
     """Return how many runs failed to train, and the main metric of all that finished."""
     main, baseline = comparison.main_metric, comparison.baseline
-    name = _column_name(main)
+    name = column_name(main)
     lines = []
     for row in rows[rows["metric"] == main].to_dict("records"):
         share, better = (
@@ -117,8 +134,8 @@ def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> S
                 ("p_better", "p_better_low", "p_better_high"),
             )
         )
-        values = [_mean(main, row["itt_mean"], row["itt_low"], row["itt_high"], 1)]
-        values += [_mean(main, row[key], math.nan, math.nan, 1) for key in ("median", "iqm")]
+        values = [format_mean(main, row["itt_mean"], row["itt_low"], row["itt_high"], 1)]
+        values += [format_mean(main, row[key], math.nan, math.nan, 1) for key in ("median", "iqm")]
         failed = f"{row['diverged'] + row['collapsed']}/{row['completed'] + row['diverged']}"
         lines.append([row["group"], failed, share, format_p(row["p_failed"]), *values, better])
     header = ["activation", "failed to train", "share %", "McNemar p", f"{name}, all runs"]
@@ -126,93 +143,13 @@ def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> S
     return Sheet(f"{heading}: every run that finished", header, lines)
 
 
-def _column_name(metric: str) -> str:
-    return SHORT_LABELS.get(metric, label(metric)) + " %" * is_percent(metric)
+def _sheets(comparison: Comparison, layout: Layout) -> list[Sheet]:
+    return sheets_of(comparison, detail=layout.detail, columns=layout.columns)
 
 
-def _brief(words: str) -> str:
-    """Shorten a verdict for a cell."""
-    return words.replace("would need about ", "~").replace("would need more than ", "> ")
-
-
-def _means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
-    """Write the means of completed runs, with as many places as their half-widths need."""
-    scale, _ = scale_of(metric)
-    places = decimal_places((rows["high"] - rows["low"]) / 2 * scale)
-    few = rows["n"].between(1, LEAST_VALUES - 1).any()
-    by_group = _values(comparison, "value", metric) if few else {}
-    cells = []
-    for row in rows.to_dict("records"):
-        if 0 < row["n"] < LEAST_VALUES:
-            values = by_group[row["section"], row["group"], metric]
-            cells.append(", ".join(_mean(metric, v, math.nan, math.nan, places) for v in values))
-        else:
-            cells.append(_mean(metric, row["mean"], row["low"], row["high"], places))
-    return cells
-
-
-def _values(
-    comparison: Comparison, column: str, *metrics: str
-) -> dict[tuple[str, str, str], list[float]]:
-    """Return the values of groups by seed; those of completed runs, or differences."""
-    seeds = comparison.seeds[comparison.seeds["metric"].isin(metrics)]
-    seeds = seeds[seeds[column].notna()].sort_values("seed")
-    if column == "value":
-        seeds = seeds[seeds["survived"] > 0]
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for section, group, metric, value in seeds[[*KEYS, column]].itertuples(index=False):
-        found.setdefault((section, group, metric), []).append(value)
-    return found
-
-
-def _mean(metric: str, mean: float, low: float, high: float, common: int) -> str:
-    """Write "93.1 ± 0.3", or "0.5 [0.0, 1.1]" where the interval is cut off."""
-    scale, _ = scale_of(metric)
-    half = (high - low) / 2
-    if math.isnan(mean):
-        return "-"
-    places = common if is_percent(metric) else _two_digits(mean, half)
-    if places is None:
-        return f"{mean:.3g}" + (f" ± {half:.2g}" if half >= 0 else "")
-    text = format_fixed(scale * mean, places)
-    if math.isnan(half):
-        return text
-    if abs(high + low - 2 * mean) > 1e-9 * max(abs(high), abs(low)):
-        return f"{text} {format_interval(metric, low, high, places)}"
-    return f"{text} ± {format_fixed(scale * half, places)}"
-
-
-def _differences(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
-    """Write differences as "+1.5 [0.8, 2.2]", or all of them where they are too few for that."""
-    scale, _ = scale_of(metric)
-    common = decimal_places((rows["diff_high"] - rows["diff_low"]) / 2 * scale)
-    by_group = _values(comparison, "difference", metric) if rows["diff_low"].isna().any() else {}
-    cells = []
-    for row in rows.to_dict("records"):
-        low, high = row["diff_low"], row["diff_high"]
-        places = common if is_percent(metric) else _two_digits(row["diff"], (high - low) / 2)
-        if not row["pairs"]:
-            cells.append("-")
-        elif math.isnan(low):
-            values = by_group[row["section"], row["group"], metric]
-            cells.append(", ".join(format_fixed(scale * v, common, "+") for v in values))
-        elif places is None:
-            cells.append(f"{row['diff']:+.3g} [{low:.3g}, {high:.3g}]")
-        else:
-            ends = format_interval(metric, low, high, places)
-            cells.append(f"{format_fixed(scale * row['diff'], places, '+')} {ends}")
-    return cells
-
-
-def _two_digits(value: float, half: float) -> int | None:
-    """Return how many places show two digits of a half-width; None if that is no way to write."""
-    if not half > 0 or not 1e-3 <= abs(value) < 1e5:
-        return None
-    return max(1 - math.floor(math.log10(half)), 0)
-
-
-def _text(comparison: Comparison, sheets: Sequence[Sheet], width: int | None) -> str:
-    """Return tables, foot and verdicts, fitted to a terminal of that width."""
+def _text(comparison: Comparison, layout: Layout) -> str:
+    """Return tables, foot and verdicts, fitted to a terminal."""
+    sheets, width = _sheets(comparison, layout), layout.width
     below = "\n".join([*notes(comparison), "", *verdicts(comparison)]).strip()
     if width is None:
         return "\n\n".join([*map(_aligned, sheets), below]) + "\n"
@@ -260,14 +197,14 @@ def _aligned(sheet: Sheet) -> str:
     return "\n".join(texts)
 
 
-def _csv(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -> str:
+def _csv(comparison: Comparison, _: Layout) -> str:
     return to_csv(comparison.rows)
 
 
-def _json(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) -> str:
+def _json(comparison: Comparison, _: Layout) -> str:
     rows = json.loads(comparison.rows.to_json(orient="records", double_precision=15))
-    values = _values(comparison, "value", *comparison.metrics)
-    differences = _values(comparison, "difference", *comparison.metrics)
+    values = values_of(comparison, "value", *comparison.metrics)
+    differences = values_of(comparison, "difference", *comparison.metrics)
     for row in rows:
         key = row["section"], row["group"], row["metric"]
         if row["n"] < LEAST_VALUES:
@@ -295,9 +232,9 @@ def _json(comparison: Comparison, _sheets: Sequence[Sheet], _width: int | None) 
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _markdown(comparison: Comparison, sheets: Sequence[Sheet], _width: int | None) -> str:
+def _markdown(comparison: Comparison, layout: Layout) -> str:
     blocks = []
-    for sheet in sheets:
+    for sheet in _sheets(comparison, layout):
         rule = ["---", *["---:"] * (len(sheet.header) - 1)]
         lines = [" | ".join(row) for row in (sheet.header, rule, *sheet.rows)]
         blocks += [f"**{sheet.heading}**" * bool(sheet.heading)]
@@ -307,42 +244,11 @@ def _markdown(comparison: Comparison, sheets: Sequence[Sheet], _width: int | Non
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _latex(comparison: Comparison, sheets: Sequence[Sheet], _width: int | None) -> str:
-    lines = []
-    for sheet in sheets:
-        head, *rows = [
-            " & ".join(map(_escape_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows)
-        ]
-        columns = "l" + "r" * (len(sheet.header) - 1)
-        lines += [
-            "% " + " ".join(sheet.heading.splitlines()),
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-        ]
-        lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
-    for line in (*notes(comparison), *verdicts(comparison)):
-        lines.append("% " + " ".join(line.splitlines()))
-    return "\n".join(lines) + "\n"
+def _latex(comparison: Comparison, layout: Layout) -> str:
+    return format_latex(comparison, layout.columns)
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-#: What LaTeX reads as something else.
-LATEX = {letter: rf"\{letter}" for letter in "%_&#${}"} | {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "\n": " ",
-    "\r": " ",
-}
-
-FORMATS: dict[str, Callable[[Comparison, Sequence[Sheet], int | None], str]] = {
+FORMATS: dict[str, Callable[[Comparison, Layout], str]] = {
     "table": _text,
     "csv": _csv,
     "json": _json,

@@ -82,12 +82,12 @@ LATER_MEASURES = tuple(SITE_MEASURES)[1 + list(SITE_MEASURES).index("effective_r
 #: What is computed on each part of the data.
 SCORES: dict[str, str] = {
     "loss": "mean cross-entropy in nats",
-    "accuracy": "fraction of the examples classified right",
+    "accuracy": "fraction of examples classified right",
 }
 
 #: What a run is measured by after every epoch.
 METRICS: dict[str, str] = {
-    f"{part}_{score}": f"{text} of the {data} data"
+    f"{part}_{score}": f"{text} on the {data} data"
     for part, data in {"train": "training", "val": "validation", "test": "test"}.items()
     for score, text in SCORES.items()
 } | SITE_MEASURES

@@ -3,14 +3,17 @@
 import io
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, study
 
+from nsrelu_bench.compare import columns, metrics_for
 from nsrelu_bench.compare import comparison as c
-from nsrelu_bench.compare import tables
 from nsrelu_bench.compare.tables import format_table
 from nsrelu_bench.errors import UsageError
 
@@ -150,11 +153,78 @@ def test_markdown_and_latex_are_well_formed() -> None:
     assert "equivalent within 2 pp" in latex
 
 
+#: An activation whose name is all that LaTeX reads as something else.
+STRANGE = "a^b~c\\d{e}<f>#&$\ng_%"
+
+#: A study in which a setting varies, one activation is better, one is as good, and one diverged.
+PAPER = study(
+    TWO,
+    TWO.assign(lr=0.01, run_id=TWO["run_id"] + "b", grad_norm=1.2e-7),
+    make_runs("leaky_relu(0.1)", RELU).assign(dead_fraction=0.0),
+    lose(make_runs("nsrelu(1)", RELU), [0, 1]),
+    make_runs(STRANGE, RELU),
+).assign(negative_fraction=0.5)
+
+
 def test_latex_reads_names_as_they_are() -> None:
-    name = "a^b~c\\d{e}<f>\ng"
-    latex = format_table(c.compare(make_runs(name, RELU), MADE_UP_CONFIG), "latex")
-    escaped = r"a\textasciicircum{}b\textasciitilde{}c\textbackslash{}d\{e\}$<$f$>$ g & 6"
-    assert escaped in latex
+    latex = format_table(c.compare(PAPER, MADE_UP_CONFIG), "latex")
+    escaped = r"a\textasciicircum{}b\textasciitilde{}c\textbackslash{}d\{e\}$<$f$>$\#\&\$ g\_\%"
+    assert f"{escaped} & 0.1 & " in latex
+
+
+def test_a_latex_table_is_made_for_a_paper() -> None:
+    latex = format_table(c.compare(PAPER, MADE_UP_CONFIG), "latex")
+    lines = latex.splitlines()
+    assert r"\label{tab:s}" in lines
+    head = r"activation & lr & diverged & accuracy (\%) & zeros (\%) & dead (\%) & vs.\ relu (pp)"
+    assert rf"{head} & adj.\ $p$ \\" in lines
+    better = next(line for line in lines if line.startswith("nsrelu(0.1) & 0.1"))
+    assert r"\textbf{94.0} $\pm$ 2.1$^{\uparrow}$ & " in better
+    assert r"\textbf{50.0} $\pm$ 0.0$^{\approx}$" in better
+    assert "$+1.5$ [1.0, 2.0]" in better
+    assert r"\textbf{0.0} $\pm$ 0.0$^{\downarrow}$ & $+0.0$" in latex
+    lost = next(line for line in lines if line.startswith("nsrelu(1) & 0.1"))
+    assert r"\textbf" not in lost
+    assert r"$-26.8$ [" in lost
+    assert lines.count(r"\addlinespace") == 1
+    caption = next(line for line in lines if line.startswith(r"\caption"))
+    assert r"$\approx$: equivalent within 1 pp of test accuracy" in caption
+    assert "($p < 0.05$, adjusted for 13 tests)" in caption
+
+
+def test_latex_writes_powers_of_ten_and_comparisons() -> None:
+    comparison = c.compare(PAPER, MADE_UP_CONFIG)
+    latex = format_table(comparison, "latex", columns=["negative_fraction", "grad_norm"])
+    assert r"& inputs $\le 0$ (\%) & grad norm \\" in latex
+    assert r"$1.2 \times 10^{-7}$" in latex
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+@pytest.mark.parametrize("chosen", [None, ["runs", "negative_fraction", "grad_norm", "verdict"]])
+def test_latex_compiles(chosen: list[str] | None, tmp_path: Path) -> None:
+    table = format_table(c.compare(PAPER, MADE_UP_CONFIG), "latex", columns=chosen)
+    packages = r"\documentclass{article}\usepackage{booktabs}"
+    document = rf"{packages}\begin{{document}}{table}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in done.stdout
+
+
+def test_columns_can_be_chosen() -> None:
+    keys = ["runs", "zero_fraction", "diff", "zero_fraction:diff", "zero_fraction:p"]
+    comparison = c.compare(TWO, MADE_UP_CONFIG)
+    lines = [re.split(r"  +", x) for x in format_table(comparison, columns=keys).splitlines()]
+    header = ["activation", "runs", "zeros %", "vs relu pp", "zeros vs relu pp", "zeros adj. p"]
+    assert lines[1] == header
+    assert lines[3][4:] == ["+0.0 [0.0, 0.0]", "1"]
+    with pytest.raises(UsageError, match="unknown column 'zeros'; choose from: runs, diverged"):
+        format_table(comparison, columns=["zeros"])
+    with pytest.raises(UsageError, match="columns are for the formats table, md and latex, not"):
+        format_table(comparison, "csv", columns=["runs"])
+    assert metrics_for(keys, None, TWO) == ["test_accuracy", "zero_fraction"]
 
 
 def test_an_unknown_format_lists_those_there_are() -> None:
@@ -163,6 +233,6 @@ def test_an_unknown_format_lists_those_there_are() -> None:
 
 
 def test_numbers_have_the_places_that_their_error_shows() -> None:
-    assert tables._two_digits(0.327, 0.012) == 3
-    assert tables._two_digits(1e-7, 1e-8) is None
-    assert tables._two_digits(2.0, np.nan) is None
+    assert columns.two_digits(0.327, 0.012) == 3
+    assert columns.two_digits(1e-7, 1e-8) is None
+    assert columns.two_digits(2.0, np.nan) is None

@@ -131,7 +131,15 @@ def test_rounding_as_large_as_the_difference_is_said() -> None:
 
 
 def test_the_foot_says_what_is_averaged_and_tested() -> None:
-    assert notes(compare(TWO, MADE_UP_CONFIG)) == [
+    assert notes(compare(TWO, MADE_UP_CONFIG))[:6] == [
+        "runs: runs of the activation with these settings, one per seed.",
+        "diverged: runs whose loss or weights stopped being finite.",
+        "accuracy %: fraction of examples classified right on the test data.",
+        "zeros %: fraction of the outputs that are exactly 0.",
+        "dead %: share of units with output 0 for every example.",
+        "grad norm: norm of the gradient of the parameters.",
+    ]
+    assert notes(compare(TWO, MADE_UP_CONFIG))[6:] == [
         "Mean ± half-width of the 95% t interval over 12 of 12 runs, all completed. [low, high] "
         "where 0 or 100 % cuts it off; under 5 values, the values.",
         "vs relu: paired by seed; the interval inverts the sign-flip test of one difference.",

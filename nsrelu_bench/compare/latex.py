@@ -1,0 +1,229 @@
+"""A comparison as tables of LaTeX that go into a paper as they are, with the package booktabs."""
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nsrelu_bench.compare.columns import (
+    Column,
+    choose_columns,
+    make_column,
+    split_key,
+)
+from nsrelu_bench.compare.comparison import Comparison
+from nsrelu_bench.compare.declared_tests import format_margin
+from nsrelu_bench.compare.grouping import format_setting, join_settings, varies
+from nsrelu_bench.compare.labels import best_of, label
+from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.statistics import ALPHA
+from nsrelu_bench.compare.verdicts import verdicts
+
+#: How a cell says what an adjusted p below `ALPHA` shows, by the first letters of a verdict.
+VERDICT_SIGNS = {"higher": r"\uparrow", "lower": r"\downarrow", "equivalent": r"\approx"}
+
+
+def format_latex(comparison: Comparison, columns: Sequence[str] | None = None) -> str:
+    """Return one table per section, each with a caption and a label, and notes as comments.
+
+    By default it has the metrics that are tested, with signs for what the tests show, and the
+    difference in the main one.
+
+    Raises:
+        UsageError: There is no such column.
+    """
+    keys = choose_columns(comparison, columns, _usual_columns(comparison))
+    lines = []
+    for section, rows in comparison.rows.groupby("section", sort=False):
+        lines += [*_table(comparison, str(section), rows, keys), ""]
+    for line in (*notes(comparison), *verdicts(comparison)):
+        lines.append("% " + " ".join(line.splitlines()))
+    return "\n".join(lines) + "\n"
+
+
+def _usual_columns(comparison: Comparison) -> list[str]:
+    """Return the tested metrics, or those asked for, and the difference in the main one."""
+    rows, tested = comparison.rows, comparison.family.metrics
+    metrics = tested if set(tested) <= set(comparison.metrics) else comparison.metrics
+    counts = [count for count in ("diverged", "collapsed") if rows[count].any()]
+    return [*counts, *metrics, *(["diff", "p"] if rows["pairs"].any() else [])]
+
+
+def _table(
+    comparison: Comparison, section: str, rows: pd.DataFrame, keys: Sequence[str]
+) -> list[str]:
+    """Return the lines of a table: a row per group, its settings in columns of their own."""
+    groups = rows.drop_duplicates("group").reset_index(drop=True)
+    settings = [c for c in _settings(groups) if varies(groups[c])]
+    joined = join_settings(groups, settings)
+    names = [
+        group.removesuffix(text).strip()
+        for group, text in zip(groups["group"], joined, strict=True)
+    ]
+    columns = [("activation", [_escape(name) for name in names])]
+    columns += [(_escape(c), [_escape(format_setting(v)) for v in groups[c]]) for c in settings]
+    columns += [_column(comparison, rows, key, joined) for key in keys]
+    body = [" & ".join(row) + r" \\" for row in zip(*(c for _, c in columns), strict=True)]
+    for place in reversed(range(1, len(body))):
+        if joined[place] != joined[place - 1]:
+            body.insert(place, r"\addlinespace")
+    alignment = "l" * (1 + len(settings)) + "r" * len(keys)
+    return [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{" + _caption(comparison, section, rows, keys) + "}",
+        r"\label{tab:" + _slug(comparison, section) + "}",
+        r"\smallskip\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
+        r"\toprule",
+        " & ".join(name for name, _ in columns) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def _settings(groups: pd.DataFrame) -> list[str]:
+    """Return the columns of settings, which are between the activation and the counts."""
+    columns = list(map(str, groups))
+    return columns[columns.index("act") + 1 : columns.index("runs")]
+
+
+def _column(
+    comparison: Comparison, rows: pd.DataFrame, key: str, blocks: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Return the header and the cells of a column; those of a metric with bold and signs."""
+    column = make_column(comparison, rows, key)
+    if key in comparison.metrics:
+        return _header(column.header), _decorated(rows[rows["metric"] == key], column, blocks)
+    return _header(column.header), [_cell(text) for text in column.cells]
+
+
+def _decorated(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> list[str]:
+    """Write means, the best one of each block in bold, each with the signs of its verdict."""
+    best = _best_cells(rows, column, blocks)
+    cells = []
+    for text, words, block in zip(column.cells, rows["verdict"], blocks, strict=True):
+        mean, _, rest = text.partition(" ")
+        signs = "".join(sign for word, sign in VERDICT_SIGNS.items() if word in words)
+        is_best = mean == best.get(block)
+        bold = rf"\textbf{{{mean}}} {_cell(rest)}".strip() if is_best else _cell(text)
+        cells.append(bold + (f"$^{{{signs}}}$" if signs else ""))
+    return cells
+
+
+def _best_cells(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> dict[str, str]:
+    """Return the text of the best mean of each block, of groups without a run that failed."""
+    direction = best_of(column.key)
+    means = rows["mean"].where(rows["failed_to_train"] == 0).reset_index(drop=True)
+    found = {}
+    for block, part in means.groupby(list(blocks)):
+        if direction is not None and len(part) > 1 and part.notna().any():
+            best = part.max() if direction == "highest" else part.min()
+            cells = (cell for cell, m in zip(column.cells, means, strict=True) if m == best)
+            found[str(block)] = next(cells).partition(" ")[0]
+    return found
+
+
+def _caption(comparison: Comparison, section: str, rows: pd.DataFrame, keys: Sequence[str]) -> str:
+    """Say what the table shows, and what its signs mean."""
+    metrics = [key for key in keys if key in comparison.metrics]
+    names = list(map(label, metrics))
+    heading = ", ".join(filter(None, [section, comparison.shared[section]]))
+    seeds = comparison.seeds[comparison.seeds["section"] == section]
+    counts = seeds.groupby("group")["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    sentences = [f"{heading}; {low}{'' if low == high else f' to {high}'} seeds"]
+    if names:
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        sentences.append(
+            f"{listed[:1].upper()}{listed[1:]}: mean ± half-width of the"
+            f" {comparison.confidence:.0%} interval"
+        )
+    if any(best_of(metric) for metric in metrics):
+        sentences.append("Bold: the best mean where no run failed to train")
+    text = ". ".join(map(_prose, sentences)) + "."
+    words = rows.loc[rows["metric"].isin(metrics), "verdict"]
+    if words.str.contains("|".join(VERDICT_SIGNS)).any():
+        text += _signs_explained(comparison, metrics)
+    if {"diff", "p"} & {split_key(key)[1] for key in keys}:
+        text += _prose(
+            f" Differences to {comparison.baseline} are paired by seed, with"
+            f" {comparison.confidence:.0%} intervals."
+        )
+    return text
+
+
+def _signs_explained(comparison: Comparison, metrics: Sequence[str]) -> str:
+    family = comparison.family
+    margins = [
+        f"{format_margin(metric, family.margin(metric))} of {label(metric)}"
+        for metric in metrics
+        if metric in family.metrics and family.margin(metric) > 0
+    ]
+    return (
+        rf" $\uparrow$, $\downarrow$: higher or lower than {_escape(comparison.baseline)}"
+        rf" ($p < {ALPHA}$, adjusted for {comparison.tests} tests)"
+        + (rf"; $\approx$: equivalent within {_prose(' or '.join(margins))}." if margins else ".")
+    )
+
+
+def _slug(comparison: Comparison, section: str) -> str:
+    several = varies(comparison.rows["section"])
+    words = " ".join([*comparison.studies, *([section] if several else [])])
+    return re.sub(r"[^\w.]+", "-", words).strip("-") or "comparison"
+
+
+def _header(text: str) -> str:
+    """Write a column's header: a unit in brackets, p as mathematics."""
+    unit = re.search(r" (%|pp)$", text)
+    name = text[: unit.start()] if unit else text
+    words = _prose(name).replace("vs ", r"vs.\ ", 1) if name.startswith("vs ") else _prose(name)
+    words = re.sub(r"\bp$", "$p$", words).replace("adj. ", r"adj.\ ")
+    return words + (f" ({_escape(unit[1])})" if unit else "")
+
+
+def _cell(text: str) -> str:
+    """Write numbers with a minus and powers of ten; a lone dash is a missing value."""
+    return "--" if text == "-" else _prose(text)
+
+
+def _prose(text: str) -> str:
+    """Write text in which numbers and comparisons are mathematics."""
+    return "".join(
+        _number(part) if LATEX_NUMBER.fullmatch(part) else _escape(part)
+        for part in LATEX_PARTS.split(text)
+    )
+
+
+LATEX_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?|<= \d+")
+LATEX_PARTS = re.compile(r"((?<![\w.(-])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.)])|<= \d+)")
+
+
+def _number(text: str) -> str:
+    if text.startswith("<="):
+        return rf"$\le {text[3:]}$"
+    mantissa, _, exponent = text.partition("e")
+    if exponent:
+        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
+    return f"${text}$" if text[0] in "+-" else text
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+#: What LaTeX reads as something else.
+LATEX = {letter: rf"\{letter}" for letter in "%_&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "\n": " ",
+    "\r": " ",
+}
