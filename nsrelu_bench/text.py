@@ -45,6 +45,17 @@ def underflows(number: str) -> bool:
     return re.search("[1-9]", digits) is not None and float(number) == 0
 
 
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Write whole numbers in their order, those that follow each other as one: "0-5, 8"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][-1] + 1 == number:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ", ".join("-".join(map(str, ends)) for ends in ranges)
+
+
 @overload
 def split_names(given: None) -> None: ...
 @overload

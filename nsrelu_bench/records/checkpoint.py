@@ -67,6 +67,7 @@ def describe(
         "run_id": config.run_id,
         "epoch": epoch,
         "environment": {name: environment.get(name) for name in DECISIVE},
+        "stacked": environment.get("stacked"),
         "files": files,
     }
 

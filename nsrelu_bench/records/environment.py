@@ -26,7 +26,7 @@ INPUTS = ("data_digest", "source_digest")
 
 #: Columns of summary.csv for what a run's numbers depend on besides its configuration.
 ENVIRONMENT = (
-    *("torch", "cpu_capability", "processor", "instruction_set", "blas", "rounding"),
+    *("torch", "cpu_capability", "processor", "instruction_set", "blas", "rounding", "stacked"),
     *INPUTS,
 )
 

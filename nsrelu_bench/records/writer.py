@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,6 +55,7 @@ from nsrelu_bench.records.status import (
     read_status,
     run_lock,
 )
+from nsrelu_bench.text import format_ranges
 
 if TYPE_CHECKING:
     from nsrelu_bench.training import Epoch
@@ -165,10 +166,23 @@ class RunWriter:
                 self.checkpoint = load_state(state)
                 self.status = Status("running", epoch=about["epoch"])
                 self._environment["resumed_after"] = about["epoch"]
+                self._environment["stacked"] = about.get("stacked")
                 return {name: length for name, (length, _) in about["files"].items()}
         self._environment |= {"resumed_after": None, "refused": refused}
         path.unlink(missing_ok=True)
         return {}
+
+    def record_stack(self, seeds: Sequence[int]) -> None:
+        """Record in env.json the seeds of the network that the run is part of from here on.
+
+        They change its last digits: so a run says which they were, also before it was resumed.
+        """
+        now, before = f"seeds {format_ranges(seeds)}", self._environment.get("stacked") or ""
+        if not before.endswith(now):
+            then = f"{before} until epoch {self.status.epoch}, then " if before else ""
+            self._environment["stacked"] = then + now
+        with wrap_write_errors(self.folder):
+            write_json(self.folder / ENVIRONMENT_FILE, self._environment, durable=False)
 
     def append(self, epoch: "Epoch") -> None:
         """Write the rows of one epoch."""

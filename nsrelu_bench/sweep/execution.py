@@ -138,6 +138,8 @@ def execute_run(
             return
         from nsrelu_bench.training import run
 
+        if config.stack:
+            recording.record_stack([config])
         for epoch in run(config, recording.checkpoint):
             event = recording.add(epoch)
             if not event.ended:
@@ -180,6 +182,8 @@ def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
         from nsrelu_bench.training import run_ensemble
 
         configs = [member.config for member in members]
+        for member in members:
+            yield from _record_stack(member, configs)
         for epochs in run_ensemble(configs, [member.checkpoint for member in members]):
             # Written for all before anything is reported: what stops a study between two events
             # leaves all seeds with a checkpoint of the same epoch, from which they resume together.
@@ -195,6 +199,14 @@ def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
         for member in members:
             if member.is_open:
                 yield member.close(error)
+
+
+def _record_stack(member: "Recording", configs: Sequence[RunConfig]) -> list[Event]:
+    try:
+        member.record_stack(configs)
+    except Exception as error:
+        return [member.close(error)]
+    return []
 
 
 def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
@@ -247,6 +259,10 @@ class Recording:
             return self._failed(error)
         self.is_open = True
         return self._event()
+
+    def record_stack(self, configs: Sequence[RunConfig]) -> None:
+        """Record which runs are computed as one network with this one."""
+        self._writer.record_stack([config.seed for config in configs])
 
     def add(self, epoch: "Epoch") -> Event:
         """Write an epoch."""

@@ -137,5 +137,6 @@ def test_every_column_is_recorded() -> None:
     columns = environment_columns(environment(tiny()))
     assert {name for name, value in columns.items() if not value} <= {
         "source_digest",
+        "stacked",
         "instruction_set",  # on a system that does not tell
     }

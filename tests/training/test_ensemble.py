@@ -1,6 +1,8 @@
 import csv
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_runs import stop_after, tiny
+from helpers.tiny_runs import TINY, stop_after, tiny
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from nsrelu_bench.cli.app import app
+from nsrelu_bench.compare.comparison import compare
+from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.config.reading import run_config
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.models import build_model
+from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep.execution import Event, RunPolicy, group_into_jobs
@@ -235,6 +240,63 @@ def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) 
             assert rows(tmp_path / "stopped", config, name) == rows(
                 tmp_path / "whole", config, name
             )
+
+
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.records.writer import RunWriter
+from nsrelu_bench.sweep import RunPolicy, run_all
+
+append, left = RunWriter.append, int(sys.argv[2])
+
+def append_and_die(writer, epoch):
+    global left
+    append(writer, epoch)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunWriter.append = append_and_die
+runs = [RunConfig(**{TINY!r}, stack=True, seed=seed) for seed in {[*SEEDS]}]
+for _ in run_all(runs, Path(sys.argv[1]), policy=RunPolicy(checkpoint_after=0)):
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("appended", "stacked_with"),
+    [
+        (6, ["seeds 0-2"] * 3),
+        (7, ["seeds 0-2"] * 3),
+        (
+            5,
+            [
+                *["seeds 0-2 until epoch 1, then seeds 0-1"] * 2,
+                "seeds 0-2 until epoch 0, then seeds 2",
+            ],
+        ),
+        (8, ["seeds 0-2", *["seeds 0-2 until epoch 1, then seeds 1-2"] * 2]),
+    ],
+)
+def test_a_killed_stack_gives_the_same_bits_or_says_so(
+    tmp_path: Path, appended: int, stacked_with: list[str]
+) -> None:
+    runs = stacked()
+    made(tmp_path / "whole", runs)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(appended)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert states(made(tmp_path / "killed", runs)) == ["completed"] * 3
+    for config, expected in zip(runs, stacked_with, strict=True):
+        said = json.loads((tmp_path / "killed" / config.run_id / "env.json").read_text())
+        assert said["stacked"] == expected
+        if expected == "seeds 0-2":
+            assert rows(tmp_path / "killed", config) == rows(tmp_path / "whole", config)
+    foot = notes(compare(load_runs(tmp_path / "killed"), CONFIG_COLUMNS))
+    warned = any(line.startswith("Careful") and "stacked seeds" in line for line in foot)
+    assert warned == (stacked_with != ["seeds 0-2"] * 3)
 
 
 def test_seeds_stopped_at_other_epochs_resume_from_their_own(tmp_path: Path) -> None:
