@@ -48,8 +48,7 @@ def check(
 
     The exit code is 1 where one disagrees.
     """
-    from nsrelu_bench.tools.check import format_checks, run_checks
-    from nsrelu_bench.tools.check_gates import run_gate_checks
+    from nsrelu_bench.tools.check import format_checks, run_checks, run_gate_checks
 
     checks = run_checks(compiled=compiled)
     gate_checks = run_gate_checks(compiled=compiled)

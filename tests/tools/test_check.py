@@ -1,20 +1,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.gates import GATED
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from nsrelu_bench.activations import gates
 from nsrelu_bench.activations.functional import IMPLS, nsrelu_
 from nsrelu_bench.activations.modules import NSReLU
-from nsrelu_bench.tools import check
+from nsrelu_bench.tools import check, check_cases
 from nsrelu_bench.tools.check import (
-    CASES,
-    DOCUMENTED,
     NATIVE_IN_PLACE,
     Check,
     format_checks,
     run_checks,
+    run_gate_checks,
 )
+from nsrelu_bench.tools.check_cases import CASES, DOCUMENTED, GATE_CASES
 
 NATIVE = IMPLS["native"]
 
@@ -23,30 +25,30 @@ NATIVE = IMPLS["native"]
 def checks():
     # Tracing alone: the compiler would take 20 s, and has a test of its own.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "compile_backend", lambda: ("aot_eager", "traced"))
+        patch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
         return run_checks()
 
 
 def outcomes(name, function, monkeypatch, cases):
     """The outcome of each case for a function that stands as `name` among the implementations."""
-    monkeypatch.setattr(check, "compile_backend", lambda: ("aot_eager", ""))
+    monkeypatch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", ""))
     monkeypatch.setattr(check, "CASES", {case: CASES[case] for case in cases})
     for other in IMPLS.keys() - {name}:
         monkeypatch.delitem(IMPLS, other)
     monkeypatch.setitem(IMPLS, "native", function)  # which the row in place looks up
     monkeypatch.setitem(IMPLS, name, function)
-    return {check.case: check for check in run_checks() if check.impl == name}
+    return {check.case: check for check in run_checks() if check.subject == name}
 
 
 def test_every_implementation_is_checked_in_every_case(checks):
     expected = [(impl, case) for impl in (*IMPLS, NATIVE_IN_PLACE) for case in CASES]
-    assert [(check.impl, check.case) for check in checks] == expected
+    assert [(check.subject, check.case) for check in checks] == expected
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("impl", [*IMPLS, NATIVE_IN_PLACE])
 def test_every_implementation_agrees_or_is_documented_not_to(checks, impl, case):
-    (result,) = [check for check in checks if (check.impl, check.case) == (impl, case)]
+    (result,) = [check for check in checks if (check.subject, check.case) == (impl, case)]
     expected = "documented" if (impl, case) in DOCUMENTED else "agrees"
     assert (result.outcome, result.detail != "") == (
         expected,
@@ -204,7 +206,7 @@ def test_a_wrong_implementation_is_found_out(function, found, missed, monkeypatc
 def only_case(case):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "CASES", {case: CASES[case]})
-        return {check.impl: check for check in run_checks()}
+        return {check.subject: check for check in run_checks()}
 
 
 def test_integers_taken_in_silence_are_found_out(monkeypatch):
@@ -220,7 +222,7 @@ def test_a_setting_lost_on_the_way_is_found_out(monkeypatch):
     assert {result.outcome for result in results.values()} == {"disagrees"}
 
 
-@pytest.mark.parametrize(("impl", "case"), DOCUMENTED)
+@pytest.mark.parametrize(("impl", "case"), [key for key in DOCUMENTED if key[0] in IMPLS])
 def test_what_is_documented_and_does_not_happen_is_found_out(impl, case, monkeypatch):
     # One that agrees in the case lacks the documented behaviour.
     agreeing = next(name for name in ("function", "native") if (name, case) not in DOCUMENTED)
@@ -265,3 +267,59 @@ def test_a_table_without_remarks_has_no_gap():
         "",
         "1 checks: 1 agree, 0 documented, 0 disagree",
     ]
+
+
+# Gates
+
+
+@pytest.fixture(scope="module")
+def gate_checks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
+        return run_gate_checks()
+
+
+def test_every_gate_agrees_or_is_documented_not_to(gate_checks):
+    assert [(check.subject, check.case) for check in gate_checks] == [
+        (g, c) for g in GATED for c in GATE_CASES
+    ]
+    for result in gate_checks:
+        expected = "documented" if (result.subject, result.case) in DOCUMENTED else "agrees"
+        assert result.outcome == expected, (result.subject, result.case, result.detail)
+
+
+def wrong(change):
+    """Return `gates.gated_nsrelu` with something changed in its arguments."""
+    right = gates.gated_nsrelu
+
+    def gated(x, leak, gate, unit_axis=None, *, inplace=False):
+        arguments = {"leak": leak, "gate": gate, "unit_axis": unit_axis, "inplace": inplace}
+        return right(x, **arguments | change(x, **arguments))
+
+    return gated
+
+
+OTHER_GATE = {"rescue": "up", "up": "down", "down": "up"}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda *_, **a: {"leak": 2 * a["leak"]}, set(GATED)),
+        (lambda *_, gate, **__: {"gate": OTHER_GATE.get(gate, gate)}, {"up", "down", "rescue"}),
+        (lambda x, **_: {"unit_axis": 0} if x.dim() > 1 else {}, {"dead", "rescue"}),
+    ],
+    ids=["leak", "gate", "axis"],
+)
+def test_a_wrong_gate_is_found(change, found, monkeypatch):
+    monkeypatch.setattr("nsrelu_bench.activations.modules.gated_nsrelu", wrong(change))
+    outcomes = [check for check in run_gate_checks(compiled=False) if check.case == "gradients"]
+    assert {check.subject for check in outcomes if check.outcome == "disagrees"} == found
+
+
+def test_a_gate_without_the_refusal_of_forward_mode_is_found(monkeypatch):
+    monkeypatch.setattr(
+        "nsrelu_bench.activations.modules.gated_nsrelu", lambda x, *_, **__: torch.relu(x)
+    )
+    outcomes = {check.case: check.outcome for check in run_gate_checks(compiled=False)}
+    assert outcomes["torch.func.jvp"] == "disagrees"
