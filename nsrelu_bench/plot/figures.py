@@ -62,7 +62,8 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
         raise NothingToDrawError("there is no data for it")
     columns = min(2 if count == 4 else spec.columns, chosen.columns, count)
     width = chosen.column if count == 1 else chosen.page
-    height = chosen.column * {1: 0.7, 2: 0.62}.get(columns, 0.52)
+    narrow = columns > 1 and chosen.page == chosen.column
+    height = chosen.column * (0.52 if narrow else {1: 0.7, 2: 0.62}.get(columns, 0.52))
     with mpl.style.context(["default", RC, chosen.rc]):
         drawn = new_figure((width, math.ceil(count / columns) * height))
         axes: list[Axes] = []

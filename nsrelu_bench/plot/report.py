@@ -208,7 +208,7 @@ def _draw(kind: str, results: GroupedResults, metrics: Sequence[str], name: str)
     section = f"{results.section}: " if results.section else ""
     try:
         spec = plan_figure(kind, results, metrics)
-        wide, narrow = (to_svg(spec, f"{name}-{s}", s) for s in ("paper", "column"))
+        wide, narrow = (to_svg(spec, f"{name}-{s}", s) for s in ("paper", "phone"))
     except NothingToDrawError as reason:
         return Drawing(name, missing=f"{section}{reason}")
     caption = section + FIGURES[kind]

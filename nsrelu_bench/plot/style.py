@@ -171,10 +171,13 @@ _PAPER = FigureStyle(
     },
 )
 
-#: "column" stacks the panels in one column of a paper, or on a telephone.
+_COLUMN_RC = _PAPER.rc | {"font.size": 6.5, "axes.titlesize": 6.5, "lines.markersize": 2.8}
+
+#: "column" fits one column of a paper, with two panels side by side; "phone" stacks them.
 STYLES: dict[str, FigureStyle] = {
     "paper": _PAPER,
-    "column": replace(_PAPER, page=_PAPER.column, columns=1),
+    "column": replace(_PAPER, page=_PAPER.column, columns=2, rc=_COLUMN_RC),
+    "phone": replace(_PAPER, page=_PAPER.column, columns=1),
     "talk": FigureStyle(
         column=8,
         page=13,

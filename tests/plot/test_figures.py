@@ -327,3 +327,11 @@ def test_of_many_layers_some_are_drawn() -> None:
     spec = plan("layers", replace(FRAMES, layers=pd.concat(parts)))
     assert [title for title, _ in spec.panels][::11] == ["0", "19"]
     assert spec.foot.endswith(" 12 of 20 layers.")
+
+
+def test_a_column_has_panels_two_by_two() -> None:
+    spec = plan("curves", FRAMES)
+    for style, columns in (("column", 2), ("phone", 1), ("paper", 2)):
+        places = [ax.get_position() for ax in figures.figure(spec, style).axes]
+        assert len(places) == len(spec.panels) == 4
+        assert len({round(place.y0, 2) for place in places}) == 4 // columns
