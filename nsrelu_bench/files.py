@@ -162,6 +162,17 @@ def remove_drafts(folder: Path, name: str = "") -> None:
                     Path(draft).unlink()
 
 
+@contextmanager
+def held_draft(path: Path) -> Iterator[Path]:
+    """Keep an empty temporary file beside `path`; if this process is killed, it can be removed."""
+    draft, file = _create_draft(path)
+    with file:
+        try:
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
+
+
 def _create_draft(path: Path) -> tuple[Path, BinaryIO]:
     """Create a temporary file beside `path`, locked so that `remove_drafts` leaves it alone."""
     while True:

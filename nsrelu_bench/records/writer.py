@@ -271,7 +271,11 @@ class RunWriter:
 
 
 def save_study(study: Study, folder: Path) -> None:
-    """Save a study, as it was asked for, to study.yaml in its folder."""
+    """Save a study, as it was asked for, to study.yaml in its folder.
+
+    What killed processes left in the folder is removed.
+    """
+    remove_drafts(folder)
     write_file(folder / STUDY, _yaml_text(study.asked))
 
 

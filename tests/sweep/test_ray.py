@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 from helpers.tiny_runs import DIVERGING, make, tiny
 
+from nsrelu_bench.config import make_study
 from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.records import save_study
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.sweep.execution import DEFAULT_POLICY, Event, Job
 from nsrelu_bench.sweep.executors import ray as ray_engine
@@ -258,6 +260,35 @@ def test_an_interrupted_study_leaves_nothing_of_its_ray(
     assert status.state == "interrupted"
     assert list(short_folder.glob("ray-*")) == []
     assert not (Path(settings["HOME"]) / ".ray").exists()  # its token is in no file
+
+
+@pytest.mark.slow
+def test_a_killed_study_leaves_no_process_and_no_folder(
+    settings: dict[str, str], tmp_path: Path, short_folder: Path
+) -> None:
+    own = {"HOME": settings["HOME"], "TMPDIR": str(short_folder)}
+    study = tmp_path / "ray"
+    with study_of(study, [{"epochs": 5000}], own) as process:
+        while json.loads(process.stdout.readline())[2] is None:
+            pass
+        (folder,) = short_folder.glob("ray-*")
+        assert len(list(study.glob(".ray.*"))) == 1
+        process.kill()
+        deadline = time.monotonic() + PATIENCE_S
+        while left_of(process) or processes_with(folder) or folder.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    save_study(make_study({"dataset": "digits"}, "ray"), study)  # as the next sweep does
+    assert list(study.glob(".ray.*")) == []
+
+
+def processes_with(folder: Path) -> list[Path]:
+    """The processes on whose command line a folder is."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [line] * (bytes(folder) in line.read_bytes())
+    return found
 
 
 class Loser:

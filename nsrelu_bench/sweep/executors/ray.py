@@ -6,7 +6,6 @@ results; with `collect` it sends the files back instead.
 
 import functools
 import os
-import secrets
 import socket
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError, UsageError, describe_error
-from nsrelu_bench.files import replace_file, wrap_write_errors
+from nsrelu_bench.files import held_draft, remove_drafts, replace_file, wrap_write_errors
 from nsrelu_bench.records import RunDoneError, RunLockedError, Status, failed, read_status
 from nsrelu_bench.sweep.execution import Event, Job, RunPolicy, execute_run
 from nsrelu_bench.sweep.executors.ray_connection import connected, reach
@@ -219,13 +218,11 @@ def _marked(study: Path, *, collect: bool) -> Iterator[Path | None]:
     if collect:
         yield None
         return
-    marker = study.resolve() / f".ray-{secrets.token_hex(8)}"
-    with wrap_write_errors(study):
-        marker.touch()
-    try:
+    with ExitStack() as stack:
+        with wrap_write_errors(study):
+            remove_drafts(study, "ray")
+            marker = stack.enter_context(held_draft(study.resolve() / "ray"))
         yield marker
-    finally:
-        marker.unlink(missing_ok=True)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

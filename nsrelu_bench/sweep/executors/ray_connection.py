@@ -11,10 +11,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from nsrelu_bench.errors import BenchError, UsageError, error_reason
 from nsrelu_bench.machine import available_cores
+from nsrelu_bench.sweep.executors.ray_cleanup import cleanup_process
 
 #: Seconds to wait for the cluster's port to answer.
 CONNECT_S = 5.0
@@ -66,6 +68,7 @@ def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
         # Or Ray takes the address of another interface in its place.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     options: dict[str, Any] = {"address": address}
+    cleanup = None
     with ExitStack() as stack:
         if address is None:
             # Nobody else is to use this Ray: its token is a secret of its own processes.
@@ -82,6 +85,7 @@ def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
                 "object_store_memory": OBJECT_STORE,
                 "_temp_dir": stack.enter_context(logs),
             }
+            cleanup = stack.enter_context(cleanup_process(Path(logs.name)))
         try:
             ray = importlib.import_module("ray")
         except ImportError as error:
@@ -91,7 +95,7 @@ def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         # log_to_driver is not all: Ray prints what it has to say of a lost node to stdout.
         ray._private.worker._worker_logs_enabled = False
-        with _sigterm_restored(), _stderr_silenced(), _own_process_groups(ray):
+        with _sigterm_restored(), _stderr_silenced(), _own_process_groups(ray, cleanup):
             try:
                 ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -150,8 +154,8 @@ def _stderr_silenced() -> Iterator[None]:
 
 
 @contextmanager
-def _own_process_groups(ray: Any) -> Iterator[None]:
-    """Let Ray's processes begin in process groups of their own.
+def _own_process_groups(ray: Any, cleanup: int | None) -> Iterator[None]:
+    """Let Ray's processes begin in process groups of their own, and report these to `cleanup`.
 
     A SIGTERM for all of the study's group, as of `timeout` or a batch system, would take Ray from
     under this process, which is to end the runs and then it; Ray provides for SIGINT alone.
@@ -164,6 +168,8 @@ def _own_process_groups(ray: Any) -> Iterator[None]:
 
     def begin() -> None:
         os.setpgid(0, 0)
+        if cleanup is not None:
+            os.write(cleanup, b"%d\n" % os.getpid())
         before()
 
     setattr(utils, name, begin)
