@@ -92,7 +92,7 @@ def vgg(
     activation: MakeActivation,
     stages: tuple[int, ...],
 ) -> nn.Module:
-    """VGG for small images: 3x3 convolutions, so many a stage, `width` channels in the first.
+    """VGG for small images: 3x3 convolutions in stages, `width` channels in the first.
 
     A stage has twice the channels of the one before, at most 8 times `width`, and ends with a 2x2
     max pooling while the image is at least 2 pixels wide. One linear head in place of ImageNet's
@@ -151,7 +151,7 @@ class ResNet18(nn.Module):
 
     A block computes act(shortcut(x) + conv(act(conv(x)))): the activation after the sum is a site
     of its own. Blocks have `width` channels, doubled at each of three halvings, where the shortcut
-    is a 1x1 convolution. Dropout stands between the two convolutions of a block.
+    is a 1x1 convolution. Dropout is between the two convolutions of a block.
 
     Without batch norm, where the sums would grow with every block, each branch is multiplied by
     1/sqrt(8), the root of the number of blocks, and convolutions have a bias.
@@ -240,7 +240,7 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     built: set[nn.Module] = set()
 
     def activation(unit_axis: int | None = None) -> nn.Module:
-        # Not in place: a model that was not written for it may need the input again.
+        # Not in place: the user's model may need the input again.
         built.add(module := build(config.activation, config.impl, unit_axis=unit_axis))
         return module
 
@@ -288,7 +288,7 @@ def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:
 
 
 def initialise(model: nn.Module, init: str) -> None:
-    """Draw the weights and biases of linear layers and convolutions anew.
+    """Draw new weights and biases for linear layers and convolutions.
 
     Raises:
         UsageError: There is no such initialisation.
@@ -322,10 +322,10 @@ RAI_DEVIATION = 0.6007
 
 @torch.no_grad()
 def _rai(layer: Mixing) -> None:
-    """Draw the weights and the bias of each unit together, one of them, at random, positive.
+    """Draw the weights and the bias of each unit together, and make a random one of them positive.
 
-    The one is from Beta(2, 1), the others from N(0, 0.6007^2 / fan-in). A unit of a convolution
-    is a channel; the source has linear layers alone.
+    That one is from Beta(2, 1), the others from N(0, 0.6007^2 / fan-in). A unit of a convolution
+    is a channel; the source has only linear layers.
     """
     units, fan_in = len(layer.weight), layer.weight[0].numel()
     entries = torch.randn(units, fan_in + (layer.bias is not None)) * RAI_DEVIATION / fan_in**0.5

@@ -85,9 +85,9 @@ def nsrelu_(
         return F.relu_(x)  # raises, as it should: before the values are touched
     if check_gate(gate, "native", leak) != "always":
         return gated_nsrelu(x, leak, gate, unit_axis, inplace=True)
-    # The values first, out of autograd's sight but not of its version counter: whoever has saved
-    # x for a backward is told. leaky_relu_ then changes no value, since none is negative; it saves
-    # its result and reads only "result > 0" from it, which is "x > 0".
+    # The values first, hidden from autograd but not from its version counter: a backward that has
+    # saved x raises. leaky_relu_ then changes no value, since none is negative; it saves its result
+    # and reads only "result > 0" from it, which is "x > 0".
     x.detach().relu_()
     return F.leaky_relu_(x, leak)
 

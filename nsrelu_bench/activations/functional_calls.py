@@ -1,4 +1,4 @@
-"""Finding the activations of a model that are no modules, or that functions keep."""
+"""Find the activations of a model that `swap_activations` can't replace."""
 
 import ast
 import functools
@@ -32,7 +32,7 @@ def functional_calls(
 
 
 def kept_modules(model: nn.Module, old: set[nn.Module]) -> list[str]:
-    """Name the attributes of modules that are functions which keep an old module."""
+    """Name the attributes of modules that are functions with an old module in their closure."""
     return [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
@@ -71,7 +71,7 @@ def _used_in_source(cls: type[nn.Module]) -> frozenset[str]:
 
 
 def _used_inside(module: nn.Module) -> Iterator[str]:
-    """Give the names of activations that a module of PyTorch computes by itself."""
+    """Yield the names of activations that a module of PyTorch computes internally."""
     if isinstance(module, nn.RNN | nn.RNNCell):
         yield str(module.nonlinearity)
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -91,7 +91,7 @@ def _used_inside(module: nn.Module) -> Iterator[str]:
 
 
 def _used_as_item(module: nn.Module) -> Iterator[str]:
-    """Give the names of functions that a module has as attributes, alone or in containers."""
+    """Yield the names of functions that a module has as attributes or in containers."""
     waiting = [value for name, value in vars(module).items() if name not in vars(nn.Module())]
     for _ in range(1000):
         if not waiting:

@@ -34,16 +34,16 @@ UNIT_GATES = ("dead", "rescue")
 
 NO_FORWARD_MODE = "a gate reads the sign of the gradient: there is no forward mode (jvp)"
 
-#: Elements of a batch that are searched for units that are on before all of it is.
+#: Number of elements of a batch that are searched first for units that are on.
 SAMPLE = 2**15
 
 
 def gated_nsrelu(
     x: Tensor, leak: float, gate: str, unit_axis: int | None = None, *, inplace: bool = False
 ) -> Tensor:
-    """Apply NSReLU with a gate; as ReLU does, it keeps its result alone for the backward.
+    """Apply NSReLU with a gate; like ReLU, it keeps only its result for the backward.
 
-    `inplace` allows the input to be overwritten; views are not, nor is anything under a transform.
+    `inplace` allows the input to be overwritten, except for views and under transforms.
 
     Raises:
         UsageError: The gate needs the axis of the units, and it is not certain.
@@ -195,7 +195,7 @@ def _gate(
 
 
 def _gate_in_one_buffer(grad: Tensor, y: Tensor, leak: float, gate: str) -> Tensor:
-    """Return the same as `_gate` for NSReLU with gate up or down, in one buffer and three kernels.
+    """Return what `_gate` does for NSReLU with gate up or down, in one buffer and three kernels.
 
     ReLU's gradient is `grad` above 0 and 0 below: the smaller of it and `grad` is `grad` above 0
     and its negative part below, the larger its positive part.

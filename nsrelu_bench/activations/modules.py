@@ -72,7 +72,7 @@ class Surrogate(nn.Module):
         return apply_pair(x, forward, backward, self.impl, self.training, self.gate, self.unit_axis)
 
     def extra_repr(self) -> str:
-        """Name the pair, and what is not as usual."""
+        """Show the pair, and each setting that is not its default."""
         forward, backward = (getattr(part, "__name__", part) for part in self.pair)
         impl = "" if self.impl == "native" else f", impl={self.impl!r}"
         return f"forward={forward}, backward={backward}{impl}{self._gate_repr()}"
@@ -125,7 +125,7 @@ class NSReLU(Surrogate):
         return gated_nsrelu(x, self.leak, self.gate, self.unit_axis, inplace=self.inplace)
 
     def extra_repr(self) -> str:
-        """Name the leak, how it is computed, and what is not as usual."""
+        """Show the leak and the implementation, and each setting that is not its default."""
         inplace = ", inplace=True" if self.inplace else ""
         return f"leak={format_number(self.leak)}, impl={self.impl!r}{inplace}{self._gate_repr()}"
 
@@ -146,8 +146,8 @@ def build(
     """Return a new module of an activation: PyTorch's own where there is one for a tied pair.
 
     `impl` says how an untied pair without a gate is computed. `inplace` allows the input to be
-    overwritten; it is where not one bit of values and gradients changes by it. `unit_axis` is the
-    axis of the units, for gates.
+    overwritten, which happens only where it changes no bit of values or gradients. `unit_axis` is
+    the axis of the units, for gates.
 
     Raises:
         UsageError: The activation or the `impl` is unknown.
@@ -211,6 +211,6 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "helu": _own("helu"),
 }
 
-# Those that may overwrite their input without a bit of difference. elu and selu could, but their
-# gradient in place is rounded otherwise; the others keep a copy of the input when in place.
+# Those that give the same bits in place. elu and selu round their gradient differently in place;
+# the others keep a copy of the input.
 IN_PLACE = ("relu", "leaky_relu")

@@ -1,4 +1,4 @@
-"""The functions that have a name; docs/activations.md has a card for each."""
+"""Activation functions by name; docs/activations.md has a card for each."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def bsilu(x: Tensor, alpha: float = 1.67) -> Tensor:
     Source: SUGAR, arXiv 2505.22074, eq. 7.
     """
     if x.dtype == torch.float16:
-        # The same; in the other form the gradient overflows, for a gradient of 1000 at x = 66.
+        # The form below would overflow in the backward, with a gradient of 1000 at x = 66.
         return F.silu(x) + alpha * x.sigmoid() - alpha / 2
     return (x + alpha) * x.sigmoid() - alpha / 2
 

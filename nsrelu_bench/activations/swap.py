@@ -1,4 +1,4 @@
-"""Replacing the activations of a model that somebody else wrote."""
+"""Replace the activations of any model."""
 
 import copy
 import functools
@@ -28,10 +28,11 @@ def swap_activations(
 
         swap_activations(torchvision.models.resnet18(), nn.ReLU, NSReLU(0.1), report=print)
 
-    Each site gets a copy of `new`, or what calling it returns; a module that is used at several
-    places is replaced by one. It takes over the mode, the hooks and, where it can, `inplace` of
-    the old one. A function that a module has as an attribute, as nn.TransformerEncoderLayer has
-    F.relu, is replaced too. Weights and the state dict stay as they are if activations have none.
+    Each site gets a copy of `new`, or what calling it returns; a module that is used in several
+    places is replaced by one module. The new module takes over the mode, the hooks and, where it
+    can, `inplace` of the old one. A function that a module has as an attribute, as
+    nn.TransformerEncoderLayer has F.relu, is replaced too. Weights and the state dict stay the
+    same if the activations have none.
 
     What can't be replaced stays, with a warning that names it: calls in the source, such as
     F.relu(x); activations inside of fused and scripted modules, such as nn.RNN; old modules that
@@ -40,7 +41,7 @@ def swap_activations(
     Args:
         model: Any module; it need not be traceable.
         old: The type, or types, of the modules to replace; subclasses count.
-        new: The activation to put there.
+        new: The activation to use instead.
         inplace: Change `model` itself.
         report: Called with one line that names what was replaced by what.
 
@@ -92,7 +93,7 @@ class _Swap:
         self.lost_inplace: list[str] = []
 
     def run(self, model: nn.Module) -> nn.Module:
-        """Exchange all; return the model, or what replaces it as a whole."""
+        """Replace all; return the model, or what replaces it as a whole."""
         if isinstance(model, self._olds):
             return self._exchange(model, type(model).__name__)
         for path, module in list(model.named_modules(remove_duplicate=False)):
@@ -108,7 +109,7 @@ class _Swap:
         return model
 
     def _exchange_attributes(self, module: nn.Module, prefix: str) -> None:
-        """Exchange what a module holds beside its submodules: functions, and modules in lists."""
+        """Replace what a module holds in other attributes: functions, and modules in lists."""
         for attribute, value in list(vars(module).items()):
             place = prefix + attribute
             if any(value is function for function in self._functions):
@@ -121,7 +122,7 @@ class _Swap:
                     vars(module)[attribute] = changed
 
     def _exchange_inside(self, value: Any, place: str, depth: int) -> Any:
-        """Return a value with the old modules in it exchanged; lists and dicts are changed."""
+        """Return a value with the old modules in it replaced; lists and dicts are changed."""
         inside = functools.partial(self._exchange_inside, depth=depth + 1)
         if isinstance(value, self._olds):
             self.places.append(place)
@@ -161,12 +162,12 @@ class _Swap:
 #: How deep containers are searched for modules.
 _DEPTH = 4
 
-#: What every module holds, and not the one who wrote it.
+#: Attributes that every module has.
 _OWN = frozenset(vars(nn.Module()))
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
-    """Copy a model, without what PyTorch changes in copying.
+    """Copy a model, and undo what PyTorch changes when it copies.
 
     A copy of a traced module is in training mode. A copy of nn.TransformerDecoderLayer calls F.relu
     whatever module is its activation: its `__setstate__` does not look for it among the modules.
@@ -180,7 +181,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
             after.train(before.training)
         for name in vars(after).keys() & (after._modules.keys() - vars(before).keys()):
             del vars(after)[name]
-    for before, after in pairs:  # each has its own, also behind a parent's train()
+    for before, after in pairs:  # again: train() of a parent has set its children too
         after.training = before.training
     return copied
 
@@ -205,9 +206,9 @@ def _is_inplace(module: nn.Module) -> bool:
 
 
 def _match_fast_path(module: nn.Module) -> None:
-    """Update what PyTorch has noted of a transformer's activation for its fast path.
+    """Update what PyTorch has recorded of a transformer's activation for its fast path.
 
-    The fast path computes ReLU or GELU by itself, and is taken where that is noted.
+    The fast path computes ReLU or GELU itself, and is taken if one of them is recorded.
     """
     if isinstance(module, nn.TransformerEncoderLayer):
         kinds = ((nn.ReLU, F.relu), (nn.GELU, F.gelu))

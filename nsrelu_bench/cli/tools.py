@@ -161,7 +161,7 @@ def ops(
         split_names(dtypes),
         compiled=compiled,
         device="cpu" if (device, found) == ("auto", "mps") else found,
-        tell=None if quiet else lambda line: print(line, file=sys.stderr),
+        report=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     paths = save_ops(rows, out)
     content = [asdict(row) for row in rows]

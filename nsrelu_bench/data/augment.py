@@ -1,4 +1,4 @@
-"""Random changes of training images, a whole batch at a time, on the device of the images."""
+"""Augment training images, a whole batch at a time, on the device of the images."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ PADDING = 4
 
 
 def augment_batch(images: Tensor, names: str, mean: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the images, each changed at random by itself.
+    """Return the images, each changed at random independently of the others.
 
     The random numbers are drawn on the CPU, always in the order of `TRANSFORMS`, so that the
     generator's state decides them on every device.

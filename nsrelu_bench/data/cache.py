@@ -2,9 +2,9 @@
 
 An entry is one file: a line that names the format, the SHA-256 of what follows, a line of JSON with
 a stamp of the source and the shapes, then images and labels as plain bytes. It is used only if all
-of that is right, and if nobody but this user can write to the file and its folder. Anything else is
-made again. An entry is written by one process, under a temporary name, and then renamed;
-other processes wait for it.
+of that is right, and if only this user can write to the file and its folder; otherwise it is
+replaced. One process writes an entry, under a temporary name, and then renames it; other processes
+wait for it.
 """
 
 import json
@@ -38,11 +38,11 @@ def cached(
 ) -> Parts:
     """Return what `make` returned for the same source and stamp, now or in an earlier process.
 
-    A cache that can't be read or written is not an error: then it is made every time.
+    A cache that can't be read or written is not an error: then `make` is called every time.
 
     Args:
         source: What it is made from, such as a folder; it has one entry.
-        stamp: The state of the source; another stamp replaces the entry.
+        stamp: The state of the source; an entry with another stamp is replaced.
         make: Reads the source; images are uint8.
         is_valid: Returns whether an entry's images and labels can be those of this source.
     """
@@ -113,7 +113,7 @@ def cache_entry(source: str) -> Path | None:
 
 
 def cache_file(source: str) -> Path | None:
-    """Return the file of a source in the cache; None if there is none."""
+    """Return the file of a source in the cache; None if it is not there."""
     entry = cache_entry(source)
     with suppress(OSError):
         if entry is not None and entry.is_file():
@@ -124,8 +124,8 @@ def cache_file(source: str) -> Path | None:
 def stamp_of(path: str, state: os.stat_result) -> str:
     """Return a text that differs between any two states of a file, without reading it.
 
-    Unlike the time of the last change of a file's content, that of its record can't be set: files
-    of one size, unpacked with one time, differ in it.
+    The time of the last change of a file's metadata can't be set, unlike that of its content:
+    files of the same size that were unpacked with the same time differ in it.
     """
     return f"{path}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
 
@@ -150,7 +150,7 @@ def _read(entry: Path, stamp: str, is_valid: Callable[[Parts], bool]) -> Parts |
     try:
         with _open_own(entry) as file:
             parts = _unpack(file, stamp)
-    except Exception:  # not there, or damaged in any way: it is made again
+    except Exception:  # missing, or damaged in any way: it is replaced
         return None
     return parts if is_valid(parts) else None
 
@@ -210,12 +210,12 @@ def _unpack(file: BinaryIO, stamp: str) -> Parts:
 
 
 def _write(entry: Path, content: Iterable[bytes | memoryview]) -> None:
-    """Put a file in its place, whole; whatever killed processes left of it is removed."""
+    """Write a file atomically, and remove what killed processes have left."""
     with suppress(OSError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in entry.parent.glob(f".{entry.name}.*.part"):
             left.unlink(missing_ok=True)
-        # Readable by this user alone; created anew, so that it is never another's file or link.
+        # Readable only by this user, and a new file: never another user's file or link.
         descriptor, name = tempfile.mkstemp(".part", f".{entry.name}.", entry.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:

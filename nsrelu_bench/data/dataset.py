@@ -1,4 +1,4 @@
-"""A data set as tensors in memory, and how it is split, without a random number."""
+"""A data set as tensors in memory, and its split without random numbers."""
 
 import functools
 import hashlib
@@ -91,7 +91,7 @@ def from_parts(parts: Parts, classes: int, val: int) -> Dataset:
 def from_whole(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], test: int, val: int, classes: int = 10
 ) -> Dataset:
-    """Split images and labels that come in one piece."""
+    """Split images and labels that have no published split."""
     whole = _split(images, labels)
     chosen = stratified(whole.labels, test)
     return _take_val(whole[_others(chosen, len(whole))], whole[chosen], val, classes)
@@ -100,8 +100,8 @@ def from_whole(
 def stratified(labels: Tensor, size: int) -> Tensor:
     """Choose `size` examples, each class in proportion: indices `(min(size, N),)`, ascending.
 
-    They are evenly spaced over the examples sorted by class: without a random number, so the same
-    for ever.
+    They are evenly spaced over the examples sorted by class. No random number is used, so they are
+    always the same.
     """
     count = len(labels)
     size = min(size, count)

@@ -1,4 +1,4 @@
-"""What is in a data set, for people and programs."""
+"""Describe a data set, for people and programs."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SPLITS = {"train": "to train", "val": "to validate", "test": "to test"}
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
-    """Load the data set of a run, fetched if it is not there, and describe it.
+    """Load the data set of a run, fetch it if it is missing, and describe it.
 
     Returns:
         The examples of each split, shape and classes; mean and standard deviation of the training

@@ -1,7 +1,7 @@
-"""Published data sets: their files, and how these are fetched, checked and read.
+"""Published data sets: find, fetch, check and read their files.
 
-A file is checked before it is read, and read through the same handle. Archives are read in place:
-nothing is unpacked, so nothing can be written outside a folder.
+A file is checked before it is read, through the same handle. Archives are read without unpacking
+them, so nothing can be written outside a folder.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class Source:
 
 
 def read_published(name: str, data_dir: Path) -> Parts:
-    """Check and read a data set, fetched first if it is not there.
+    """Check and read a data set, and fetch it first if it is missing.
 
     Raises:
         BenchError: A file is missing and can't be fetched, or is damaged.
@@ -99,7 +99,7 @@ def cache_key(name: str, data_dir: Path) -> str:
 
 
 def find_form(name: str, data_dir: Path) -> Form | None:
-    """Find the first form of which all files are there."""
+    """Return the first form whose files all exist."""
     for form in SOURCES[name].forms:
         if all((data_dir / file.path).is_file() for file in form.files):
             return form
@@ -107,9 +107,9 @@ def find_form(name: str, data_dir: Path) -> Form | None:
 
 
 def local_files(name: str, data_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of a data set that are there, and those that are missing beside them.
+    """Return the files of a data set that exist, and those that are missing.
 
-    They are of the form of which the most files are there.
+    They are of the form with the fewest missing files.
     """
     files = []
     for form in SOURCES[name].forms:
@@ -132,7 +132,7 @@ def _check_and_read(name: str, form: Form, paths: Sequence[Path]) -> Parts:
 
 
 def _differs(file: IO[bytes], digest: str | None) -> str:
-    """Say how an open file differs from its known digest; nothing if it does not."""
+    """Return how an open file differs from its known digest; nothing if it does not."""
     if digest is None:
         return ""
     algorithm, _, expected = digest.partition(":")
@@ -183,7 +183,7 @@ def _urls(published: Any, file: str) -> list[str]:
 
 
 def _download(url: str, data_dir: Path, path: Path, digest: str | None) -> None:
-    """Download a file into a folder of its own, check it, and only then put it in its place."""
+    """Download a file into a temporary folder, check it, and only then move it to its place."""
     from torchvision.datasets.utils import download_url
 
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetching-") as folder, _timeout():

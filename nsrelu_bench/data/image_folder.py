@@ -32,7 +32,7 @@ LAYOUT = "a folder of images needs train/<class>/ and test/<class>/"
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
-#: Images that a thread decodes at a time: many are small, and a task costs more than one of them.
+#: Images that a thread decodes per task: a small image costs less than a task.
 IMAGES_AT_ONCE = 256
 
 
@@ -100,7 +100,7 @@ def scan_folder(root: Path) -> ImageFolder:
 
 
 def read_folder(folder: ImageFolder) -> Parts:
-    """Read the images of a folder, decoded anew only if a file changed.
+    """Read the images of a folder; they are decoded again only if a file changed.
 
     Images are gray, or in colour if one of them is.
 
@@ -169,7 +169,7 @@ def _decode(folder: ImageFolder) -> Parts:
         chunks = pool.map(_pixels, [paths[start : start + IMAGES_AT_ONCE] for start in starts])
         whole = _stack(paths, itertools.chain.from_iterable(chunks))
     finally:
-        pool.shutdown(cancel_futures=True)  # after a mistake the others are in vain
+        pool.shutdown(cancel_futures=True)  # after an error the others are not needed
     parts, start = {}, 0
     for part, labels in folder.labels.items():
         parts[part] = whole[start : start + len(labels)], labels

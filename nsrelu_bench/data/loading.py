@@ -1,4 +1,4 @@
-"""The data set that a configuration names, loaded once per process."""
+"""Load the data set that a configuration names, once per process."""
 
 import functools
 import os
@@ -22,10 +22,10 @@ FOLDER = "folder:"
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Load the data set of a run, anew in this process only if its files changed.
+    """Load the data set of a run; a process loads it again only if its files changed.
 
     Raises:
-        BenchError: It is not there and can't be fetched, or `train_size` is more than there is.
+        BenchError: It is missing and can't be fetched, or is smaller than `train_size`.
     """
     data = _load(config)
     if config.train_size is None:
@@ -41,8 +41,8 @@ def load_dataset(config: RunConfig) -> Dataset:
 def data_digest(config: RunConfig) -> str:
     """Return the SHA-256 of all images and labels of a run's data set, in the order of the splits.
 
-    It is that of the whole data set as it was read, whatever `train_size` takes of it. That of a
-    folder of images is kept in the cache: while no file changes, no image is read for it.
+    It is that of the whole data set, independent of `train_size`. That of a folder of images is
+    cached: while no file changes, no image is read.
 
     Raises:
         BenchError: As `load_dataset`.

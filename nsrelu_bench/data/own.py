@@ -20,11 +20,11 @@ SPLIT_NAMES = ("train", "val", "test")
 
 
 def load_own(name: str, data_dir: Path) -> Dataset:
-    """Load the data set of a user's function; without "val", a tenth of "train" validates.
+    """Load the data set of a user's function; without "val", a tenth of "train" is used for it.
 
     Raises:
         UsageError: There is no such function.
-        BenchError: It fails, or returns something else than the module says.
+        BenchError: It fails, or returns something else.
     """
     load = load_plugin("dataset", name)
     try:

@@ -1,4 +1,4 @@
-"""Gradients at a site: of an input that is overwritten, and what a surrogate adds to them."""
+"""Gradients at a site: at an input that is overwritten, and what a surrogate adds."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ BATCHED = tuple(filter(None, map(torch._C._parse_dispatch_key, ("FuncTorchBatche
 
 
 def is_tied(module: nn.Module) -> bool | None:
-    """Return whether a site has the true gradient; None if an untied activation is only a part."""
+    """Return whether a site has the true gradient; None if only a part of it is untied."""
     with true_gradients(module) as untied:
         if not untied:
             return True
@@ -25,7 +25,7 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 class SurrogateCall:
-    """One call of an untied activation, of which the two gradients can be computed.
+    """One call of an untied activation, from which both gradients can be computed.
 
     Args:
         module: The activation.
@@ -39,7 +39,7 @@ class SurrogateCall:
         self._version = self._pre._version
 
     def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what the call passes on of the gradient at its output, and what it truly should.
+        """Return the gradient that the call passes on of the one at its output, and the true one.
 
         None if the input has been overwritten since.
         """
@@ -62,8 +62,8 @@ class OverwrittenView:
     """The gradient at a view that an activation may change in place.
 
     Changing a view gives it and its base a new history, in which a hook on the view from before is
-    lost. The history of the base from before is still behind the new one, and gets the gradient
-    at the values before the change, with that of other uses of the base.
+    lost. The earlier history of the base still receives the gradient at the values before the
+    change, with that of other uses of the base.
 
     Args:
         view: The input, before the activation is called.

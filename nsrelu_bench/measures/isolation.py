@@ -1,4 +1,4 @@
-"""Measuring leaves a model and its process as they were."""
+"""Measure without changing the model, the random numbers or PyTorch's settings."""
 
 import random
 import sys

@@ -65,12 +65,12 @@ class _Record:
 
 @dataclass(slots=True)
 class _Visit:
-    """What is seen at one site in the pass that runs."""
+    """What is seen at one site in the current pass."""
 
     layout: Layout
     record: _Record
     pre: Tensor | PreSums
-    post: Tensor | PostSums | None = None  # until the activation has answered
+    post: Tensor | PostSums | None = None  # None until the output is known
     grad: PassSums[GradSums] | None = None
     extra: PassSums[ExtraSums] | None = None
     call: SurrogateCall | None = None
@@ -79,7 +79,7 @@ class _Visit:
 
 @dataclass
 class _Pass:
-    """The pass that runs."""
+    """The current pass."""
 
     tracker: OriginTracker | None  # None: all layouts are known
     visits: dict[_Key, _Visit] = field(default_factory=dict)
@@ -97,8 +97,8 @@ class ActivationProbe:
         probe.frame()
 
     A site is a call of an activation module in a pass of the model: a module called more than
-    once has the sites "name#1", "name#2", ... in the order of the calls. All passes add up that
-    end without an error. Calls outside of a pass do not count, be it of a part of the model or
+    once has the sites "name#1", "name#2", ... in the order of the calls. All passes that end
+    without an error add up. Calls outside of a pass do not count: calls of a part of the model, or
     the recomputation of activation checkpointing. Gradient measures need a backward pass, and
     several add up as in `.grad`; they are of the gradient that the pass followed. A backward pass
     inside of the model's forward does not count.
@@ -110,10 +110,9 @@ class ActivationProbe:
     Args:
         model: Any module. Of several inputs or outputs of a site the first tensor counts.
         sites: Names of modules, as in `named_modules()`, or types of modules; by default all of
-            a type in `ACTIVATIONS`. Modules inside a site are none.
-        measures: Names of `MEASURES`, of those that can be seen from inside a model; by default
-            all of these. The others (loss, accuracy, units that died, true gradients) need
-            `measure`.
+            a type in `ACTIVATIONS`. Modules inside a site are not sites themselves.
+        measures: Names of `PROBE_MEASURES`; by default all of them. The others (loss, accuracy,
+            units that died, true gradients) need `measure`.
         unit_axis: The axis of a site's values that holds the units (a tuple: those that do
             together), for all sites or by the site's name. Without it, it is the axis of the
             features of the last linear layer or of the channels of the last convolution, followed
@@ -125,7 +124,7 @@ class ActivationProbe:
             is not certain which of its axes holds the units.
     """
 
-    #: Batches of at most so many values are summed together with others.
+    #: Batches with at most this number of values are summed together with others.
     POOLED = 2**14
 
     def __init__(

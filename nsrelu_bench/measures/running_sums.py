@@ -51,7 +51,7 @@ class RunningSums(Generic[S]):
 
     @property
     def sums(self) -> S | None:
-        """The sums of all batches so far; None if there is none."""
+        """The sums of all batches so far; None before the first one."""
         self._flush()
         return self._sums
 

@@ -1,4 +1,4 @@
-"""The activation sites of a model: which they are, what was seen at them, and their measures."""
+"""The activation sites of a model: finding them, their sums, and their measures."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from nsrelu_bench.measures.sums import (
 
 Row = dict[str, Any]
 
-#: The modules that are taken for activations unless the user names some.
+#: The modules that count as activations unless the user names some.
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     Surrogate,
     nn.CELU,
@@ -149,8 +149,8 @@ def site_rows(
 ) -> list[Row]:
     """Compute the measures of each site.
 
-    From the first site that is not finite they are empty: what comes later was computed from NaN,
-    even where it looks like numbers. Gradients come from the far end: they are empty everywhere.
+    From the first site that is not finite they are empty: later values were computed from NaN,
+    even where they look like numbers. Gradients start at the loss, so they are empty everywhere.
     """
     finite = finite and not any(site.nonfinite for site in sites.values())
     rows, intact = [], True

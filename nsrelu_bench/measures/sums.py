@@ -1,4 +1,4 @@
-"""What the measures are computed from: sums over the values of one batch, which add up with `+`.
+"""The sums over one batch that the measures are computed from; `+` joins those of batches.
 
 `pre` is the input of an activation site, `post` its output. All tensors here are `(N, U)` or
 `(N, U, ...)`: N examples, U units, and the positions of a convolution or a sequence. A unit is
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nsrelu_bench.errors import UsageError
 
-# Elements worked on at a time, with room for one result of that size: it stays in the cache and off
-# the page table, which makes the sums over a convolution's output several times faster.
+# Elements processed at a time, in one buffer of that size: it stays in the cache, which makes the
+# sums over a convolution's output several times faster.
 PIECE = 2**18
 # On a GPU only to bound the memory of the temporaries.
 DEVICE_PIECE = 2**24

@@ -1,9 +1,9 @@
-"""Where the values at a site come from: the layers that feed it, and the axes of their units.
+"""Track where the values at a site come from: the layers that feed it, and the axes of their units.
 
-Operations are followed while a pass runs. A product with a parameter, or a convolution, is a layer
-and says which axis of its result holds the units; other operations hand on what is known of their
-inputs, or leave the axes unknown. Nothing is inferred from sizes alone: widths and lengths may
-agree by chance.
+Operations are followed during a pass. A product with a parameter, or a convolution, is a layer
+and determines which axis of its result holds the units; other operations pass on what is known of
+their inputs, or leave the axes unknown. Nothing is inferred from sizes alone: widths and lengths
+may agree by chance.
 """
 
 import itertools
@@ -155,7 +155,7 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[part] = known
 
     def _layer(self, name: str, given: Arguments) -> Origin | None:
-        """Return the origin of a layer's result; None if the operation is none."""
+        """Return the origin of a layer's result; None if the operation is not a layer."""
         if name in CONVOLUTIONS:
             weight = given["weight"]
             return self._of_layer(1 - weight.dim(), [weight], given)
@@ -261,8 +261,8 @@ def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
             yield from _tensors(value.values())
 
 
-# Where axes go. Each function takes the places of the units' axes from 0, the shape before, the
-# arguments by name, and the shape after; and returns the places after, None if that is not known.
+# Where an operation moves axes. Each function takes the places of the units' axes from 0, the shape
+# before, the arguments by name, and the shape after; it returns the places after, None if unknown.
 
 Places = list[int]
 Shape = Sequence[int]
@@ -336,14 +336,14 @@ def _keep(places: Places, before: Shape, _: Arguments, after: Shape) -> Places:
 
 
 def _index(places: Places, before: Shape, given: Arguments, after: Shape) -> Places | None:
-    """Axes behind all that are indexed keep their place from the last."""
+    """Return the axes after the indexed ones, which keep their place counted from the last."""
     if min(places, default=len(before)) < len(given["indices"]):
         return None
     return _keep(places, before, given, after)
 
 
 def _along(places: Places, before: Shape, given: Arguments, _: Shape) -> Places | None:
-    """What is picked for each position along the units' axis is no unit."""
+    """Return None if values were picked along the units' axis: the results are not units."""
     return None if given["dim"] % len(before) in places else places
 
 
@@ -355,7 +355,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The names of operations, without the `aten::` before and the `_` behind that says "in place".
+# The names of operations, without the prefix `aten::` and the suffix `_` of those in place.
 
 CONVOLUTIONS = _names(
     "convolution convolution_overrideable cudnn_convolution miopen_convolution mkldnn_convolution"

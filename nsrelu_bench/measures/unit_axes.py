@@ -1,4 +1,4 @@
-"""Which axis of the values at a site holds the units, and how the values are laid out by it."""
+"""Which axis of the values at a site holds the units, and the values with the units second."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Layout:
     pre: Axes
     dims: int  # of the input
     weights: tuple[nn.Parameter, ...]
-    post: Axes | None = None  # until the activation has answered
+    post: Axes | None = None  # None until the output is known
 
 
 def check_unit_axis(

@@ -1,1 +1,1 @@
-"""Commands beside the main way; each module is used by itself."""
+"""Commands that examine: check, ops, born-dead, doctor. Import the modules, not this package."""

@@ -1,4 +1,4 @@
-"""How likely a ReLU network is dead before the first step. NumPy alone."""
+"""Estimate how likely a ReLU network is dead before the first step, in NumPy."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from scipy import stats
 
 from nsrelu_bench.errors import UsageError
 
-#: Weights of a layer, over trials, that are in memory at once.
+#: Number of weights of a layer that are in memory at once, over all trials.
 CHUNK = 2**20
 
 
@@ -37,12 +37,12 @@ def born_dead(width: int, depth: int, *, trials: int = 20_000, seed: int = 0) ->
 
     One input, zero biases, symmetric weights (normal; their scale does not matter). On either side
     of 0 the network is a positive multiple of its value at +1 or -1: it is dead for all inputs
-    where some layer is off at both. NSReLU, with any gate, has the same forward function and is
-    born dead as often; so there is no choice of it here. What differs is the first step: ReLU's
-    gradient is 0 there, and with gate "rescue", "up" or "dead" such a unit can be raised.
+    if some layer is off at both. NSReLU has the same forward function, so it is born dead equally
+    often, with any gate. The first step differs: ReLU's gradient is 0 there, and with gate
+    "rescue", "up" or "dead" such a unit can be raised.
 
     Args:
-        width: ReLU units a hidden layer.
+        width: ReLU units per hidden layer.
         depth: Layers with weights, the output layer among them, as the source counts: there are
             depth - 1 hidden layers. (`RunConfig.depth` counts hidden layers.)
         trials: Networks.

@@ -1,6 +1,6 @@
-"""Look at an installation: versions, devices, threads, data sets, folders, and what is wrong there.
+"""Examine an installation: versions, devices, threads, data sets and folders.
 
-Only the standard library is imported at the top: anything else may be what is broken.
+Only the standard library is imported at the top: anything else may be broken.
 """
 
 import importlib
@@ -200,7 +200,7 @@ def _remedy(requirement: "Requirement") -> str:
 
 
 def _mismatch() -> str:
-    """Say so if the installed torchvision requires another torch than the installed one."""
+    """Return a note if the installed torchvision requires another torch than the installed one."""
     from packaging.requirements import Requirement
 
     requires = map(Requirement, importlib.metadata.requires("torchvision") or ())

@@ -1,7 +1,7 @@
-"""How fast the implementations of NSReLU are, and what they keep, side by side with F.relu.
+"""Time and memory of the implementations of NSReLU, compared with F.relu.
 
-Forward and backward together, all forms in turn in one process, round after round: what disturbs
-the machine disturbs all of them. docs/activations.md says what came out.
+Forward and backward are timed together, all forms in turn in one process, in several rounds, so
+that a disturbance affects all of them. docs/activations.md has results.
 """
 
 import math
@@ -36,16 +36,17 @@ UNITS_PER_EXAMPLE = 128  # per example, or the largest divisor of it that fits
 
 @dataclass(frozen=True)
 class Row:
-    """One form at one size: medians over the rounds, the ratios being of medians.
+    """One form at one size: medians over the rounds, and ratios of medians.
 
     Attributes:
         time_s: Of forward and backward.
         spread: Interquartile range of the time over its median.
-        vs_relu: Time over that of F.relu, out of place, in the same rounds; so with leaky_relu.
+        vs_relu: Time over that of F.relu, out of place, in the same rounds.
+        vs_leaky_relu: The same for F.leaky_relu.
         floor: The least time that the memory allows over the time: five tensors read or written,
-            at the speed at which one is copied. Above 1 in a cache, or in place.
-        kept_mib: What stays for the backward, the output and (if kept) the input included.
-        peak_mib: The most that was taken at once, the input included, the gradient given not.
+            at the speed of a copy. Above 1 in a cache, or in place.
+        kept_mib: Memory kept for the backward, with the output and (if kept) the input.
+        peak_mib: The most memory used at once, with the input, without the incoming gradient.
     """
 
     device: str
@@ -63,10 +64,10 @@ class Row:
 
 
 class ForumFunction(Function):
-    """NSReLU as it was first asked about in a forum, kept as the thing to beat.
+    """NSReLU as in the forum thread that first asked about it, for comparison.
 
-    The backward multiplies a clone of the gradient where a mask is true, by indexing. At 0 it
-    passes 1, where all others pass the leak.
+    The backward multiplies a clone of the gradient where a mask is true, by indexing. At 0 its
+    slope is 1, where it is `leak` in all others.
     """
 
     @staticmethod
@@ -102,12 +103,12 @@ def run_ops(
     compiled: bool = False,
     device: str = "cpu",
     rounds: int = ROUNDS,
-    tell: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> list[Row]:
-    """Measure every form at every size, eager and, if asked for, `compiled` too.
+    """Measure every form at every size, eager and, with `compiled`, compiled too.
 
-    Compiling takes some seconds a form and size. `tell` is called with a line for every size, and
-    for every form that can't be compiled.
+    Compiling takes some seconds per form and size. `report` is called with a line for every size,
+    and for every form that can't be compiled.
 
     Raises:
         UsageError: A size or a type is not allowed.
@@ -128,16 +129,16 @@ def run_ops(
         for is_compiled in (False, True) if compiled else (False,):
             for size in sizes:
                 place = f"{dtype} {size}{' compiled' if is_compiled else ''}"
-                if tell is not None:
-                    tell(place.removeprefix("torch."))
-                forms = _compile(tell) if is_compiled else FORMS
+                if report is not None:
+                    report(place.removeprefix("torch."))
+                forms = _compile(report) if is_compiled else FORMS
                 rows += _measure(forms, size, dtype, device, is_compiled, rounds)
     return rows
 
 
-def _compile(tell: Callable[[str], object] | None) -> dict[str, Form]:
-    """Compile every form that can be; none in place, which a compiler decides for itself."""
-    torch.compiler.reset()  # or the sizes before would make this one a dynamic shape
+def _compile(report: Callable[[str], object] | None) -> dict[str, Form]:
+    """Compile every form that can be compiled, and none in place: the compiler decides on that."""
+    torch.compiler.reset()  # otherwise earlier sizes would make this one a dynamic shape
     probe, compiled = torch.ones(8, requires_grad=True), {}
     for name, form in FORMS.items():
         if name in FORMS_IN_PLACE:
@@ -146,8 +147,8 @@ def _compile(tell: Callable[[str], object] | None) -> dict[str, Form]:
             y = torch.compile(form, fullgraph=True, backend="aot_eager")(probe)
             torch.autograd.grad(y.sum(), probe)
         except Exception as error:  # of many kinds: whatever the compiler can't do
-            if tell is not None:
-                tell(f"{name} can't be compiled: {type(error).__name__}")
+            if report is not None:
+                report(f"{name} can't be compiled: {type(error).__name__}")
         else:
             compiled[name] = torch.compile(form, fullgraph=True, dynamic=False)
     return compiled
@@ -197,16 +198,16 @@ def _pass(form: Form, x: Tensor, grad: Tensor) -> None:
 
 
 def _in_place_pass(form: Form, x: Tensor, grad: Tensor) -> None:
-    """Run a form that overwrites its input, on an alias, as no leaf may be overwritten.
+    """Run a form that overwrites its input, on an alias: a leaf may not be overwritten.
 
-    The alias costs about a microsecond, which counts against the form.
+    The form's time includes about a microsecond for the alias.
     """
     alias = torch.ops.aten._unsafe_view(x, x.shape)
     torch.autograd.grad(form(alias), x, grad)
 
 
 def _times(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each pass in every round; the order turns, so that none always follows the same."""
+    """Time each pass in every round; the order rotates."""
     timers = {
         name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         for name, run in passes.items()
@@ -220,15 +221,15 @@ def _times(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     for turn in range(rounds):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
             if numbers[name] > 1:
-                timers[name].timeit(1)  # in the state that the form leaves the allocator in
+                timers[name].timeit(1)  # the allocator is then as this form leaves it
             times[name].append(timers[name].timeit(numbers[name]).mean)
     return times
 
 
 def _memory(form: Form, x: Tensor, grad: Tensor) -> tuple[int, int]:
-    """Return the bytes kept between forward and backward, and the most taken at once.
+    """Return the bytes kept between forward and backward, and the most used at once.
 
-    The activation's input is made here, as by a layer that does not keep its output itself.
+    The activation's input is computed here, as by a layer that does not keep its output.
     """
     if x.device.type == "cuda":
         torch.cuda.synchronize()
@@ -238,7 +239,7 @@ def _memory(form: Form, x: Tensor, grad: Tensor) -> tuple[int, int]:
         kept = torch.cuda.memory_allocated() - start
         torch.autograd.grad(y, x, grad)
         return kept, torch.cuda.max_memory_allocated() - start
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells stderr of every start
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no lines on stderr about each profile
     # PyTorch 2.10 warns of every profile that does not add up its events.
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
@@ -250,7 +251,7 @@ def _memory(form: Form, x: Tensor, grad: Tensor) -> tuple[int, int]:
 
 
 def _memory_events(profiler: Any) -> tuple[int, int]:
-    """Read what was taken and freed from a profile: bytes at "between", and the most at once."""
+    """Read allocations from a profile: the bytes in use at "between", and the most at once."""
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     now = kept = peak = 0
     for event in events:
@@ -324,8 +325,8 @@ def _size(size: int) -> str:
     return f"2^{exponent}" if size == 2**exponent else str(size)
 
 
-#: What is measured: forward and backward of each, with leak 0.1. Each is a function of its own,
-#: since the compiler counts how often it has compiled one code.
+#: What is measured: forward and backward of each, with leak 0.1. Each is a separate function,
+#: since the compiler limits how often it compiles the same code.
 FORMS: dict[str, Form] = {
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, LEAK),

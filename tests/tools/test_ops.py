@@ -141,13 +141,13 @@ def test_compiled_forms_are_measured_or_say_why_not(monkeypatch):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **k | {"backend": "eager"}))
     monkeypatch.setitem(FORMS, "broken", lambda x: (torch._dynamo.graph_break(), x)[1] * 1)
-    told = []
-    rows = run_ops([8], compiled=True, rounds=2, tell=told.append)
+    reported = []
+    rows = run_ops([8], compiled=True, rounds=2, report=reported.append)
     compiled = [row.form for row in rows if row.compiled]
     assert set(IMPLS) < set(compiled)
     assert not set(FORMS_IN_PLACE) & set(compiled)
     assert "broken" not in compiled
-    assert [line for line in told if line.startswith("broken can't be compiled: ")]
+    assert [line for line in reported if line.startswith("broken can't be compiled: ")]
 
 
 @pytest.mark.parametrize(
