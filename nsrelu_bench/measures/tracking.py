@@ -99,6 +99,11 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             spatial = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
             self._known[tensor] = Origin((-1 - spatial,), (Layer(weights_of(module)),))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: being kept from the compiler imports it, which takes over a second."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload[..., Any],
