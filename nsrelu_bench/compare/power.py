@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.declared_tests import MANY_SEEDS, format_margin, round_up
@@ -49,7 +49,7 @@ def plan_seeds(
         )
     sd = found["diff_sd"].to_numpy(dtype=float)
     degrees = found["pairs"].to_numpy(dtype=float) - 1
-    largest = sd * np.sqrt(degrees / stats.chi2.ppf(1 - SURE, degrees))
+    largest = sd * np.sqrt(degrees / special.chdtri(degrees, SURE))
     tests = len(found) * len(comparison.family.metrics)
 
     def needed(spread: Array, wanted: float, within: float) -> Array:

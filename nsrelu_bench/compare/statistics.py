@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special  # scipy.stats takes longer to import than `compare` to answer
 
 Array = npt.NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
     Source: Student 1908; with five values it covers 95 %, where a percentile bootstrap covers 83 %.
     """
     n = np.where(np.asarray(n) > 1, n, np.nan)
-    quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
+    quantile = special.stdtrit(n - 1, (1 + confidence) / 2)
     return np.asarray(quantile * sd / np.sqrt(n), dtype=float)
 
 
@@ -57,8 +57,8 @@ def clopper_pearson(
     """
     successes, n = np.asarray(successes, dtype=float), np.asarray(n, dtype=float)
     failures, tail = n - successes, (1 - confidence) / 2
-    low = np.where(successes > 0, stats.beta.ppf(tail, successes, failures + 1), 0.0)
-    high = np.where(failures > 0, stats.beta.isf(tail, successes + 1, failures), 1.0)
+    low = np.where(successes > 0, special.betaincinv(successes, failures + 1, tail), 0.0)
+    high = np.where(failures > 0, special.betainccinv(successes + 1, failures, tail), 1.0)
     seen = n > 0
     return np.where(seen, low, np.nan), np.where(seen, high, np.nan)
 
@@ -71,7 +71,8 @@ def mcnemar_p(only_first: npt.ArrayLike, only_second: npt.ArrayLike) -> Array:
     Source: McNemar 1947; exact: binomial with probability 1/2.
     """
     first, second = np.asarray(only_first), np.asarray(only_second)
-    p = 2 * stats.binom.cdf(np.minimum(first, second), first + second, 0.5)
+    fewer, more = np.minimum(first, second), np.maximum(first, second)
+    p = 2 * special.betainc(more, fewer + 1, 0.5)  # P(X <= fewer)
     return np.asarray(np.minimum(p, 1.0), dtype=float)
 
 
@@ -80,8 +81,10 @@ def interquartile_mean(values: Array) -> float:
 
     Source: Agarwal et al. 2021, section 4.3.
     """
-    cut = len(values) // 4
-    return float(np.sort(values)[cut : len(values) - cut].mean()) if len(values) else math.nan
+    if not len(values):
+        return math.nan
+    first, last = len(values) // 4, len(values) - len(values) // 4 - 1
+    return float(np.partition(values, (first, last))[first : last + 1].mean())
 
 
 def probability_of_improvement(
@@ -141,8 +144,8 @@ def seeds_needed(
     Source: Guenther 1981 (difference); Schuirmann 1987 (equivalence).
     """
     difference = np.abs(difference)
-    two, one = stats.norm.isf(ALPHA / tests / 2), stats.norm.isf(ALPHA / tests)
-    beta, half_beta = stats.norm.isf(1 - power), stats.norm.isf((1 - power) / 2)
+    two, one = -special.ndtri(ALPHA / tests / 2), -special.ndtri(ALPHA / tests)
+    beta, half_beta = -special.ndtri(1 - power), -special.ndtri((1 - power) / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         differs = ((two + beta) * sd / difference) ** 2 + two**2 / 2
         room = np.where(margin > difference, margin - difference, 0)
