@@ -97,8 +97,8 @@ def freeze_layout(figure: Figure) -> None:
 
     Positions are rounded: the solver's last digits depend on where its variables are in memory.
     """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    cast("ConstrainedLayoutEngine", figure.get_layout_engine()).execute(figure)
+    figure.set_layout_engine(None)  # "none" leaves one behind, for which a file is drawn twice
     for ax in figure.axes:
         ax.set_position(np.round(ax.get_position(original=True).bounds, 6).tolist())
 
