@@ -1,22 +1,18 @@
 """What the tests share: one torch thread, and a run that takes a fraction of a second."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.tiny_runs import DIVERGING, make
+
+# Two threads beside another busy process can be far slower than one. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell ignores it for what it starts in the background, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,6 +25,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with two completed runs and a diverged one."""
+    from helpers.tiny_runs import DIVERGING, make  # here, as it loads torch
+
     folder = tmp_path_factory.mktemp("results") / "study"
     make(folder, act="relu")
     make(folder, act="nsrelu(0.1)")

@@ -67,7 +67,6 @@ def test_traceback_shows_where_an_error_came_from(tmp_path: Path) -> None:
     assert "nsrelu-bench: --impl: must be 'native', 'detach'" in answer.err.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_traceback_shows_where_a_run_failed(tmp_path: Path) -> None:
     answer = ask("train", *TINY_OPTIONS, "--train-size", "9999", "--traceback", cwd=tmp_path)
     assert answer.code == 1
@@ -90,6 +89,7 @@ def test_a_full_output_is_one_line(tmp_path: Path) -> None:
     assert answer.stderr == "nsrelu-bench: standard output: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_an_ascii_output_gets_question_marks(tmp_path: Path) -> None:
     for act in ("relu", "nsrelu"):
         for seed in (0, 1):

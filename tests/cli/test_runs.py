@@ -62,7 +62,6 @@ def test_a_run_that_is_done_is_kept_and_printed_as_json(tmp_path: Path) -> None:
     assert answer.err == ""
 
 
-@pytest.mark.slow
 def test_fresh_repeats_a_run_that_is_done(tmp_path: Path) -> None:
     make(tmp_path / "results" / "runs", act="relu")
     answer = ask("train", "--act", "relu", *TINY_TRAINING, "--fresh", cwd=tmp_path)
@@ -70,7 +69,6 @@ def test_fresh_repeats_a_run_that_is_done(tmp_path: Path) -> None:
     assert "done before" not in answer.out
 
 
-@pytest.mark.slow
 def test_seeds_give_a_run_each_and_event_files(tmp_path: Path) -> None:
     ask("train", *TINY_TRAINING, "--seeds", "2", "--seed", "5", "--tensorboard", cwd=tmp_path)
     assert settings(tmp_path, "seed") == {5, 6}
@@ -88,7 +86,6 @@ def test_a_broken_torchvision_matters_only_where_it_is_needed(tmp_path: Path) ->
     assert "torchvision, which does not load (no nms here)" in errors
 
 
-@pytest.mark.slow
 def test_a_runs_config_repeats_it(tmp_path: Path) -> None:
     folder = make(tmp_path / "first", act="nsrelu(0.1)")
     config = ["--config", str(folder / "config.yaml")]
@@ -124,7 +121,6 @@ def test_a_flag_wins_over_a_variable_and_that_over_a_file(
     assert "completed (done before)" in answer.out
 
 
-@pytest.mark.slow
 def test_a_failed_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     answer = ask("train", *TINY_TRAINING, "--train-size", "9999", cwd=tmp_path)
     assert answer.code == 1
@@ -164,7 +160,6 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
 # Studies.
 
 
-@pytest.mark.slow
 def test_a_study_is_swept_and_resumed(study: Path) -> None:
     first = ask("sweep", "small.yaml")
     assert "4 runs in results/small: 4 completed" in first.out
@@ -174,7 +169,6 @@ def test_a_study_is_swept_and_resumed(study: Path) -> None:
     assert len(pd.read_csv("results/small/summary.csv")) == 6
 
 
-@pytest.mark.slow
 def test_failed_runs_of_a_study_are_exit_code_3(study: Path) -> None:
     answer = ask("sweep", "small.yaml", "--set", "train_size=2000", "--seeds", "1")
     assert answer.code == 3
@@ -182,7 +176,6 @@ def test_failed_runs_of_a_study_are_exit_code_3(study: Path) -> None:
     assert answer.err.count("failed: train_size: digits has 1257") == 2
 
 
-@pytest.mark.slow
 def test_a_run_without_a_folder_is_counted_with_the_others(study: Path) -> None:
     ask("sweep", "small.yaml", "--seeds", "1")
     gone = min(Path("results/small").glob("*/"))
@@ -193,7 +186,6 @@ def test_a_run_without_a_folder_is_counted_with_the_others(study: Path) -> None:
     assert "2 runs in results/small: 1 completed, 1 failed (1 done before)" in answer.out
 
 
-@pytest.mark.slow
 def test_set_changes_a_study_and_other_runs_are_reported(study: Path) -> None:
     ask("sweep", "small.yaml", "--seeds", "1")
     answer = ask("sweep", "small.yaml", "--set", "lr=1e-3", "--seeds", "1")

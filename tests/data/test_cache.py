@@ -210,6 +210,7 @@ assert cached("it", "1", make)["train"][0].sum() == 4
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CACHE_RACE, str(tmp_path / "log")]
     racers = [subprocess.Popen(command) for _ in range(2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import nsrelu
+from helpers.command_line import ask
 from helpers.published_files import publish
 from PIL import Image
 
@@ -217,7 +217,7 @@ def test_the_command_data_prints_text_or_json(
         f"  cache   {about['cache']}",
         "  file    mine (every image decoded)",
     ]
-    message = nsrelu("data", "folder:gone", cwd=tmp_path, code=1).stderr
+    message = ask("data", "folder:gone").err
     assert message.startswith(
         "nsrelu-bench: gone/train: No such file or directory; a folder of images"
     )

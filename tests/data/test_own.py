@@ -10,7 +10,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import nsrelu
+from helpers.command_line import ask
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import data_digest, describe, format_description, load_dataset, own
@@ -93,15 +93,17 @@ def test_its_source_is_read_again_when_it_changes(folder: Path) -> None:
 
 def test_an_own_data_set_trains_and_a_change_is_noticed(folder: Path) -> None:
     command = ["train", "--dataset", "my_data:blobs", "--epochs", "1", "--results", "out"]
-    nsrelu(*command, "--augment", "crop+flip+cutout", cwd=folder)
+    assert ask(*command, "--augment", "crop+flip+cutout").code == 0
     (run,) = (folder / "out").rglob("my_data-blobs-mlp-*-s0-*")
     recorded = json.loads((run / "env.json").read_text())
     assert recorded["data_digest"] == data_digest(config("blobs"))
     assert re.fullmatch("my_data:blobs [0-9a-f]{64}", recorded["source_digest"])
     with (folder / "my_data.py").open("a") as file:
         file.write("# changed\n")
-    told = nsrelu(*command, "--augment", "crop+flip+cutout", cwd=folder, code=1).stderr
-    assert "is done, but its source changed since" in told
+    del sys.modules["my_data"]
+    again = ask(*command, "--augment", "crop+flip+cutout")
+    assert again.code == 1
+    assert "is done, but its source changed since" in again.err
 
 
 IMAGES, LABELS = np.zeros((20, 1, 2, 2), np.uint8), np.arange(20) % 2
@@ -163,4 +165,5 @@ def test_the_example_of_the_page_trains(folder: Path, monkeypatch: pytest.Monkey
     code = re.search(r"as spirals\.py -->\n```python\n(.*?)```", page, re.DOTALL)
     assert code
     (folder / "spirals.py").write_text(code[1])
-    nsrelu("train", "--dataset", "spirals:two", "--epochs", "1", "--results", "out", cwd=folder)
+    answer = ask("train", "--dataset", "spirals:two", "--epochs", "1", "--results", "out")
+    assert answer.code == 0, answer.err

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from nsrelu_bench.cli import app as cli
+from nsrelu_bench.sweep.executors import local
 
 CLI = [sys.executable, "-m", "nsrelu_bench"]
 
@@ -41,13 +42,14 @@ class Answer:
 
 
 def ask(*arguments: str, cwd: Path = Path(), **environment: str) -> Answer:
-    """Run the command line as if it were a process of its own."""
+    """Run the command line as if it were a process of its own, and train without workers."""
     out, err = io.StringIO(), io.StringIO()
     before = {number: signal.getsignal(number) for number in cli.EXIT_SIGNALS}
     try:
         with (
             patch.object(sys, "argv", ["nsrelu-bench", *arguments]),
             patch.dict(os.environ, environment),
+            patch.object(local, "ProcessPool", lambda _: local.InProcess()),
             chdir(cwd),
             redirect_stdout(out),
             redirect_stderr(err),

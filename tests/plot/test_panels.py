@@ -229,6 +229,7 @@ def test_the_callers_axes_are_used_and_get_no_legend() -> None:
     assert not ax.figure.legends
 
 
+@pytest.mark.slow
 def test_pyplot_and_torch_stay_unloaded_and_colours_stay() -> None:
     code = (
         "import sys, nsrelu_bench.compare as c; print('matplotlib' in sys.modules); "

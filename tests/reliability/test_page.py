@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parents[1]
 DOCUMENT = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 
@@ -16,12 +14,11 @@ def named() -> list[tuple[str, str]]:
     return [(file, name) for file, names in pairs for name in names.split(", ")]
 
 
-@pytest.mark.parametrize(("file", "name"), sorted({*named()}))
-def test_every_named_test_exists(file: str, name: str) -> None:
-    (path,) = TESTS.rglob(f"test_{file}.py")
-    source = path.read_text(encoding="utf-8")
-    assert re.search(rf"^def test_\w*{name}", source, re.MULTILINE)
-
-
-def test_most_cases_name_a_test() -> None:
+def test_every_named_test_exists() -> None:
     assert len(named()) > 60
+    missing = {*named()}
+    for path in TESTS.rglob("test_*.py"):
+        tests = re.findall(r"^def test_(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        file = path.stem.removeprefix("test_")
+        missing -= {(f, name) for f, name in missing if f == file and any(name in t for t in tests)}
+    assert not missing

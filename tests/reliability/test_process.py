@@ -75,6 +75,7 @@ def under_way(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 # Signals.
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_interrupts_a_run(
     tmp_path: Path, under_way: "subprocess.Popen[str]"
 ) -> None:
@@ -209,6 +210,7 @@ def test_no_color_turns_colours_off(monkeypatch: pytest.MonkeyPatch) -> None:
 # Folders.
 
 
+@pytest.mark.slow
 def test_no_home_or_temporary_folder_is_needed(tmp_path: Path) -> None:
     """HOME and TMPDIR lead nowhere, and nothing is said of it."""
     table = TWO.assign(data_dir="data").to_csv(index=False)
@@ -234,6 +236,7 @@ def test_no_home_or_temporary_folder_is_needed(tmp_path: Path) -> None:
     assert "nsrelu(0.1)" in answer.stdout
 
 
+@pytest.mark.slow
 def test_without_a_network_a_download_is_one_line(
     tmp_path: Path,
 ) -> None:
@@ -252,6 +255,7 @@ def test_without_a_network_a_download_is_one_line(
 # Memory and space.
 
 
+@pytest.mark.slow
 def test_a_run_without_memory_is_one_line(tmp_path: Path) -> None:
     answer = run(*ONE, cwd=tmp_path, wrapper='ulimit -v 1500000; exec "$@"')
     assert answer.returncode == 1

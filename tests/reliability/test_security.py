@@ -74,19 +74,27 @@ def keyword(call: ast.Call, name: str) -> object:
     return values[0].value if values and isinstance(values[0], ast.Constant) else None
 
 
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=file_name)
-def test_nothing_runs_what_it_reads(path: Path) -> None:
-    for name, call in calls(path):
-        if name == "torch.load":
-            assert keyword(call, "weights_only") is True, f"{path.name}:{call.lineno}"
-        elif name == "np.load":
-            assert keyword(call, "allow_pickle") is False, f"{path.name}:{call.lineno}"
-        elif name == "YAML":
-            assert keyword(call, "typ") == "safe", f"{path.name}:{call.lineno}"
-        elif name.startswith("subprocess."):
-            assert keyword(call, "shell") is None, f"{path.name}:{call.lineno}"
-        elif RUNS_WHAT_IT_READS.fullmatch(name) and name != "yaml.load":
-            assert (file_name(path), name) in ALLOWED, f"{path.name}:{call.lineno} calls {name}"
+def is_harmless(path: Path, name: str, call: ast.Call) -> bool:
+    if name == "torch.load":
+        return keyword(call, "weights_only") is True
+    if name == "np.load":
+        return keyword(call, "allow_pickle") is False
+    if name == "YAML":
+        return keyword(call, "typ") == "safe"
+    if name.startswith("subprocess."):
+        return keyword(call, "shell") is None
+    if RUNS_WHAT_IT_READS.fullmatch(name) and name != "yaml.load":
+        return (file_name(path), name) in ALLOWED
+    return True
+
+
+def test_nothing_runs_what_it_reads() -> None:
+    assert not [
+        f"{file_name(path)}:{call.lineno} calls {name}"
+        for path in PACKAGE_FILES
+        for name, call in calls(path)
+        if not is_harmless(path, name, call)
+    ]
 
 
 def test_every_allowed_call_exists() -> None:

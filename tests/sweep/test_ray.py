@@ -150,6 +150,7 @@ def same_numbers(study: Path, expected: Path) -> bool:
     return all((folder / n).read_bytes() == (expected / n).read_bytes() for n in names)
 
 
+@pytest.mark.slow
 def test_runs_of_a_lost_node_are_made_again_with_the_same_bits(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_runs_of_a_lost_node_are_made_again_with_the_same_bits(
     assert not list((tmp_path / "ray").glob(".ray-*"))
 
 
+@pytest.mark.slow
 def test_collected_runs_have_all_files_of_local_ones(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -207,6 +209,7 @@ def test_collected_runs_have_all_files_of_local_ones(
     assert (failed.state, failed.error) == ended[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "told"),
     [("", "no authentication token was found"), ("wrong", "refuses this token")],
@@ -225,6 +228,7 @@ def test_without_the_clusters_token_one_line_says_so(
     assert not (tmp_path / tiny().run_id).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_no_node_has_room_for_is_refused(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -243,6 +247,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_leaves_nothing_of_its_ray(
     settings: dict[str, str], tmp_path: Path, short_folder: Path
 ) -> None:
@@ -435,6 +440,7 @@ def test_runs_on_cuda_take_a_gpu_and_others_none() -> None:
     assert executor.needs(tiny(threads=2)) == {"CPU": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), PRIVATE.items())
 def test_private_names_that_are_set_in_ray_exist(module: str, name: str) -> None:
     # In Ray 2.54 to 2.60. A later version without them needs another way, or none.

@@ -19,7 +19,7 @@ TINY_RUN = tiny(act="nsrelu(0.1)")
 DIVERGING_RUN = tiny(act="nsrelu(1)", lr=1e4, epochs=3)
 
 
-def follow(study: Path, *runs: RunConfig, workers: int = 1, fresh: bool = False) -> None:
+def follow(study: Path, *runs: RunConfig, workers: int = 0, fresh: bool = False) -> None:
     list(
         tensorboard.follow(
             run_all(runs, study, workers=workers, policy=RunPolicy(fresh=fresh)), study
@@ -37,7 +37,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_event_files_hold_every_epoch_beside_the_csv_files(tmp_path: Path, workers: int) -> None:
     follow(tmp_path / "with", TINY_RUN, DIVERGING_RUN, workers=workers)
     list(run_all([TINY_RUN, DIVERGING_RUN], tmp_path / "without"))

@@ -158,6 +158,7 @@ def test_ids_are_those_from_before_ensembles() -> None:
     assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
 
 
+@pytest.mark.slow
 def test_an_ensemble_gives_the_same_bits_in_a_worker(tmp_path: Path) -> None:
     runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
     assert states(made(tmp_path / "0", runs)) == ["completed"] * 6
@@ -359,6 +360,7 @@ def test_a_seed_that_can_not_be_written_fails_alone(
     assert states(made(tmp_path, stacked())) == ["completed", "failed", "completed"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)
     events: dict[str, Event] = {}
@@ -378,6 +380,7 @@ def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
         assert status.error == "its process ended with exit code -9"
 
 
+@pytest.mark.slow
 def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)
     events = run_all(runs, tmp_path, workers=1)
