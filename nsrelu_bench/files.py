@@ -91,6 +91,31 @@ def file_lock(path: Path, timeout_s: float = 0.0) -> "FileLock":
     return FileLock(path, timeout=timeout_s, poll_interval=0.01)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file, as far as this process can find out."""
+    if not path.exists():
+        return False
+    try:
+        with file_lock(path):
+            return False
+    except PermissionError:
+        return _is_claimed(path)
+    except OSError:  # it is held, or the folder is read-only
+        return True
+
+
+def _is_claimed(path: Path) -> bool:
+    """Return whether a process holds a lock that this one may not take, but perhaps look at."""
+    if fcntl is None:
+        return True
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it is held, or may not even be read
+        return True
+    return False
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing, and create its folder.
 
@@ -221,8 +246,19 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = find_broken_link(path) or error_reason(error)
+        reason = find_broken_link(path) or _find_owner(error) or error_reason(error)
         raise BenchError(f"{path}: can't be written ({reason})") from error
+
+
+def _find_owner(error: OSError) -> str:
+    """Return which file of another user was in the way; empty where none was."""
+    path = Path(os.fsdecode(error.filename or "."))
+    with suppress(OSError, KeyError, NotImplementedError):  # gone, an unknown user, Windows
+        effective = os.access in os.supports_effective_ids
+        writable = os.access(path, os.W_OK, effective_ids=effective)
+        if isinstance(error, PermissionError) and path.is_file() and not writable:
+            return f"{path.name} belongs to {path.owner()}: {error_reason(error)}"
+    return ""
 
 
 def find_broken_link(path: Path) -> str:

@@ -10,7 +10,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nsrelu_bench.errors import BenchError, describe_error, error_reason
-from nsrelu_bench.files import file_lock, file_sha256, read_bytes, wrap_write_errors, write_json
+from nsrelu_bench.files import (
+    file_lock,
+    file_sha256,
+    is_locked,
+    read_bytes,
+    wrap_write_errors,
+    write_json,
+)
 from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import REQUIRED, STATUS
 from nsrelu_bench.text import printable
@@ -109,7 +116,7 @@ def _read_status(folder: Path) -> Status | None:
                 problem = find_corruption(folder / name)
                 reason = f"{name} {CHANGED}" + (f" ({problem})" if problem else "")
                 return replace(status, state="failed", error=reason)
-    if status.state == "running" and not _is_locked(folder):
+    if status.state == "running" and not is_locked(folder / ".lock"):
         return replace(status, state="interrupted")
     return status
 
@@ -169,15 +176,3 @@ def _hash_or_none(path: Path) -> str | None:
 def run_lock(folder: Path) -> FileLock:
     """Return the lock of the process that writes a run."""
     return file_lock(folder / ".lock", LOCK_S)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Return whether a process holds the lock of a run, as far as this process can find out."""
-    lock = file_lock(folder / ".lock")
-    if not Path(lock.lock_file).exists():
-        return False
-    try:
-        with lock:
-            return False
-    except OSError:  # it is held, or the folder is read-only
-        return True

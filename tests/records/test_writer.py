@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ from helpers.tiny_runs import DIVERGING, make, tiny
 
 from nsrelu_bench.config.reading import read_run, run_config
 from nsrelu_bench.errors import BenchError
+from nsrelu_bench.files import file_lock
 from nsrelu_bench.records import status
 from nsrelu_bench.records import writer as records
 from nsrelu_bench.records.schema import COLUMNS
@@ -280,3 +283,48 @@ def test_a_full_disk_leaves_a_failed_run(tmp_path: Path) -> None:
     assert status is not None
     assert status.state == "failed"
     assert "No space left on device" in str(status.error)
+
+
+@pytest.fixture
+def of_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a run that root was making, where this process is another user's."""
+    if sys.platform == "win32" or os.geteuid():
+        pytest.skip("needs root, who can act as another user")
+    monkeypatch.chdir("/")  # pytest's own folders are not for others
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        folder = Path(root) / "run"
+        folder.mkdir()
+        for name, content in ((".lock", ""), ("status.json", '{"state": "running"}')):
+            (folder / name).write_text(content)
+            (folder / name).chmod(0o644)
+        for place in (Path(root), folder):
+            place.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+
+
+def test_another_users_lock_is_named(of_root: Path) -> None:
+    with pytest.raises(BenchError) as caught, RunWriter(of_root, tiny()):
+        pass
+    assert str(caught.value) == (
+        f"{of_root}: can't be written (.lock belongs to root: Permission denied)"
+    )
+
+
+def test_another_users_run_that_was_killed_is_interrupted(of_root: Path) -> None:
+    found = read_status(of_root)
+    assert found is not None
+    assert found.state == "interrupted"
+
+
+def test_another_users_run_that_is_under_way_is_running(of_root: Path) -> None:
+    os.seteuid(0)
+    with file_lock(of_root / ".lock"):
+        os.seteuid(65534)
+        found = read_status(of_root)
+        os.seteuid(0)
+    assert found is not None
+    assert found.state == "running"
