@@ -97,6 +97,10 @@ DryRun = Annotated[
         "--dry-run", "List runs and their status without running anything", section=RUNNING
     ),
 ]
+Timed = Annotated[
+    bool,
+    make_option("--time", "With --dry-run: time an epoch of each model", section=RUNNING),
+]
 Retry = Annotated[
     list[str] | None,
     make_option(
@@ -155,6 +159,7 @@ def sweep(
     stack: Stack = None,
     results: ResultsDir = Path("results"),
     dry_run: DryRun = False,
+    timed: Timed = False,
     retry: Retry = None,
     fresh: Fresh = False,
     shard: Shard = None,
@@ -189,9 +194,11 @@ def sweep(
         runs = [run for job in jobs for run in job.runs]
     executor = _executor(engine, address, gpus, collect=collect)
     workers = workers or available_cores()
+    if timed and not dry_run:
+        raise UsageError("--time: goes with --dry-run")
     if dry_run:
         plan = list(plan_runs(runs, folder, policy))
-        print(format_runs(plan, folder, workers, as_json=as_json), end="")
+        print(format_runs(plan, folder, workers, timed=timed, as_json=as_json), end="")
         return
     save_study(study, folder)
     events = run_all(runs, folder, workers=workers, policy=policy, executor=executor)
@@ -237,6 +244,7 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show how the runs of a study go, and say how they ended."""
+    from nsrelu_bench.config import find_varying
     from nsrelu_bench.records import find_leftovers, write_summary
     from nsrelu_bench.sweep import progress
 
@@ -244,9 +252,10 @@ def _follow(
         from nsrelu_bench.sweep import tensorboard as event_files
 
         events = event_files.follow(events, folder)
+    varying = find_varying(runs) if len(runs) > 1 else ["lr"]
     with closing(events):
         try:
-            ended = progress.follow(events, len(runs), quiet=quiet)
+            ended = progress.follow(events, len(runs), varying=varying, quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
             again = shlex.join([PROGRAM, *(a for a in sys.argv[1:] if a != "--fresh")])
             print(f"{PROGRAM}: Interrupted. Resume with: {again}", file=sys.stderr)

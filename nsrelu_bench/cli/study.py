@@ -90,8 +90,23 @@ def _find_run(name: str, results: Path) -> Path:
         return matches[0]
     if not matches:
         raise BenchError(f"no run {name!r} in {str(results)!r}; there are {len(found)} runs")
-    listed = ", ".join(map(str, matches[:5])) + ", ..." * (len(matches) > 5)
+    listed = ", ".join(_tell_apart(matches)[:5]) + ", ..." * (len(matches) > 5)
     raise UsageError(f"{name!r} is the beginning of {len(matches)} runs: {listed}")
+
+
+def _tell_apart(folders: list[Path]) -> list[str]:
+    """Return run folders, each with the settings that it differs in from the others."""
+    from nsrelu_bench.config import find_varying, name_setting, read_run, run_config
+
+    try:
+        runs = [run_config(read_run(folder / "config.yaml")) for folder in folders]
+    except UsageError:  # one is damaged
+        return list(map(str, folders))
+    varying = find_varying(runs)
+    return [
+        f"{folder} ({', '.join(name_setting(run, name) for name in varying)})"
+        for folder, run in zip(folders, runs, strict=True)
+    ]
 
 
 @command(

@@ -27,6 +27,7 @@ from nsrelu_bench.config.registry import (
     TEST_IMAGES,
 )
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, resolve_device
+from nsrelu_bench.config.run_names import find_varying, name_run, name_setting
 from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
 from nsrelu_bench.config.template import study_schema, study_template
@@ -56,8 +57,11 @@ __all__ = [
     "Setting",
     "Study",
     "check_parameter",
+    "find_varying",
     "format_number",
     "make_study",
+    "name_run",
+    "name_setting",
     "override",
     "parse_activation",
     "parse_settings",

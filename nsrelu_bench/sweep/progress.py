@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nsrelu_bench.config import RunConfig
+from nsrelu_bench.config import RunConfig, name_run
 from nsrelu_bench.records import Status
 from nsrelu_bench.sweep.execution import Event
 
@@ -25,10 +25,23 @@ SHOWN = {
 }
 
 
-def follow(events: Iterable[Event], runs: int, *, quiet: bool = False) -> list[Event]:
-    """Show the progress of runs, and return the last event of each."""
+def follow(
+    events: Iterable[Event],
+    runs: int,
+    *,
+    varying: Sequence[str] = ("lr",),
+    quiet: bool = False,
+) -> list[Event]:
+    """Show the progress of runs, and return the last event of each.
+
+    Args:
+        events: What happens.
+        runs: Number of runs.
+        varying: The settings that tell them apart, for their names.
+        quiet: Whether to show nothing.
+    """
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-    view = _View(console, runs)
+    view = _View(console, runs, varying)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -56,10 +69,11 @@ class _View:
     Args:
         console: Where lines go.
         runs: Number of runs; one by itself has a line per epoch, several have one each.
+        varying: The settings that a run's name has.
     """
 
-    def __init__(self, console: Console, runs: int) -> None:
-        self._console, self._runs = console, runs
+    def __init__(self, console: Console, runs: int, varying: Sequence[str]) -> None:
+        self._console, self._runs, self._varying = console, runs, varying
         self._announced: set[tuple[str, str]] = set()
         self._states: Counter[str] = Counter()
         self.ended: list[Event] = []
@@ -93,14 +107,14 @@ class _View:
                 outcome = describe_status(event.status, event.metrics)
                 if lost_step is not None:
                     outcome += f", gradient lost at step {lost_step}"
-                line = f"{describe(config)}: {outcome}  {_format_metrics(event)}"
+                line = f"{name_run(config, self._varying)}: {outcome}  {_format_metrics(event)}"
                 self._print(f"[{len(self.ended)}/{self._runs}] {line}".rstrip())
 
     def _announce(self, config: RunConfig, message: str) -> None:
         """Print a message about a run, once."""
         if (config.run_id, message) not in self._announced:
             self._announced.add((config.run_id, message))
-            self._print(f"{describe(config)}: {message}")
+            self._print(f"{name_run(config, self._varying)}: {message}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
@@ -126,11 +140,6 @@ def _values(metrics: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
     ]
 
 
-def describe(config: RunConfig) -> str:
-    """Name a run for a person."""
-    return f"{config.act} on {config.dataset}, {config.model}, lr {config.lr:g}, seed {config.seed}"
-
-
 def describe_status(status: Status, metrics: Mapping[str, Any]) -> str:
     """Return in words how a run with these last metrics ended."""
     if status.state == "diverged":
@@ -152,7 +161,7 @@ def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> li
         values = _values(row, ("test_accuracy", "zero_fraction", "dead_fraction"))
         before = " (done before)" if event.kept else ""
         return [
-            f"{describe(event.config)}: {describe_status(event.status, row)}{before}",
+            f"{name_run(event.config)}: {describe_status(event.status, row)}{before}",
             *filter(None, [", ".join(values)]),
             str(folder / event.config.run_id),
         ]

@@ -1,11 +1,16 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from helpers.tiny_runs import TINY, make
 
-from nsrelu_bench.config import make_study
-from nsrelu_bench.sweep import plan_runs
-from nsrelu_bench.sweep.plan import find_varying, format_runs
+from nsrelu_bench import training
+from nsrelu_bench.config import RunConfig, find_varying, make_study, name_run
+from nsrelu_bench.data import load_dataset
+from nsrelu_bench.sweep import plan_runs, time_epochs
+from nsrelu_bench.sweep.plan import format_runs
+from nsrelu_bench.training import Epoch
 
 PLANNED = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
 
@@ -14,12 +19,58 @@ def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None
     runs = make_study(PLANNED, "s").runs
     study = tmp_path / "results" / "s"
     new = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()
-    assert new[0].endswith("  batch_norm=False  lr=0.1")
-    assert new[-1].startswith("4 runs, 4 to run; no earlier run tells how long")
+    assert new[0].endswith("  batch_norm=false  lr=0.1")
+    assert new[-1].startswith("4 runs, 4 to run; no earlier run tells how long, --time")
     make(tmp_path / "results" / "other", lr=0.3)
     # Batch norm costs time: only the runs without it are like the earlier one.
     timed = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()[-1]
-    assert timed.startswith("4 runs, 4 to run; about 0.1 minutes in 2 processes, for 2 of them")
+    assert timed == (
+        "4 runs, 4 to run; about 0.1 minutes in 2 processes, for 2 of them, from earlier runs"
+    )
+
+
+def test_an_epoch_of_each_model_is_timed_and_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = list(plan_runs(make_study(PLANNED, "s").runs, tmp_path / "s"))
+    timed: list[RunConfig] = []
+    monkeypatch.setattr(time_epochs, "time_epoch", lambda config: timed.append(config) or 900.0)
+    lines = format_runs(plan, tmp_path / "s", 1, timed=True).splitlines()
+    assert [config.batch_norm for config in timed] == [False, True]
+    hours = 4 * 900 * timed[0].epochs / 3600
+    assert lines[-1] == (
+        f"4 runs, 4 to run; about {hours:.1f} hours in 1 process, from a timed epoch"
+    )
+    rows = json.loads(format_runs(plan, tmp_path / "s", 1, timed=True, as_json=True))
+    assert {row["estimated_s"] for row in rows} == {900.0 * timed[0].epochs}
+
+
+def test_a_timed_epoch_scales_with_the_training_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def fake(config: RunConfig) -> Iterator[Epoch]:
+        asked.append(config)
+        for epoch in (0, 1, 2):
+            yield Epoch({}, [], {"train_s": float(epoch), "measure_s": 0.5, "evaluate_s": 0.25})
+
+    monkeypatch.setattr(training, "run", fake)
+    config = RunConfig(dataset="mnist5k", batch_size=64, epochs=30, tasks=5)
+    total = len(load_dataset(config).train)
+    seconds = time_epochs.time_epoch(config)
+    assert asked[0].train_size == 2048
+    assert (asked[0].epochs, asked[0].tasks) == (2, 1)
+    assert seconds == pytest.approx(2 * total / 2048 + 0.75)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_has_what_varies() -> None:
+    runs = make_study(PLANNED, "s").runs
+    assert name_run(runs[-1], find_varying(runs)).endswith(", batch_norm true, lr 0.2, seed 0")
+    assert name_run(RunConfig()) == "nsrelu(0.1) on mnist5k, mlp, lr 0.02, seed 0"
 
 
 def test_a_plan_for_programs_has_the_settings_that_vary(tmp_path: Path) -> None:
