@@ -27,6 +27,40 @@ def variable_of(flag: str) -> str:
     return "NSRELU_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
+Completer = Callable[[str], list[str]]
+
+
+def complete_folders(incomplete: str) -> list[str]:
+    """Complete runs and studies, and the folders on the way to them."""
+    found = [path for path in _beginning_with(incomplete or "results/") if path.is_dir()]
+    return [str(path) for path in found if not path.name.startswith(".")]
+
+
+def complete_studies(incomplete: str) -> list[str]:
+    """Complete YAML files, and the folders on the way to them."""
+    found = _beginning_with(incomplete)
+    return [f"{path}/" if path.is_dir() else str(path) for path in found if _may_have_yaml(path)]
+
+
+def complete_configs(incomplete: str) -> list[str]:
+    """Complete the config.yaml of the runs in results/."""
+    found = map(str, Path().glob("results/*/*/config.yaml"))
+    return sorted(path for path in found if path.startswith(incomplete))
+
+
+def _beginning_with(incomplete: str) -> list[Path]:
+    folder, _, name = incomplete.rpartition("/")
+    place = file_path(f"{folder}/") if folder or incomplete.startswith("/") else Path()
+    try:
+        return sorted(path for path in place.iterdir() if path.name.startswith(name))
+    except OSError:
+        return []
+
+
+def _may_have_yaml(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.is_dir() or path.suffix in (".yaml", ".yml"))
+
+
 def flag_of(setting: str) -> str:
     """Return the option of a setting."""
     return "--" + setting.replace("_", "-")
@@ -42,6 +76,7 @@ def make_option(
     within: tuple[int, int] | None = None,
     choices: Sequence[str] = (),
     names: Iterable[str] = (),
+    completer: Completer | None = None,
     section: str | None = None,
     variable: bool = False,
 ) -> Any:
@@ -56,6 +91,7 @@ def make_option(
         within: The least and the greatest number.
         choices: Its values, if there are no others.
         names: Values that shells complete.
+        completer: Returns what shells complete, instead.
         section: Where help texts list it.
         variable: Whether an environment variable sets it too.
     """
@@ -71,14 +107,14 @@ def make_option(
         parser=_check_range(parser or PARSERS.get(metavar or ""), within),
         metavar=f"[{'|'.join(choices)}]" if choices else metavar,
         rich_help_panel=section,
-        autocompletion=_completer(choices or names),
+        autocompletion=completer or complete_names(choices or names),
     )
 
 
 def make_argument(text: str, metavar: str, **more: Any) -> Any:
     """Return an argument for an annotation; `more` is for `typer.Argument`."""
-    parser = PARSERS.get(metavar)
-    return typer.Argument(help=text, metavar=metavar, parser=parser, show_default=False, **more)
+    more = {"parser": PARSERS.get(metavar), "autocompletion": COMPLETERS.get(metavar)} | more
+    return typer.Argument(help=text, metavar=metavar, show_default=False, **more)
 
 
 def _check_range(
@@ -98,7 +134,7 @@ def _check_range(
     return parse
 
 
-def _completer(names: Iterable[str]) -> Callable[[str], list[str]] | None:
+def complete_names(names: Iterable[str]) -> Completer | None:
     """Return what completes the last of several names with commas or + between them."""
     known = list(names)
 
@@ -212,6 +248,9 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "STUDY": file_path,
     "PATH": file_path,
 }
+
+#: What shells complete, by placeholder.
+COMPLETERS: dict[str, Completer] = dict.fromkeys(("PATH", "FOLDER", "STUDY"), complete_folders)
 
 DataDir = Annotated[str | None, setting_option("data_dir")]
 Device = Annotated[str | None, setting_option("device")]

@@ -81,6 +81,7 @@ TableFormat = Annotated[
     "compare",
     "nsrelu-bench compare results/quickstart",
     "nsrelu-bench compare results/leaks --baseline 'leaky_relu(0.1)' --tune lr",
+    "nsrelu-bench compare results/leaks --baseline init=he",
     "nsrelu-bench compare results/leaks --by lr --format latex --out table.tex",
     "nsrelu-bench compare results/leaks --primary test_loss --margin 0.05",
 )
@@ -147,6 +148,7 @@ def compare(
     "compare",
     "nsrelu-bench power results/pilot --difference 1",
     "nsrelu-bench power results/pilot --by lr --power 0.9",
+    "nsrelu-bench power results/pilot --primary dead_fraction --difference 5",
 )
 def power(
     paths: Paths = None,

@@ -33,6 +33,8 @@ from nsrelu_bench.cli.options import (
     Stack,
     TensorBoard,
     Workers,
+    complete_configs,
+    complete_studies,
     flag_of,
     make_argument,
     make_option,
@@ -54,6 +56,7 @@ def train(
         Path | None,
         make_option(
             *("--config", "Take settings from a run's config.yaml", "", "FILE"),
+            completer=complete_configs,
             section=RUNNING,
             variable=True,
         ),
@@ -151,7 +154,9 @@ GpusPerRun = Annotated[
     "nsrelu-bench sweep study.yaml --retry failed --workers 8",
 )
 def sweep(
-    config: Annotated[Path, make_argument("YAML file of the study", "FILE")],
+    config: Annotated[
+        Path, make_argument("YAML file of the study", "FILE", autocompletion=complete_studies)
+    ],
     changes: Changes = None,
     seeds: Seeds = None,
     replicates: Replicates = None,

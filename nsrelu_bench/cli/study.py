@@ -13,7 +13,12 @@ from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.text import printable
 
 
-@command("train", "nsrelu-bench init", "nsrelu-bench init leaks.yaml")
+@command(
+    "train",
+    "nsrelu-bench init",
+    "nsrelu-bench init leaks.yaml",
+    "nsrelu-bench init studies/leaks.yaml",
+)
 def init(
     file: Annotated[Path, make_argument("File to write [default: study.yaml]", "FILE")] = Path(
         "study.yaml"
@@ -31,7 +36,12 @@ def init(
     print_next(["sweep", file, "--dry-run"], ["sweep", file])
 
 
-@command("examine", "nsrelu-bench schema", "nsrelu-bench schema > study.schema.json")
+@command(
+    "examine",
+    "nsrelu-bench schema",
+    "nsrelu-bench schema > study.schema.json",
+    "nsrelu-bench schema > .vscode/study.schema.json",
+)
 def schema() -> None:
     """Print the JSON schema of a study's file, for editors."""
     from nsrelu_bench.config import study_schema
@@ -47,6 +57,7 @@ def _complete_runs(incomplete: str) -> list[str]:
 @command(
     "compare",
     "nsrelu-bench show mnist5k-mlp-nsrelu-0.1-s0",
+    "nsrelu-bench show mnist5k-mlp-relu-s3 --results ~/results",
     "nsrelu-bench show results/runs/mnist5k-mlp-nsrelu-0.1-s0-1a2b3c4d --json",
 )
 def show(
@@ -111,6 +122,7 @@ def _tell_apart(folders: list[Path]) -> list[str]:
 
 @command(
     "compare",
+    "nsrelu-bench clean results/leaks",
     "nsrelu-bench clean results/leaks --dry-run",
     "nsrelu-bench clean results/leaks --yes",
 )

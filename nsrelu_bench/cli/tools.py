@@ -15,6 +15,7 @@ from nsrelu_bench.cli.options import (
     Quiet,
     ResultsDir,
     Threads,
+    complete_names,
     file_path,
     flag_of,
     make_argument,
@@ -38,7 +39,12 @@ from nsrelu_bench.text import split_names
 DTYPE_NAMES = ("float32", "float64", "float16", "bfloat16")
 
 
-@command("examine", "nsrelu-bench check", "nsrelu-bench check --no-compile")
+@command(
+    "examine",
+    "nsrelu-bench check",
+    "nsrelu-bench check --no-compile",
+    "nsrelu-bench check --no-compile > check.txt",
+)
 def check(
     compiled: Annotated[
         bool, make_option("--compile/--no-compile", "Check under torch.compile too", "yes")
@@ -61,6 +67,7 @@ def check(
 @command(
     "examine",
     "nsrelu-bench born-dead",
+    "nsrelu-bench born-dead --width 3 --trials 100000 --seed 1",
     "nsrelu-bench born-dead --width 2,3,4 --depth 10,20,40 --json",
     name="born-dead",
 )
@@ -185,7 +192,13 @@ def _complete_kinds(incomplete: str) -> list[str]:
     return [name for name in KINDS_OF_NAMES if name.startswith(incomplete)]
 
 
-@command("examine", "nsrelu-bench list", "nsrelu-bench list metrics", name="list")
+@command(
+    "examine",
+    "nsrelu-bench list",
+    "nsrelu-bench list metrics",
+    "nsrelu-bench list activations",
+    name="list",
+)
 def list_(
     kind: Annotated[
         str | None,
@@ -210,7 +223,10 @@ def list_(
     "nsrelu-bench data folder:photos",
 )
 def data(
-    name: Annotated[str, make_argument(SETTINGS["dataset"].help, "NAME")],
+    name: Annotated[
+        str,
+        make_argument(SETTINGS["dataset"].help, "NAME", autocompletion=complete_names(DATASETS)),
+    ],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -224,7 +240,12 @@ def data(
     print(json.dumps(about, indent=2) if as_json else format_description(about))
 
 
-@command("examine", "nsrelu-bench doctor", "nsrelu-bench doctor --json")
+@command(
+    "examine",
+    "nsrelu-bench doctor",
+    "nsrelu-bench doctor --data-dir ~/data",
+    "nsrelu-bench doctor --json",
+)
 def doctor(
     data_dir: DataDir = None,
     results: ResultsDir = Path("results"),

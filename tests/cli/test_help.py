@@ -43,7 +43,7 @@ def test_every_option_of_a_command_has_a_metavar_and_a_help(name: str) -> None:
 def test_help_ends_with_examples_that_can_be_parsed(name: str) -> None:
     text = ask(name, "--help", COLUMNS="80").out
     examples = text.partition("Examples:\n")[2].splitlines()
-    assert len(examples) >= 2
+    assert len(examples) >= 3
     for example in examples:
         program, command, *arguments = shlex.split(example.partition(" > ")[0])
         assert (program, command) == ("nsrelu-bench", name)
@@ -88,11 +88,12 @@ def test_every_option_is_documented(name: str) -> None:
 # Completion.
 
 
-def complete(shell: str, line: str, **environment: str) -> list[str]:
+def complete(shell: str, line: str, cwd: Path = Path()) -> list[str]:
     """Return the words that a shell would offer for the end of a line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
     typer_words = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    answer = ask(**words, **typer_words, _NSRELU_BENCH_COMPLETE=f"complete_{shell}", **environment)
+    variables = words | typer_words | {"_NSRELU_BENCH_COMPLETE": f"complete_{shell}"}
+    answer = ask(cwd=cwd, **variables)
     return re.findall(r"[\w./()-]+(?==)|[\w./()-]+", answer.out)
 
 
@@ -113,6 +114,32 @@ def complete(shell: str, line: str, **environment: str) -> list[str]:
 )
 def test_a_shell_completes_names(shell: str, line: str, words: set[str]) -> None:
     assert words <= set(complete(shell, line))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nsrelu-bench show rel", {"relu-s0-1234"}),
+        ("nsrelu-bench compare ", {"results/leaks", "results/runs"}),
+        ("nsrelu-bench plot results/le", {"results/leaks"}),
+        ("nsrelu-bench report results/leaks/", {"results/leaks/relu-s0-1234"}),
+        ("nsrelu-bench clean results/r", {"results/runs"}),
+        ("nsrelu-bench train --config res", {"results/leaks/relu-s0-1234/config.yaml"}),
+        ("nsrelu-bench sweep le", {"leaks.yaml"}),
+        ("nsrelu-bench data mnist5", {"mnist5k"}),
+    ],
+)
+def test_a_shell_completes_runs_and_files(
+    shell: str, line: str, words: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "leaks.yaml").touch()
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    run = tmp_path / "results" / "leaks" / "relu-s0-1234"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    of_zsh = {"_arguments", "(("}
+    assert set(complete(shell, line, cwd=tmp_path)) - of_zsh == words
 
 
 def test_completing_prints_no_warnings() -> None:
