@@ -8,19 +8,19 @@ T = TypeVar("T")
 
 
 class BenchError(Exception):
-    """Something went wrong that the user can mend; its message is one line."""
+    """An error that the user can fix; its message is one line."""
 
     exit_code = 1
 
 
 class UsageError(BenchError, ValueError):
-    """What was asked for makes no sense: a wrong option, name or value."""
+    """A wrong option, name or value."""
 
     exit_code = 2
 
 
 def unknown(name: str, known: Iterable[str], kind: str, *, brief: bool = False) -> UsageError:
-    """Say that `name` is no known `kind`, and list what there is; briefly, only the nearest."""
+    """Return the error for an unknown name of a `kind`, with all names or, briefly, the nearest."""
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=1)
     hints = [f"did you mean {near[0]!r}?"] if near else []
@@ -33,7 +33,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """Return ``table[name]``.
 
     Raises:
-        UsageError: There is no such name; the message lists those that there are.
+        UsageError: There is no such name; the message lists the names.
     """
     try:
         return table[name]

@@ -1,4 +1,4 @@
-"""Careful use of the disk: hashes, locks, writing then renaming, errors in one line."""
+"""Safe use of the disk: hashes, locks, writing then renaming, errors in one line."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ def read_bytes(path: Path, limit: int = MAX_READ_BYTES) -> bytes:
 
 
 def shortest_ends(paths: Sequence[Path]) -> list[Path]:
-    """Return the shortest ends of different paths that tell them apart: A/small and B/small."""
+    """Return the shortest endings that distinguish some paths: A/small and B/small."""
     parts = [path.resolve().parts[1:] for path in paths]
     for length in range(1, max(map(len, parts), default=0)):
         ends = [Path(*part[-length:]) for part in parts]
@@ -80,12 +80,12 @@ def open_regular(path: Path, limit: int = MAX_READ_BYTES, *, follow: bool = True
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for somebody to write to it, if it is a pipe."""
+    """Open a file; if it is a pipe, without waiting for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def file_lock(path: Path, timeout_s: float = 0.0) -> "FileLock":
-    """Return the lock of a file, which is released when its process ends, however it ends."""
+    """Return the lock of a file, which is released however its process ends."""
     from filelock import FileLock  # takes time that --help does not have
 
     return FileLock(path, timeout=timeout_s, poll_interval=0.01)
@@ -177,7 +177,7 @@ def remove_drafts(folder: Path, name: str = "") -> None:
 
     Args:
         folder: The folder.
-        name: The file that they were to become; any if empty.
+        name: The file that they were written for; any if empty.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         drafts = [e.path for e in entries if e.name.startswith(f".{name}") and DRAFT.search(e.name)]
@@ -189,7 +189,7 @@ def remove_drafts(folder: Path, name: str = "") -> None:
 
 @contextmanager
 def held_draft(path: Path) -> Iterator[Path]:
-    """Keep an empty temporary file beside `path`; if this process is killed, it can be removed."""
+    """Keep an empty temporary file next to `path`; if this process is killed, it can be removed."""
     draft, file = _create_draft(path)
     with file:
         try:
@@ -199,17 +199,17 @@ def held_draft(path: Path) -> Iterator[Path]:
 
 
 def _create_draft(path: Path) -> tuple[Path, BinaryIO]:
-    """Create a temporary file beside `path`, locked so that `remove_drafts` leaves it alone."""
+    """Create a temporary file next to `path`, locked so that `remove_drafts` leaves it alone."""
     while True:
         draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
         file = draft.open("xb")
         if _claim(file) and draft.exists():
             return draft, file
-        file.close()  # it was taken for a dead process's before it was locked
+        file.close()  # another process removed it before it was locked
 
 
 def _claim(file: IO[bytes]) -> bool:
-    """Lock an open file if no process has; always possible where there are no such locks."""
+    """Lock an open file unless another process has; return whether it is locked, or can't be."""
     if fcntl is None:  # Windows, where a file that is open can't be removed
         return True
     try:
@@ -222,7 +222,7 @@ def _claim(file: IO[bytes]) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the list of a folder's files to disk; Windows has no such call."""
+    """Write the list of a folder's files to disk; Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -262,7 +262,7 @@ def _find_owner(error: OSError) -> str:
 
 
 def find_broken_link(path: Path) -> str:
-    """Return which link in a path leads nowhere, and where to; empty where none does."""
+    """Return which link in a path is broken, and where it points; empty if none is."""
     with suppress(OSError):  # of a name that is too long, the system's own reason says more
         for place in (path, *path.parents):
             if place.is_symlink() and not place.exists():

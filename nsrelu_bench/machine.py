@@ -26,7 +26,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Give the CPU quota, in cores, of each control group that this process is in."""
+    """Yield the CPU quota, in cores, of each control group of this process."""
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -44,7 +44,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _folders(mounts: tuple[Path, ...], group: str) -> Iterator[Path]:
-    """Give the folders of a control group and of those above it.
+    """Yield the folders of a control group and of those above it.
 
     A container may see its own group as the root of the mount, so the root counts as well.
     """
@@ -54,7 +54,7 @@ def _folders(mounts: tuple[Path, ...], group: str) -> Iterator[Path]:
 
 
 def _quota(*files: Path) -> Iterator[float]:
-    """Give the quota over the period that the files hold; nothing if there is no limit."""
+    """Yield the quota over the period that the files hold; nothing if there is no limit."""
     with suppress(OSError, ValueError):
         quota, period = " ".join(file.read_text(encoding="utf-8") for file in files).split()
         if quota not in ("max", "-1") and int(period) > 0:

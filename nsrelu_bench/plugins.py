@@ -1,4 +1,4 @@
-"""A user's own parts, named ``package.module:name``: how they are imported, and their source."""
+"""Import a user's own parts, named ``package.module:name``, and hash their source."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
     """Import a user's own part, also from the current folder, as ``python -m`` does.
 
     Args:
-        setting: What it is given for, such as "model"; it begins the messages.
+        setting: The setting that names it, such as "model"; messages begin with it.
         name: As ``package.module:name``.
 
     Raises:
@@ -84,7 +84,7 @@ def _search_here() -> str:
 
 
 def _sources(module_name: str) -> Iterator[tuple[str, bytes]]:
-    """Give the files of a module and of what it imports from beside it, by path from there."""
+    """Yield the files of a module and of its imports from the same folder, by path from there."""
     top = module_name.partition(".")[0]
     root = _root(top)
     if root is None:
@@ -114,7 +114,7 @@ def _root(top: str) -> Path | None:
 
 
 def _files(root: Path, dotted: str) -> Iterator[Path]:
-    """Give the files that importing a module runs: its own and its packages' ``__init__.py``."""
+    """Yield the files that importing a module runs: its own and its packages' ``__init__.py``."""
     parts = dotted.split(".")
     for length in range(1, len(parts) + 1):
         place = root.joinpath(*parts[:length])
@@ -125,7 +125,7 @@ def _files(root: Path, dotted: str) -> Iterator[Path]:
 
 
 def _imports(source: bytes, package: list[str]) -> Iterator[str]:
-    """Give the dotted names that a module of a package may import."""
+    """Yield the dotted names that a module of a package may import."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Text for people: numbers with the digits that matter, and rows of texts as columns."""
+"""Text for people: numbers with significant digits, and rows of texts as columns."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import overload
 
 
 def format_fixed(value: float, places: int, sign: str = "") -> str:
-    """Write a number with so many decimal places, and no minus before zero."""
+    """Write a number with a fixed number of decimal places, and no minus before zero."""
     return f"{round(value, places) + 0.0:{sign}.{places}f}"
 
 
@@ -24,9 +24,9 @@ def format_p(p: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text from outside with escapes for what a terminal would act on, as in ``\x1b[2J``.
+    r"""Return a text with escapes for what a terminal would act on, such as ``\x1b[2J``.
 
-    That is also what can't be encoded: names of files need not be text.
+    Also for what can't be encoded: names of files need not be text.
     """
     if text.isprintable():
         return text
@@ -35,7 +35,7 @@ def printable(text: str) -> str:
 
 #: The smallest positive number that single precision holds with all its digits.
 SMALLEST = 2.0**-126
-#: What a number must be that is smaller, and would act as 0.
+#: What is allowed instead of a smaller number, which would act as 0.
 NOT_TINY = f"must be 0 or at least {SMALLEST:.2g}"
 
 
@@ -46,7 +46,7 @@ def underflows(number: str) -> bool:
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Write whole numbers in their order, those that follow each other as one: "0-5, 8"."""
+    """Write whole numbers in order, consecutive ones as a range: "0-5, 8"."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and ranges[-1][-1] + 1 == number:

@@ -1,7 +1,7 @@
-"""The names of activations, and the one label that each has everywhere.
+"""Parse the names of activations, and give each its one label.
 
-An activation is a pair (forward function, backward function) and a gate. One label names it on the
-command line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``,
+An activation is a pair (forward function, backward function) and a gate. The same label names it on
+the command line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``,
 ``nsrelu(0.1)``, ``rescue(0.1)``, ``relu/bsilu(1.67)@up``. Nothing here needs torch.
 """
 
@@ -190,7 +190,7 @@ def same_activation(label: str, wanted: str) -> bool:
 
 
 def forget(text: str, settings: Collection[str]) -> str:
-    """Drop from an activation's text what it says of `settings`; keep unparsable text."""
+    """Drop `settings` from an activation's text; keep unparsable text."""
     try:
         drafts, gate = _parse_text(text)
     except UsageError:
@@ -227,7 +227,7 @@ def format_number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-# What a text states: a function and those of its parameters that have a number.
+# A parsed text: a function, and those of its parameters that the text gives.
 _Draft = tuple[str, dict[str, float]]
 
 
@@ -291,7 +291,7 @@ def _check_length(text: str, kind: str) -> None:
 def _name_values(
     name: str, functions: tuple[str, str] | list[str], values: list[float]
 ) -> list[dict[str, float]]:
-    """Assign the numbers behind `name` to the parameters of its functions, in order."""
+    """Assign the numbers after `name` to the parameters of its functions, in order."""
     names = [parameter for function in functions for parameter in FUNCTION_PARAMETERS[function]]
     if len(values) > len(names):
         raise _wrong_count(name, names, len(values))
@@ -337,8 +337,8 @@ ALIASES: dict[str, tuple[str, str]] = {
     "ste": ("relu", "identity"),
 }
 
-# Where the backward's slope is used below 0, with g the gradient at the output; above 0 it always
-# is. As an activation's name, a gate means NSReLU with it: rescue(0.1).
+# Where the backward's slope is used below 0, with g the gradient at the output; above 0 it is
+# always used. As an activation's name, a gate means NSReLU with that gate: rescue(0.1).
 GATES: dict[str, str] = {
     "always": "wherever x <= 0",
     "up": "where x <= 0 and g < 0, so that descent raises x",

@@ -1,4 +1,4 @@
-"""Which measures a run takes, as text: all, none, names, or names to leave out."""
+"""Read and write a choice of measures: all, none, names, or names to leave out."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from nsrelu_bench.errors import UsageError, lookup
 
 @functools.lru_cache
 def canonical_measures(text: str) -> str:
-    """Write a choice of measures in the one way that it has in a run's configuration."""
+    """Return a choice of measures as a run's configuration has it."""
     return format_measures(read_measures(text))
 
 
@@ -39,7 +39,7 @@ def read_measures(text: str) -> list[str]:
 
 
 def format_measures(taken: Sequence[str]) -> str:
-    """Write which measures to take in the shortest of the ways that `read_measures` reads."""
+    """Return the shortest text of a choice that `read_measures` reads."""
     left_out = [f"-{name}" for name in SITE_MEASURES if name not in taken]
     if not taken or not left_out:
         return "all" if taken else "none"

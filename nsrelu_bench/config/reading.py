@@ -1,4 +1,4 @@
-"""Settings of files and options: read, merged, checked; each mistake is one line."""
+"""Read, merge and check the settings of files and options; each mistake is one line."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -75,10 +75,10 @@ def override(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[s
     """Merge settings of two sources, such as a file and the command line."""
     merged = {**settings, **stronger}
     if "act" in stronger:
-        # A stronger activation replaces what the weaker source says of its leak, too.
+        # A stronger activation also replaces a leak or backward of the weaker source.
         merged = {k: v for k, v in merged.items() if k not in LABEL_PARTS or k in stronger}
     elif isinstance(settings.get("act"), str):
-        # A separate leak or backward replaces what the weaker source's label says of it.
+        # A separate leak or backward replaces that in the weaker source's label.
         merged["act"] = forget(settings["act"], set(LABEL_PARTS) & set(stronger))
     return merged
 
@@ -88,7 +88,7 @@ def mistake_lines(error: ValidationError, place: Callable[[str], str]) -> list[s
     lines = []
     for detail in error.errors(include_url=False):
         if detail["type"] == "default_factory_not_called":
-            continue  # it depends on a setting whose own mistake is reported
+            continue  # it depends on a setting whose mistake is reported
         message = detail["msg"].replace("Input should be", "must be")
         message = message.removeprefix("Value error, ")
         # A mistake in a label is found before pydantic looks at its field, and names its part.

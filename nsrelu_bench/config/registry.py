@@ -1,12 +1,11 @@
-"""What can be named in a configuration, with descriptions and defaults; no torch."""
+"""The names that a configuration can use, with descriptions and defaults; no torch."""
 
 import re
 
 #: The user's own model: a module's dotted name and a function in it.
 PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
-#: What can be named, with the defaults that go with it; the code is in models.py, data.py and
-#: augment.py.
+#: Models with their default width and depth; the code is in models.py.
 MODEL_SIZES: dict[str, dict[str, int]] = {
     "mlp": {"width": 128, "depth": 3},
     "deep_narrow": {"width": 16, "depth": 20},
@@ -45,7 +44,7 @@ AUGMENTATIONS: dict[str, str] = {
 }
 
 #: What is measured at the activation sites, in the order of the columns; docs/metrics.md defines
-#: each, and the code is in metrics.py.
+#: each, and the code is in measures/metrics.py.
 SITE_MEASURES: dict[str, str] = {
     "zero_fraction": "fraction of the outputs that are exactly 0",
     "negative_fraction": "fraction of the inputs that are <= 0",
@@ -75,8 +74,8 @@ SITE_MEASURES: dict[str, str] = {
     "extra_grad_fraction": "what a surrogate adds, as a share of squared norms (the same pass)",
 }
 
-#: Those that came after run ids were published. A choice that names none of them has the id that it
-#: had, and takes all or none of them (measure_choice.py).
+#: Those that were added after run ids were published. A choice that names none of them keeps its
+#: run id, and takes all or none of them (`read_measures` in measure_choice.py).
 LATER_MEASURES = tuple(SITE_MEASURES)[1 + list(SITE_MEASURES).index("effective_rank") :]
 
 #: What is computed on each part of the data.

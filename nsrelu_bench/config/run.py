@@ -66,7 +66,7 @@ Choice = Annotated[str, Field(max_length=200)]
 
 
 class ActivationParts(BaseModel):
-    """Settings that may be given beside `act`, and become part of its label."""
+    """Settings that may be given together with `act`, and become part of its label."""
 
     model_config = ConfigDict(defer_build=True)
 
@@ -98,7 +98,7 @@ LABEL_PARTS = ActivationParts.model_fields
 class RunConfig(BaseModel):
     """One configuration with one seed, every setting resolved.
 
-    `leak`, `alpha`, `backward` and `gate` may be given beside `act` and become part of its label:
+    `leak`, `alpha`, `backward` and `gate` may be given with `act` and become part of its label:
     ``RunConfig(act="nsrelu", leak=0.2)`` equals ``RunConfig(act="nsrelu(0.2)")``.
 
     Raises:
@@ -239,7 +239,7 @@ class RunConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _canonical_dataset(cls, name: str) -> str:
-        """Write the path of a folder in one way, so that it is one data set: p, p/ and ./p."""
+        """Normalise the path of a folder, so that p, p/ and ./p are one data set."""
         kind, _, path = name.partition(":")
         if kind == "folder" and path:
             return f"folder:{PurePath(os.path.expanduser(path))}"  # noqa: PTH111
@@ -324,7 +324,7 @@ class RunConfig(BaseModel):
         return self
 
     def _excludes(self, setting: str, *others: str) -> None:
-        """Refuse a setting beside others that are not off."""
+        """Refuse a setting together with others that are not off."""
         for name in others:
             if value := getattr(self, name):
                 shown = "true" if value is True else value
@@ -333,7 +333,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _clear_unused(self) -> Self:
-        """Clear what the other settings leave unused, so that it makes no second identity."""
+        """Reset settings that the others leave unused, so that they do not change the run's id."""
         if self.optimizer != "sgd":
             object.__setattr__(self, "momentum", None)
         elif self.momentum is None:
@@ -383,7 +383,7 @@ def _parse_label(label: str) -> ActivationSpec:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of NumPy or a path as the plain value that a file would have."""
+    """Return a NumPy value or a path as the plain value that a file would have."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
@@ -394,7 +394,7 @@ def _size(model: str, name: str) -> int:
 
 
 def resolve_device(name: str) -> str:
-    """Return the device that "auto" is here; the identity of a run has the device, not "auto"."""
+    """Return the device that "auto" means here; a run's id depends on the device, not on "auto"."""
     if name != "auto":
         return name
     import torch
@@ -404,8 +404,8 @@ def resolve_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-#: Settings that came after results were published, each with the value that all had before: with
-#: it a run keeps the id that it had.
+#: Settings that were added after results were published, with the value that earlier runs had: with
+#: it a run keeps its id.
 ADDED: dict[str, Any] = {
     "stack": False,
     "local": False,
@@ -416,7 +416,7 @@ ADDED: dict[str, Any] = {
     "leak_schedule": "constant",
 }
 
-#: All that a run can be given, by name; what is part of the activation comes right after it.
+#: All settings of a run, by name; the parts of an activation follow `act`.
 SETTINGS: dict[str, Setting] = {
     name: describe_setting(name, field)
     for name, field in sorted(

@@ -1,4 +1,4 @@
-"""What describes a setting: its field says all of it once, for options, editors and docs."""
+"""Describe a setting once, in its field, for options, editors and docs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Setting:
         help: What it is, in one line.
         default: Its default in words; empty without one.
         metavar: Placeholder for a value in help texts.
-        names: Values that can be named; where `closed`, there are no others.
+        names: Values that can be named; if `closed`, there are no others.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _format_default(value: Any) -> str:
 
 
 def _flatten(annotation: Any) -> Iterable[Any]:
-    """Give the types and literal values that an annotation is composed of."""
+    """Yield the types and literal values that an annotation is composed of."""
     if get_origin(annotation) is None:
         yield annotation
     for part in get_args(annotation):

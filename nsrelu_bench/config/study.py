@@ -1,4 +1,4 @@
-"""What a study is: a grid of settings times seeds, expanded to runs."""
+"""Read a study, a grid of settings times seeds, and expand it to runs."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from nsrelu_bench.config.registry import METRICS
 from nsrelu_bench.config.run import RunConfig, resolve_device
 from nsrelu_bench.errors import UsageError, unknown
 
-#: What repeats each configuration, as a number or a list, and the setting that it varies.
+#: The keys that repeat each configuration, and the setting that each varies.
 REPEAT_KEYS = {"seeds": "seed", "replicates": "replicate"}
 
 #: A grid larger than this is a mistake, and is refused before it is expanded.
@@ -24,7 +24,7 @@ MAX_RUNS = 100_000
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one config file, without doubles, in the order of the grid.
+    """The runs of one config file, without duplicates, in the order of the grid.
 
     Attributes:
         name: The name of its folder.
@@ -54,7 +54,7 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
 
 
 def _without(grid: Any, keys: Collection[str]) -> Any:
-    """Drop from a grid what a stronger source says."""
+    """Drop from a grid the settings of a stronger source."""
     return {k: v for k, v in grid.items() if k not in keys} if isinstance(grid, Mapping) else grid
 
 
@@ -135,7 +135,7 @@ def _resolve_devices(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distinct(runs: Iterable[RunConfig], place: Callable[[str], str]) -> list[RunConfig]:
-    """Return runs without doubles.
+    """Return runs without duplicates.
 
     Raises:
         UsageError: Two different runs have the same id: its eight hex digits agree by chance.
@@ -197,7 +197,7 @@ def _study_mistakes(
     repeats: Mapping[str, Any],
     place: Callable[[str], str],
 ) -> list[str]:
-    """Check each setting of a study by itself, so that all mistakes are reported at once."""
+    """Check each setting of a study separately, so that all mistakes are reported at once."""
     mistakes = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         mistakes.append(
@@ -209,7 +209,7 @@ def _study_mistakes(
         if not _valid_repeats(value):
             mistakes.append(f"{place(key)}: must be a number from 1 or a list, got {brief(value)}")
         if REPEAT_KEYS[key] in outside:
-            mistakes.append(f"{place(REPEAT_KEYS[key])}: can't be given beside {key}")
+            mistakes.append(f"{place(REPEAT_KEYS[key])}: can't be given together with {key}")
     for key, value in fixed.items():
         mistakes += _setting_mistakes(key, value, place(str(key)))
     if not isinstance(grid, Mapping):
@@ -220,7 +220,7 @@ def _study_mistakes(
             mistakes.append(f"{where}: must be a list of values, got {brief(values)}")
             continue
         if key in fixed:
-            mistakes.append(f"{where}: is given outside the grid too")
+            mistakes.append(f"{where}: is also given outside the grid")
         for index, value in enumerate(values):
             mistakes += _setting_mistakes(key, value, f"{where}[{index}]")
     return mistakes
@@ -233,7 +233,7 @@ def _question_mistakes(question: Any, place: Callable[[str], str]) -> list[str]:
 
 
 def _family_mistakes(primary: Any, secondary: Any, place: Callable[[str], str]) -> list[str]:
-    """Check the metrics that compare is to test, which no run depends on."""
+    """Check the metrics that `compare` tests; no run depends on them."""
     mistakes = []
     if secondary is not None and not isinstance(secondary, list):
         mistakes.append(f"{place('secondary')}: must be a list of metrics, got {brief(secondary)}")

@@ -1,4 +1,4 @@
-"""A study to begin with, and the JSON schema of a study's file: both from the settings' fields."""
+"""A template and the JSON schema of a study's file, made from the settings' fields."""
 
 import json
 from typing import Any
@@ -19,13 +19,13 @@ epochs: 5
 grid:
   act: [relu, leaky_relu(0.1), nsrelu(0.1)]
   lr: [0.02, 0.05]
-# exclude:                           # leave out what has all values of an entry
+# exclude:                           # leave out runs that have all values of an entry
 #   - {act: relu, lr: 0.05}
-# include:                           # add grids of their own, on top of the settings outside
+# include:                           # add further grids, with the settings outside of them
 #   - {act: relu, batch_norm: true}
 seeds: 6                             # 0 to 5; or a list
 
-# Other settings, with their defaults. Each can stand outside the grid or, as a list, in it.
+# Other settings, with their defaults. Each can be outside the grid or, as a list, in it.
 """
 
 

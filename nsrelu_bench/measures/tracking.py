@@ -256,7 +256,7 @@ def _agreed(found: Iterable[Axes | None]) -> Axes | None:
 
 
 def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    """Give the tensors in nested tuples and lists."""
+    """Yield the tensors in nested tuples and lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -1,7 +1,7 @@
-"""The state of a run between two epochs, in a file that carries its own hash.
+"""Checkpoints: the state of a run between two epochs, in a file with its own hash.
 
-A line that names the format, the SHA-256 of all that follows, a line of JSON that describes the
-state, and the state as `torch.save` writes it. A file that is cut off or changed is not loaded.
+The file has a line that names the format, the SHA-256 of the rest, a line of JSON that describes
+the state, and the state as `torch.save` writes it. A truncated or changed file is not loaded.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
     """Return a checkpoint file's content.
 
     Args:
-        about: What the state is of; plain values.
+        about: Which run and epoch the state belongs to; plain values.
         state: Tensors and plain values.
     """
     import torch
@@ -36,7 +36,7 @@ def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return what a state is of, and the state's bytes, which `load_state` loads.
+    """Return which run and epoch a state belongs to, and its bytes for `load_state`.
 
     Raises:
         ValueError: `pack` did not write these bytes.
@@ -59,7 +59,7 @@ def load_state(state: bytes) -> dict[str, Any]:
 def describe(
     folder: Path, config: RunConfig, epoch: int | None, environment: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a checkpoint is of: the run, its environment, the CSV files so far."""
+    """Describe the state of a run: its id, epoch, environment, and its CSV files so far."""
     files = {}
     for name in csv_files(config):
         files[name] = (folder / name).stat().st_size, file_sha256(folder / name)
@@ -75,7 +75,7 @@ def describe(
 def check_resumable(
     about: Mapping[str, Any], folder: Path, config: RunConfig, environment: Mapping[str, Any]
 ) -> None:
-    """Check that a run resumed from a checkpoint gives the bits of one that was never stopped.
+    """Check that a run resumed from a checkpoint gives the bits of an uninterrupted run.
 
     Raises:
         ValueError: It would not; the message says why.

@@ -1,4 +1,4 @@
-"""What there is to know of one run."""
+"""Describe one run, for `show`."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from nsrelu_bench.records.summary_rows import read_run as read_row
 def describe_run(folder: Path) -> dict[str, Any]:
     """Return the id, state, settings, final metrics and files of a run.
 
-    Settings that have their default are left out, but for the activation, data set and model.
+    Settings with their default are left out, except for the activation, data set and model.
 
     Raises:
         UsageError: Its config.yaml can't be read.

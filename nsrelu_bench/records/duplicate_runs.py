@@ -1,4 +1,4 @@
-"""The same run in several folders."""
+"""Keep a run once that is in several folders."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def merge_places(runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Keep each run of a study once, in an order that the places do not change.
+    """Keep each run of a study once, in an order that does not depend on the folders.
 
-    Where studies of one name have different results of a run, all are kept, and named apart.
+    Where studies of the same name have different results of a run, all are kept, and their names
+    get their folders: "a/study" and "b/study".
 
     Args:
         runs: One row per run and folder of a study, whose path is the column `place`; this column
@@ -31,7 +32,7 @@ def merge_places(runs: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _name_apart(runs: "pd.DataFrame") -> "pd.Series[str]":
-    """Return the names of the studies, longer ones where one name has contradicting results."""
+    """Return the names of the studies, longer ones where a name has contradicting results."""
     results = runs[runs["state"].isin(DONE)]
     given = [*CONFIG_COLUMNS, *ENVIRONMENT, "place", "number"]
     results = results.drop(columns=given, errors="ignore").drop_duplicates()

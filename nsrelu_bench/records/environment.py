@@ -41,7 +41,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
     """Return the content of env.json: what a run's numbers or time may depend on.
 
     Raises:
-        BenchError: The data set can't be loaded, or a plug-in of the user's not found.
+        BenchError: The data set can't be loaded, or a plug-in can't be found.
     """
     import torch
 
@@ -86,12 +86,12 @@ def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def instruction_set(flags: str) -> str:
-    """Return the best instruction set that a processor has, in oneDNN's names; "" if unknown.
+    """Return the best instruction set of a processor, in oneDNN's names; "" if unknown.
 
-    MKL and oneDNN choose their code, and so their rounding, by it.
+    MKL and oneDNN choose their code by it, and so their rounding.
 
     Args:
-        flags: The features that the system lists, with blanks between them.
+        flags: The features that the system lists, separated by blanks.
     """
     have = set(flags.split())
     return next((name for name, needed in INSTRUCTION_SETS.items() if needed <= have), "")
@@ -153,7 +153,7 @@ def git_commit(package: Path = PACKAGE) -> str | None:
     git = ["git", "-C", str(package)]
     tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
     describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    # Inside a hook, these variables name the repository that the hook is of.
+    # Inside a git hook, these variables name the hook's repository.
     variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     options: dict[str, Any] = {"env": variables, "capture_output": True, "text": True}
     try:
@@ -183,7 +183,7 @@ INSTRUCTION_SETS: dict[str, set[str]] = {
     "ASIMD": {"asimd"},
 }
 
-#: Variables with which MKL, oneDNN, PyTorch and CUDA are told to use other instructions.
+#: Variables that make MKL, oneDNN, PyTorch and CUDA use other instructions.
 ROUNDING = (
     *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"),
     *("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),

@@ -1,4 +1,4 @@
-"""Where runs and studies are on disk."""
+"""Find runs and studies on disk."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ def find_runs(path: Path) -> list[Path]:
     """Return the run folders at, in, or one level below the children of a folder, sorted.
 
     Raises:
-        BenchError: There is none.
+        BenchError: There are none.
     """
     for depth in ("", "*/", "*/*/"):
         found = sorted(file.parent for file in path.glob(f"{depth}{CONFIG}"))
@@ -22,7 +22,7 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def find_drawable(path: Path) -> list[Path]:
-    """Return what can be drawn in a folder: the run that it is, or the studies in it.
+    """Return what can be drawn: the folder itself if it is a run, otherwise the studies in it.
 
     Raises:
         BenchError: There is no run.

@@ -57,8 +57,8 @@ def _column_types() -> dict[str, str]:
     return types | dict.fromkeys(IDENTIFIERS, TEXT)
 
 
-#: Cells of a text column stay text, even where they look like a number or a missing value. A
-#: whole number stays one where others are missing: a seed has more digits than a float.
+#: Text stays text, even where it looks like a number or a missing value. Whole numbers stay whole
+#: where others are missing: a seed has more digits than a float.
 TEXT, WHOLE, FLOAT = "str", "Int64", "float64"
 IDENTIFIERS = ("study", "run_id", "state", "error", "backward", "fingerprint", *ENVIRONMENT)
 TYPES = _column_types()
@@ -104,9 +104,9 @@ def _plain_type(column: "pd.Series[Any]") -> str:
 
 
 def find_mixed(runs: "pd.DataFrame") -> dict[str, list[str]]:
-    """Return what changes numbers besides the settings and differs between runs, with its values.
+    """Return what differs between runs and may change numbers, besides settings, with its values.
 
-    The data may differ from data set to data set, and a source from plug-in to plug-in.
+    Data are compared per data set, and sources per plug-in.
     """
     found = {
         name: set(runs[name].dropna())
@@ -137,7 +137,7 @@ def read_csv(text: str) -> "pd.DataFrame":
 
 
 def make_printable(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a table with no text in it that a terminal would act on."""
+    """Return a table in which the texts have escapes for what a terminal would act on."""
     changed = {}
     for name in _text_columns(table):
         values = [value for value in table[name].unique() if isinstance(value, str)]

@@ -1,4 +1,4 @@
-"""What a run is given from outside: its data, and the source of the user's own parts."""
+"""Digests of a run's inputs: its data, and the source of the user's own parts."""
 
 import re
 
@@ -7,7 +7,7 @@ from nsrelu_bench.plugins import source_digest
 
 
 def input_digests(config: RunConfig) -> dict[str, str | None]:
-    """Return the SHA-256 of a run's data, and the one of each plug-in's source by name.
+    """Return the SHA-256 of a run's data, and that of the source of each plug-in.
 
     Raises:
         BenchError: The data set can't be loaded, or a plug-in can't be found.

@@ -1,4 +1,4 @@
-"""Runs in the folder of a study that its study.yaml does not ask for, since it was changed."""
+"""Runs in the folder of a study that its study.yaml no longer asks for."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from nsrelu_bench.records.summary import write_summary
 def find_leftovers(*paths: Path) -> list[Path]:
     """Return the run folders that the studies at or in some folders do not ask for.
 
-    A study has none where it has no study.yaml that can be read, or asks for no run that is there:
-    then its runs come from elsewhere. A run folder that is itself among the paths is none.
+    There are none in a study without a readable study.yaml, or whose study.yaml asks for none of
+    its runs: such runs come from elsewhere. A run folder among `paths` is never one.
     """
     found: list[Path] = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""The runs of one study that were made in several folders, as one folder."""
+"""Merge the runs of one study from several folders into one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -110,7 +110,7 @@ def _copy_run(source: Path, target: Path) -> None:
     try:
         lock = run_lock(target).acquire()
     except Timeout:
-        raise BenchError(f"{target}: another process has this run") from None
+        raise BenchError(f"{target}: running in another process") from None
     with lock:
         for path in sorted(target.iterdir()):
             if path.name != ".lock" and path.is_file():

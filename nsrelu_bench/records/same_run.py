@@ -1,4 +1,4 @@
-"""Whether the run in a folder is the run that is asked for, with the same inputs."""
+"""Check that a folder holds the run that is asked for, with the same inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ def check_configuration(folder: Path, config: RunConfig) -> None:
 
 
 def check_inputs(folder: Path, config: RunConfig) -> None:
-    """Check that a done run was given the data and the sources that are there now.
+    """Check that a done run had the data and the sources that are there now.
 
-    Passes where they can't have changed, were not recorded, or are no longer there.
+    Passes if they can't have changed, were not recorded, or are missing now.
 
     Raises:
         BenchError: They changed.

@@ -48,7 +48,7 @@ def read_run(
 
     Args:
         folder: The run's folder.
-        needed: The files that must be intact, beside the configuration.
+        needed: The files that must be intact, in addition to the configuration.
         mark: Its fingerprint, if it has just been taken.
 
     Raises:

@@ -73,8 +73,7 @@ class RunWriter:
         folder: The run's own folder; created if missing.
         config: The run.
         fresh: Start over, even if the run is done or has a checkpoint.
-        checkpoint_after: Save a checkpoint after the first epoch that ends so many seconds after
-            the last one.
+        checkpoint_after: Seconds between two checkpoints, at least.
 
     Raises:
         BenchError: The folder can't be written.
@@ -107,7 +106,7 @@ class RunWriter:
             try:
                 self._lock.acquire()
             except Timeout:
-                raise RunLockedError(f"{self.folder}: another process has this run") from None
+                raise RunLockedError(f"{self.folder}: running in another process") from None
         try:
             with wrap_write_errors(self.folder):
                 # Strict: a run whose files can't be read at the moment may be done.
@@ -147,7 +146,7 @@ class RunWriter:
                     self._write_row(name, COLUMNS[name])
 
     def _set_aside(self) -> None:
-        """Keep the files of a done run that was changed since: someone may want them."""
+        """Keep the files of a done run that was changed since: the user may want them."""
         for name in REQUIRED:
             with suppress(FileNotFoundError):
                 (self.folder / name).replace(self.folder / f"{name}.damaged")
@@ -173,9 +172,9 @@ class RunWriter:
         return {}
 
     def record_stack(self, seeds: Sequence[int]) -> None:
-        """Record in env.json the seeds of the network that the run is part of from here on.
+        """Record in env.json which seeds are computed as one network with this run from here on.
 
-        They change its last digits: so a run says which they were, also before it was resumed.
+        They change its last digits, so those from before it was resumed are kept too.
         """
         now, before = f"seeds {format_ranges(seeds)}", self._environment.get("stacked") or ""
         if not before.endswith(now):
@@ -271,9 +270,9 @@ class RunWriter:
 
 
 def save_study(study: Study, folder: Path) -> None:
-    """Save a study, as it was asked for, to study.yaml in its folder.
+    """Save a study, before it was expanded, to study.yaml in its folder.
 
-    What killed processes left in the folder is removed.
+    Temporary files of killed processes are removed.
     """
     remove_drafts(folder)
     write_file(folder / STUDY, _yaml_text(study.asked))

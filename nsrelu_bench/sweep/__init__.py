@@ -1,4 +1,4 @@
-"""Many runs: which are due, who computes them, what a person sees meanwhile. No torch."""
+"""Run many: which are due, what computes them, and their progress. No torch."""
 
 from nsrelu_bench.sweep.execution import (
     DEFAULT_POLICY,

@@ -1,4 +1,4 @@
-"""One job: a run, or the seeds of an ensemble, trained and written to the runs' folders."""
+"""Execute one job: train a run, or the seeds of an ensemble, and write the runs' folders."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +22,7 @@ from nsrelu_bench.records import (
 if TYPE_CHECKING:
     from nsrelu_bench.training import Epoch
 
-#: Seeds that are trained as one network, at most: each keeps its files open.
+#: The most seeds that are trained as one network: each keeps its files open.
 MAX_ENSEMBLE = 64
 
 
@@ -51,18 +51,18 @@ class Event:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes of the run."""
+        """Whether the run has no further events."""
         return self.status.state != "running"
 
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """How to run, without a say in the numbers.
+    """How to run; nothing in it changes the numbers.
 
     Attributes:
-        fresh: Rerun also what is done.
+        fresh: Also rerun runs that are done.
         retry: Rerun only runs with one of these states.
-        checkpoint_after: Seconds after which a run keeps a checkpoint.
+        checkpoint_after: Seconds between the checkpoints of a run.
     """
 
     fresh: bool = False
@@ -127,8 +127,8 @@ def execute_run(
 ) -> Iterator[Event]:
     """Train one run and write it to its folder; yields an event per epoch and one at the end.
 
-    An error ends the run as failed. A run that another process is running, or has just done, is
-    left to it. Closing the iterator ends the run as interrupted.
+    An error ends the run as failed. A run that another process is running or has just finished is
+    not started. Closing the iterator ends the run as interrupted.
     """
     recording = Recording(config, folder, policy)
     event = recording.open()
@@ -210,7 +210,7 @@ def _record_stack(member: "Recording", configs: Sequence[RunConfig]) -> list[Eve
 
 
 def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
-    """Write an epoch, and end the run with its last one, or alone if it can't be written."""
+    """Write an epoch, and end the run if it is the last one or can't be written."""
     try:
         event = member.add(epoch)
         last = epoch.metrics["epoch"] == member.config.total_epochs
@@ -221,7 +221,7 @@ def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
 
 
 class Recording:
-    """A run's folder while its epochs come in, and the events that say so.
+    """Writes the epochs of one run to its folder, and returns an event for each.
 
     Args:
         config: The run.

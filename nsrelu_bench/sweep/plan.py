@@ -1,4 +1,4 @@
-"""What a sweep would do: its runs, their status, what varies, and about how long it takes."""
+"""List the runs of a sweep: their status, what varies, and about how long they take."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ COSTS = (
     *("threads", "device", "precision", "compile", "stack"),
 )
 
-#: Earlier runs to look at; more give no better estimate.
+#: Earlier runs to read; more do not improve the estimate.
 MAX_EARLIER = 200
 
 
@@ -33,7 +33,7 @@ def format_runs(
 
     Args:
         plan: The runs.
-        study: The study's folder; how long runs take is estimated from those in it and beside it.
+        study: The study's folder; times are estimated from the runs in it and in its neighbours.
         workers: Processes that run at once.
         timed: Whether to time an epoch of each model and data set for that, instead.
         as_json: For programs.

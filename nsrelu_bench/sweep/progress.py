@@ -1,4 +1,4 @@
-"""What a person sees on stderr while runs are computed: a bar on a terminal, lines elsewhere."""
+"""Show progress on stderr: a bar on a terminal, lines elsewhere."""
 
 import math
 from collections import Counter

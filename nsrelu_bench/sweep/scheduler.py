@@ -1,8 +1,8 @@
-"""Which runs of a study are due, and how they come to be computed. No torch here.
+"""Decide which runs of a study are due, and have them computed. No torch here.
 
-`run_all` hands jobs to an `Executor`, which computes them somewhere and reports; all decisions are
-taken here: what to run, what to retry, what to wait for. Nothing depends on the order in which
-runs end, since each has its own folder.
+`run_all` hands jobs to an `Executor`, which computes them and reports; all decisions are made here:
+what to run, what to retry, what to wait for. Nothing depends on the order in which runs end, since
+each has its own folder.
 """
 
 import time
@@ -29,7 +29,7 @@ from nsrelu_bench.sweep.execution import (
     group_into_jobs,
 )
 
-#: Seconds after which to look again at a run that another process is running.
+#: Seconds after which to check again a run that another process is running.
 POLL_S = 0.5
 
 
@@ -39,7 +39,7 @@ class Lost:
 
     Attributes:
         job: The job; of an ensemble, the runs that had not ended.
-        reason: What is known of it, in one line.
+        reason: Why, in one line.
     """
 
     job: Job
@@ -50,7 +50,7 @@ class Executor(ABC):
     """Computes jobs, and reports; decides nothing.
 
     Attributes:
-        attempts: How often a job is submitted whose process is lost each time.
+        attempts: How often a job is submitted if its process is lost each time.
     """
 
     attempts = 1
@@ -65,7 +65,7 @@ class Executor(ABC):
 
     @abstractmethod
     def room(self) -> int:
-        """Return how many more jobs to submit now."""
+        """Return how many more jobs can be submitted now."""
 
     @abstractmethod
     def busy(self) -> bool:
@@ -73,7 +73,7 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Begin a job, or let it wait its turn."""
+        """Start a job, or queue it."""
 
     @abstractmethod
     def wait(self, timeout_s: float | None) -> list[Event | Lost]:
@@ -84,7 +84,7 @@ class Executor(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End all jobs that are under way, and free what `start` has taken."""
+        """End all jobs that are running, and free what `start` has acquired."""
 
 
 def plan_runs(
@@ -93,7 +93,7 @@ def plan_runs(
     """Yield each run with its status, None for a new one, and whether it is due.
 
     Raises:
-        BenchError: A run that is kept is another configuration's, or had other data or sources.
+        BenchError: A run that is kept has another configuration, or had other data or sources.
     """
     for config in runs:
         folder = study / config.run_id
@@ -118,8 +118,8 @@ def run_all(
 ) -> Generator[Event, None, None]:
     """Run all that is due, each run in its folder below `study`; yields an event per epoch and end.
 
-    Closing the iterator ends the runs that are under way as interrupted. Runs that another
-    process is running are waited for.
+    Closing the iterator ends the running runs as interrupted. It waits for runs that another
+    process is running.
 
     Args:
         runs: What to run.
@@ -151,7 +151,7 @@ def run_all(
 def _schedule(
     runs: Sequence[RunConfig], study: Path, policy: RunPolicy, executor: Executor
 ) -> Iterator[Event]:
-    """Submit jobs as there is room; put those off that are run elsewhere or were lost."""
+    """Submit jobs as there is room; postpone those that run elsewhere or were lost."""
     waiting = deque(group_into_jobs(runs))
     put_off: list[tuple[float, Job]] = []
     under_way: dict[str, RunConfig] = {}
@@ -190,6 +190,6 @@ def _schedule(
 
 
 def _regroup(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Put the seeds of an ensemble together again that were run elsewhere at the same time."""
+    """Group again the seeds of an ensemble that were running elsewhere at the same time."""
     yield from (job for job in jobs if job.attempt > 1)
     yield from group_into_jobs([run for job in jobs if job.attempt == 1 for run in job.runs])

@@ -1,7 +1,7 @@
-"""Event files for TensorBoard, written beside the CSV files of a run while it goes on.
+"""Write event files for TensorBoard to a run's folder while it runs.
 
-They hold what metrics.csv and layers.csv hold, read from there, so that they change nothing about
-a run. Needs the extra ``tensorboard``.
+They have the content of metrics.csv and layers.csv, and are written from these, so they change
+nothing about a run. Needs the extra ``tensorboard``.
 """
 
 import csv
@@ -21,9 +21,9 @@ except ImportError:
 
 
 def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event, None, None]:
-    """Pass on the events of `sweep.run_all`, and write what each epoch has measured.
+    """Pass on the events of `sweep.run_all`, and write the measures of each epoch.
 
-    A run that was done before gets its event file where it has none.
+    A run that was done before gets an event file if it has none.
     """
     logs: dict[str, _Log] = {}
     try:
@@ -45,7 +45,7 @@ def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event
 
 
 class _Log:
-    """The event file of one run, and how far it goes."""
+    """The event file of one run, and the number of rows written to it."""
 
     def __init__(self, folder: Path) -> None:
         for old in folder.glob(EVENT_FILES):
@@ -55,7 +55,7 @@ class _Log:
         self.written = dict.fromkeys(LOGGED_FILES, 0)
 
     def update(self) -> None:
-        """Write the rows that have come since the last time."""
+        """Write the rows that are new since the last call."""
         for name in LOGGED_FILES:
             rows = _read(self.folder / name)
             for row in rows[self.written[name] :]:
@@ -68,7 +68,7 @@ class _Log:
         self.writer.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self.writer.close()
 
 

@@ -1,8 +1,8 @@
 """Several seeds of one configuration, trained as one network.
 
 An `Ensemble` holds the weights of its networks in one tensor per parameter and computes all of
-them at once, each on a batch of its own. They share operations and nothing else: each has the
-gradients that it would have by itself, up to the rounding of sums that are added in another order.
+them at once, each on its own batch. They share only operations: each has the gradients that it
+would have alone, up to the rounding of sums in another order.
 """
 
 import time
@@ -39,7 +39,7 @@ State = dict[str, Any]
 
 
 class Ensemble:
-    """K networks of one form, in training mode, that are trained side by side.
+    """K networks of the same architecture, in training mode, that are trained together.
 
     Args:
         networks: Each gives logits (N, classes); the first is used to compute all of them.
@@ -75,7 +75,7 @@ class Ensemble:
 
     @torch.no_grad()
     def network(self, index: int) -> nn.Module:
-        """Return one of the networks as it is now, valid until the next one is asked for."""
+        """Return one of the networks as it is now, valid until the next call."""
         for stacked, own in (
             (self._weights, self._template.named_parameters()),
             (self._buffers, self._template.named_buffers()),
@@ -88,7 +88,7 @@ class Ensemble:
         """Return the logits (K, N, classes) of inputs (K, N, ...), a batch per network.
 
         Raises:
-            BenchError: The network does what can't be computed for several at once.
+            BenchError: The network can't be computed for several at once.
         """
         try:
             logits: Tensor = torch.vmap(self._logits)(self._weights, self._buffers, inputs)
@@ -206,7 +206,7 @@ def _watch(
     epoch: int,
     step: int,
 ) -> None:
-    """Let the members look at a step that is due, each at its own network and batch."""
+    """Measure after a step the members for which it is due, each on its own batch."""
     for member in members:
         if member.monitor.due(step):
             batch = inputs[member.index], labels[member.index], member.task
@@ -228,7 +228,7 @@ def _end_epoch(
 
 
 def _state(ensemble: Ensemble, optimizer: torch.optim.Optimizer, member: Member, at: Row) -> Row:
-    """Return for one member what a run by itself keeps; its optimizer's state is cut out."""
+    """Return one member's state as a single run saves it; its optimizer's state is cut out."""
     return {
         "epoch": at["epoch"],
         "step": at["step"],

@@ -1,4 +1,4 @@
-"""What a run reports: an `Epoch` after each epoch, measured by its `Monitor`."""
+"""Measure a run after each epoch: its `Monitor` returns an `Epoch`."""
 
 import itertools
 import time
@@ -18,7 +18,7 @@ from nsrelu_bench.training.steps import Task, task_number
 
 Row = dict[str, Any]
 
-#: A loss of so many times that of guessing has exploded. Usable networks with large logits have
+#: A loss of this many times that of guessing has exploded. Usable networks with large logits have
 #: been seen at 1.2 times, collapsed ones from 35 times on.
 EXPLODED = 10
 
@@ -28,7 +28,7 @@ EVAL_BATCH = 1000
 
 @dataclass(frozen=True)
 class Epoch:
-    """What was measured after an epoch; epoch 0 comes before the first step.
+    """The measurements after an epoch; epoch 0 is before the first step.
 
     Attributes:
         metrics: The row of metrics.csv; a measure without a value is None.
@@ -37,8 +37,8 @@ class Epoch:
         diverged_step: The step, from 1, at which loss or weights stopped being finite.
         steps: The rows of steps.csv, measured between epochs.
         quantiles: The rows of quantiles.csv, after the last epoch.
-        checkpoint: Returns what `run` needs to resume from here, as tensors and plain values; to
-            be called before the next epoch is asked for.
+        checkpoint: Returns what `run` needs to resume from here, as tensors and plain values; call
+            it before the next epoch starts.
     """
 
     metrics: Row
@@ -51,11 +51,11 @@ class Epoch:
 
 
 class Monitor:
-    """Measures one run, and keeps what its later measurements need to know of the earlier ones.
+    """Measures one run, and keeps what later measurements need of earlier ones.
 
     Args:
         config: The run.
-        saved: The `state` of the monitor that a checkpoint was taken of.
+        saved: Its `state` from a checkpoint.
     """
 
     def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
@@ -88,7 +88,7 @@ class Monitor:
     def after_step(
         self, network: nn.Module, inputs: Tensor, labels: Tensor, task: Task, epoch: int, step: int
     ) -> None:
-        """Watch the gradient, and measure where measures between epochs are asked for.
+        """Compare the gradients, and take measures if `probe_every` asks for them at this step.
 
         Args:
             network: As it is after the step.
@@ -174,13 +174,13 @@ class Monitor:
         _, counts = torch.unique(task.probe_labels, return_counts=True)
         shares = counts / counts.sum()
         guessing = -(shares * shares.log()).sum().item()
-        only_class = len(counts) == 1  # then guessing is right, and there is nothing to learn
+        only_class = len(counts) == 1  # guessing is right, and there is nothing to learn
         no_better = accuracy <= chance or metrics["train_loss"] >= EXPLODED * guessing
         return int(accuracy < best / 2 or (no_better and not only_class))
 
 
 def position(config: RunConfig, epoch: int, step: int, lr: float) -> Row:
-    """Return the columns of metrics.csv that say where a run is; `lr` of its last step."""
+    """Return the columns of metrics.csv for the position of a run; `lr` of its last step."""
     return {"epoch": epoch, "step": step, "task": task_number(config, epoch), "lr": lr}
 
 
@@ -216,7 +216,7 @@ def first_non_finite(network: nn.Module, losses: Tensor | None, step: int) -> in
 
 
 def _of_training_split(totals: Row) -> Row:
-    """Name loss and accuracy on the probe set, a part of the training split, as such."""
+    """Rename loss and accuracy: the probe set is a part of the training split."""
     names = {"loss": "train_loss", "accuracy": "train_accuracy"}
     return {names.get(name, name): value for name, value in totals.items()}
 

@@ -1,7 +1,7 @@
-"""The early warning: the gradient that a run follows has lost the true one.
+"""The early warning: the gradient that a run follows no longer points like the true one.
 
-A surrogate gradient that no longer points where the loss falls is what comes before a collapse.
-The first layer shows it first: the errors of all sites behind it add up there.
+Before a collapse, the surrogate gradient stops pointing where the loss falls. The first layer shows
+this first: the errors of all later sites add up there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from nsrelu_bench.measures import undisturbed
 #: A first layer's cosine below this is a lost gradient; docs/metrics.md says from which data.
 LOST_BELOW = 0.7
 
-#: Steps between two looks: each costs about as much as two steps.
+#: Steps between two comparisons: each costs about as much as two steps.
 WATCH_EVERY = 100
 
 
@@ -32,7 +32,7 @@ class GradientWatch:
         self.lost_step = lost_step
 
     def due(self, step: int) -> bool:
-        """Return whether to look after a step."""
+        """Return whether to compare after a step."""
         return self.lost_step is None and step % WATCH_EVERY == 0
 
     def look(self, network: nn.Module, inputs: Tensor, labels: Tensor, step: int) -> None:
@@ -51,8 +51,8 @@ class GradientWatch:
 def first_layer_cosine(network: nn.Module, inputs: Tensor, labels: Tensor) -> float | None:
     """Return the cosine of the followed and the true gradient of the first layer's weights.
 
-    In eval mode, with the mean cross-entropy as loss; None where both are one by construction, or
-    one is zero or not finite. The network and all random number generators are left as they were.
+    In eval mode, with the mean cross-entropy as loss; None if both are equal by construction, or if
+    one is zero or not finite. The network and all random number generators stay as they were.
 
     Args:
         network: Gives logits (N, classes).

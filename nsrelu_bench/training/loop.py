@@ -89,7 +89,7 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
 
 
 def _state(network: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, at: Row) -> Row:
-    """Return all that decides what comes after an epoch; random streams start anew in each."""
+    """Return all that decides the following epochs; each starts its own random streams."""
     return {
         "epoch": at["epoch"],
         "step": at["step"],

@@ -1,4 +1,4 @@
-"""Random streams of a run, all decided by its seed and each independent of the others."""
+"""Random streams of a run: independent of each other, all decided by its seed."""
 
 import hashlib
 from collections.abc import Iterator

@@ -15,7 +15,7 @@ from nsrelu_bench.data import Dataset
 from nsrelu_bench.models import initialise
 from nsrelu_bench.training.random_streams import generator, isolated
 
-#: A unit is dormant if its mean activation is at most so large a part of its layer's mean.
+#: A unit is dormant if its mean activation is at most this fraction of its layer's mean.
 TAU = 0.025
 
 #: Training images that the activations are averaged over.
@@ -33,10 +33,10 @@ def reset_dormant_units(
     config: RunConfig,
     step: int,
 ) -> None:
-    """Draw the weights into dormant units anew, and set those out of them to zero.
+    """Draw new weights into dormant units, and set those out of them to zero.
 
-    What the optimizer remembers of these weights becomes zero too. The units are those of all
-    sites, judged before anything is reset, on training images that are drawn at random.
+    The optimizer's state of these weights is set to zero too. The dormant units of all sites are
+    found before anything is reset, on random training images.
 
     Args:
         network: Layers and activations one after another, as `build_model` makes them.
@@ -79,7 +79,7 @@ def _find_dormant(network: nn.Module, inputs: Tensor) -> list[Tensor]:
 def _replace(
     optimizer: torch.optim.Optimizer, parameter: Tensor, where: Index, new: Tensor
 ) -> None:
-    """Replace entries of a parameter, and set to zero what the optimizer remembers of them."""
+    """Replace entries of a parameter, and set the optimizer's state of them to zero."""
     parameter[where] = new[where]
     for kept in optimizer.state[parameter].values():
         if isinstance(kept, Tensor) and kept.shape == parameter.shape:

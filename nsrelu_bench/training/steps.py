@@ -1,4 +1,4 @@
-"""The parts of training: where the data is, which batches come, what a step does."""
+"""The parts of training: data, network, optimizer, batches, and one step."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and the probe set that measures it: inputs (P, C, H, W), labels (P,)."""
+    """The data of a task, and its probe set: inputs (P, C, H, W), labels (P,)."""
 
     data: Dataset
     probe_inputs: Tensor
@@ -35,7 +35,7 @@ def load_data(config: RunConfig) -> Dataset:
     """Load a run's data set.
 
     Raises:
-        BenchError: It can't be had, or leaves batch norm a batch of one example.
+        BenchError: It can't be loaded, or its last batch would have one example for batch norm.
     """
     data = load_dataset(config)
     if config.batch_norm and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
@@ -59,8 +59,8 @@ def build_network(config: RunConfig, data: Dataset) -> nn.Module:
 def perturb_weights(network: nn.Module, random: torch.Generator) -> None:
     """Change each parameter by one unit in its last place, up or down at random.
 
-    What a run's numbers owe to rounding alone, as another processor or version rounds, is the
-    spread over such replicates.
+    The spread over such replicates is what rounding alone contributes to a run's numbers, for
+    example on another processor or with another version.
     """
     for parameter in network.parameters():
         up = torch.rand(parameter.shape, generator=random) < 0.5

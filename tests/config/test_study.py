@@ -158,7 +158,7 @@ def test_a_device_is_kept_as_what_auto_was(monkeypatch: pytest.MonkeyPatch) -> N
     settings = {"device": "auto", "grid": {"device": ["auto", "cpu"]}}
     kept = make_study({"include": [{"device": "auto"}], "device": "auto"}, "s").asked
     assert kept == {"name": "s", "include": [{"device": "cuda"}], "device": "cuda"}
-    with pytest.raises(UsageError, match="device: is given outside the grid too"):
+    with pytest.raises(UsageError, match="device: is also given outside the grid"):
         make_study(settings, "s")
 
 

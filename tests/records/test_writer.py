@@ -189,7 +189,7 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert other.stdout is not None
     other.stdout.readline()
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    told = "run: another process has this run"
+    told = "run: running in another process"
     with pytest.raises(RunLockedError, match=told), RunWriter(tmp_path / "run", tiny()):
         pass
     assert write_status(tmp_path / "run", "failed").state == "failed"  # not on disk

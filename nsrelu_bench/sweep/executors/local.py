@@ -1,4 +1,4 @@
-"""Jobs in this process, or in processes on this machine."""
+"""Compute jobs in this process, or in processes on this machine."""
 
 import multiprocessing
 import os
@@ -147,7 +147,7 @@ class _Worker:
         return event
 
     def ask_to_end(self) -> None:
-        """Let the process end by itself, or at once if it has a job."""
+        """Ask the process to end; kill it if it has a job."""
         self.connection.close()
         if self.running:
             self.process.kill()
@@ -174,7 +174,7 @@ def _work(connection: Connection, study: Path, policy: RunPolicy) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however it went."""
+    """End this process when the one that started it is gone, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -183,7 +183,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Start a process that the signals which end a study do not reach: this one ends it."""
+    """Start a process with the signals that end a study blocked: this process ends it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -199,11 +199,11 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def _clean_start() -> Iterator[None]:
-    """Start a process that runs nothing of the user's before it works.
+    """Start a process that runs none of the user's code before it works.
 
-    A spawned process imports the script that started it, which fails where that has no
+    A spawned process imports the script that started it, which fails if that has no
     ``if __name__ == "__main__"`` or came from standard input; and it finds modules in the working
-    folder first, where a types.py would be taken for Python's own.
+    folder first, where a types.py would hide Python's own.
     """
     main, safe_path = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     sys.modules["__main__"] = ModuleType("__main__")

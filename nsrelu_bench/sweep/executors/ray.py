@@ -1,7 +1,7 @@
-"""Jobs on Ray: a task per run, on this machine or on a cluster.
+"""Compute jobs on Ray: one task per run, on this machine or on a cluster.
 
-The study's process hands out the runs. A task writes its run's folder where all nodes share the
-results; with `collect` it sends the files back instead.
+The study's process submits the runs. A task writes its run's folder if all nodes share the results;
+with `collect` it sends the files back instead.
 """
 
 import functools
@@ -27,13 +27,13 @@ from nsrelu_bench.sweep.execution import Event, Job, RunPolicy, execute_run
 from nsrelu_bench.sweep.executors.ray_connection import connected, reach
 from nsrelu_bench.sweep.scheduler import POLL_S, Executor, Lost
 
-#: Seconds that a task may take to end by itself before its process is killed, and then to be gone.
+#: Seconds that a cancelled task may take to end before it is killed, and then to be gone.
 CANCEL_S = 1.5
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What a task needs to run as the study's process would."""
+    """What a task needs to run like the study's process."""
 
     config: RunConfig
     run_id: str
@@ -58,20 +58,20 @@ class _Task:
 
 
 class UnfitNodeError(BenchError):
-    """A node can't compute the study's runs; another run would fare no better there."""
+    """A node can't compute any of the study's runs."""
 
 
 class RayExecutor(Executor):
     """Computes runs as tasks of Ray.
 
     Args:
-        address: The cluster that this machine is a node of, as host:port; None: a Ray of its own,
-            on this machine alone, that ends with the study.
-        collect: The nodes share no results folder: bring the files here.
-        gpus: The part of a GPU that a run on cuda takes; 1 if not given.
+        address: The cluster that this machine is a node of, as host:port; None: a new Ray on this
+            machine that ends with the study.
+        collect: The nodes share no results folder: send the files here.
+        gpus: The share of a GPU that a run on cuda takes; 1 if not given.
 
     Raises:
-        UsageError: The part of a GPU makes no sense.
+        UsageError: The share of a GPU is out of range.
     """
 
     attempts = 4
@@ -90,8 +90,8 @@ class RayExecutor(Executor):
         """Connect to Ray.
 
         Raises:
-            BenchError: Ray is not installed, can't be reached, or has no node fit for the runs.
-            UsageError: The address makes no sense, or the runs are an ensemble.
+            BenchError: Ray is not installed, can't be reached, or has no node for the runs.
+            UsageError: The address is malformed, or the runs are an ensemble.
         """
         if any(config.stack for config in runs):
             raise UsageError("stack: Ray runs each seed by itself; leave out stack or --engine ray")
@@ -100,18 +100,18 @@ class RayExecutor(Executor):
         with self._resources as resources:
             self._ray = resources.enter_context(connected(self._address, loopback=loopback))
             self._marker = resources.enter_context(_marked(study, collect=self._collect))
-            # Ray's own retries would go through the events of a run again from the first.
+            # Ray's own retries would repeat the events of a run from the first.
             self._remote = self._ray.remote(max_retries=0)(_run_task)
             self._find_room(runs)
             self._resources = resources.pop_all()
 
     def room(self) -> int:
-        """Return how many more runs to have with Ray: more than it can compute, so none waits."""
+        """Return how many more runs to submit: more than Ray can compute, so that no core waits."""
         cores = int(self._ray.cluster_resources().get("CPU", 0))
         return max(0, 2 + 2 * cores - len(self._tasks))
 
     def busy(self) -> bool:
-        """Return whether Ray has a run, or there is something to report."""
+        """Return whether Ray has a run, or there is an event to report."""
         return bool(self._tasks or self._reports)
 
     def submit(self, job: Job) -> None:
@@ -152,7 +152,7 @@ class RayExecutor(Executor):
             time.sleep(pause_s)
             return []
         self._ray.wait(streams, timeout=pause_s)
-        # That gives the first of them alone: the last one's turn would come at the end.
+        # That returns only the first of them: the last one would have to wait for all others.
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
         return [self._receive(self._tasks[stream]) for stream in ready]
 
@@ -183,7 +183,7 @@ class RayExecutor(Executor):
             task.lock.release()
 
     def stop(self) -> None:
-        """Cancel the runs: ask first, then kill what is left; and leave Ray."""
+        """Cancel the runs, kill those that do not end, and disconnect from Ray."""
         with self._resources:
             tasks = list(self._tasks.values())
             left = [task.stream.completed() for task in tasks]
@@ -214,7 +214,7 @@ class RayExecutor(Executor):
 
 @contextmanager
 def _marked(study: Path, *, collect: bool) -> Iterator[Path | None]:
-    """Put a file into the study's folder by which a node knows that it sees this very folder."""
+    """Put a file into the study's folder by which a node can check that it sees this folder."""
     if collect:
         yield None
         return
@@ -230,10 +230,10 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def _claim(folder: Path, policy: RunPolicy) -> FileLock:
-    """Lock the folder of a run that this process is to write.
+    """Lock the folder of a run that this process will write.
 
     Raises:
-        RunLockedError: Another process has it.
+        RunLockedError: Another process is running it.
         RunDoneError: It is done, and the policy does not rerun it.
     """
     lock = FileLock(folder / ".lock", timeout=0)
@@ -254,7 +254,7 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write the files of a run that a node has sent, its status last."""
     with wrap_write_errors(folder):
         if files:
-            # A status that vouches for other files must not outlive them.
+            # A status with the hashes of other files must not outlive them.
             (folder / "status.json").unlink(missing_ok=True)
         for name in sorted(files, key="status.json".__eq__):
             replace_file(folder / name, files[name])
@@ -291,7 +291,7 @@ def _check_node(order: _Order) -> None:
 
 @functools.cache
 def _end_with_node() -> None:
-    """End this process soon after the node's own, whose child it is; Ray takes half a minute."""
+    """End this process soon after its node's process; Ray takes half a minute."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -303,7 +303,7 @@ def _end_with_node() -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Read what a run left; a checkpoint stays behind."""
+    """Read the files of a run, without its checkpoint."""
     return {
         path.name: path.read_bytes().decode()
         for path in folder.iterdir()

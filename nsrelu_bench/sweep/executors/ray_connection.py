@@ -1,4 +1,4 @@
-"""Connecting to Ray, a cluster or one of this process's own. Ray is imported here alone."""
+"""Connect to a Ray cluster, or start Ray on this machine. Only this module imports Ray."""
 
 import importlib
 import ipaddress
@@ -21,18 +21,18 @@ from nsrelu_bench.sweep.executors.ray_cleanup import cleanup_process
 #: Seconds to wait for the cluster's port to answer.
 CONNECT_S = 5.0
 
-#: What Ray is told by its environment; what the user has set stays.
+#: Settings for Ray; those that the user has set take precedence.
 RAY_VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # to connect: one takes up to 40 s, and Ray's own is 20
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns of what it will do some day
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about a future default
 }
 HINT = "put the cluster's into ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
 #: Ray's least, in bytes: the files of a run are small.
 OBJECT_STORE = 80 * 2**20
 
-#: Private names of Ray that are set here, by module; tests/sweep/test_ray.py says for which
-#: versions they are there.
+#: Private names of Ray that are set here, by module; tests/sweep/test_ray.py checks that they exist
+#: in the installed version.
 PRIVATE = {
     "ray._private.worker": "_worker_logs_enabled",
     "ray._private.utils": "set_kill_on_parent_death_linux",
@@ -61,20 +61,20 @@ def reach(address: str) -> bool:
 
 @contextmanager
 def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
-    """Import Ray, and connect to a cluster or start a Ray of this process' own."""
+    """Import Ray, and connect to a cluster or start one for this process."""
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     if loopback:
-        # Or Ray takes the address of another interface in its place.
+        # Otherwise Ray replaces it by the address of another interface.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     options: dict[str, Any] = {"address": address}
     cleanup = None
     with ExitStack() as stack:
         if address is None:
-            # Nobody else is to use this Ray: its token is a secret of its own processes.
+            # No one else may use this Ray: only its own processes know its token.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            # Ray leaves its logs behind; these go with it.
+            # Ray does not remove its logs.
             logs = tempfile.TemporaryDirectory(
                 prefix="ray-", dir=_short_folder(), ignore_cleanup_errors=True
             )
@@ -93,7 +93,7 @@ def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
                 "engine ray needs ray, which is not installed; pip install 'nsrelu-bench[ray]'"
             ) from error
         stack.callback(ray.shutdown)
-        # log_to_driver is not all: Ray prints what it has to say of a lost node to stdout.
+        # In spite of log_to_driver Ray prints messages about a lost node to stdout.
         ray._private.worker._worker_logs_enabled = False
         with _sigterm_restored(), _stderr_silenced(), _own_process_groups(ray, cleanup):
             try:
@@ -104,9 +104,9 @@ def connected(address: str | None, *, loopback: bool) -> Iterator[Any]:
 
 
 def _refusal(error: Exception, address: str | None) -> str:
-    """Say in one line why Ray can't be had."""
+    """Return in one line why Ray can't be used."""
     place = "engine ray" if address is None else f"--address: {address}"
-    # Ray 2.54 tells it in the context alone.
+    # Ray 2.54 has the reason only in the context.
     text = f"{error} {error.__cause__ or error.__context__ or ''}".strip()
     if "InvalidAuthToken" in text:
         return f"{place} refuses this token; {HINT}"
@@ -118,20 +118,20 @@ def _refusal(error: Exception, address: str | None) -> str:
 
 
 def _short_folder() -> str | None:
-    """Where Ray's sockets fit: their paths may have about a hundred bytes, and Ray adds eighty."""
+    """Return a folder for Ray's sockets: paths have at most about 100 bytes, and Ray adds 80."""
     return "/tmp" if len(tempfile.gettempdir()) > 24 else None  # noqa: S108
 
 
 @contextmanager
 def _sigterm_restored() -> Iterator[None]:
-    """Put this process' answer to SIGTERM back after Ray put its own in its place."""
+    """Restore this process's handler of SIGTERM after Ray has replaced it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit:  # Ray's answer, while it starts
+    except SystemExit:  # Ray's handler raises it while Ray starts
         signal.signal(signal.SIGTERM, before)
         signal.raise_signal(signal.SIGTERM)
         raise
@@ -141,7 +141,7 @@ def _sigterm_restored() -> Iterator[None]:
 
 @contextmanager
 def _stderr_silenced() -> Iterator[None]:
-    """Keep from the screen what Ray's C++ part writes of a failure that an error tells, too."""
+    """Hide what Ray's C++ code prints about a failure that raises an error as well."""
     before = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -155,10 +155,10 @@ def _stderr_silenced() -> Iterator[None]:
 
 @contextmanager
 def _own_process_groups(ray: Any, cleanup: int | None) -> Iterator[None]:
-    """Let Ray's processes begin in process groups of their own, and report these to `cleanup`.
+    """Start Ray's processes in their own process groups, and report these to `cleanup`.
 
-    A SIGTERM for all of the study's group, as of `timeout` or a batch system, would take Ray from
-    under this process, which is to end the runs and then it; Ray provides for SIGINT alone.
+    A SIGTERM for the whole group of the study, as from `timeout` or a batch system, would end Ray
+    before this process can end the runs; Ray handles only SIGINT.
     """
     utils, name = ray._private.utils, "set_kill_on_parent_death_linux"
     before = getattr(utils, name, None)
