@@ -138,7 +138,7 @@ def test_a_shell_completes_runs_and_files(
     run = tmp_path / "results" / "leaks" / "relu-s0-1234"
     run.mkdir(parents=True)
     (run / "config.yaml").touch()
-    of_zsh = {"_arguments", "(("}
+    of_zsh = {"_arguments", "((", "))"}
     assert set(complete(shell, line, cwd=tmp_path)) - of_zsh == words
 
 
