@@ -4,10 +4,13 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import struct
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nsrelu_bench.errors import BenchError, UsageError, describe_error
@@ -22,10 +25,11 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
 
     Raises:
         UsageError: There is no such module or name, or it can't be called.
-        BenchError: The module fails to import.
+        BenchError: The module fails to import, or its source was changed since it was imported.
     """
     module_name, _, attribute = name.partition(":")
     here = _search_here()
+    before = _digest(module_name)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -37,6 +41,7 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
         raise BenchError(
             f"{setting}: {module_name} can't be imported: {describe_error(error)}"
         ) from error
+    _check_source(setting, module, before)
     file = getattr(module, "__file__", None) or "built in"
     if not hasattr(module, attribute):
         raise UsageError(f"{setting}: module {module_name!r} ({file}) has no {attribute!r}")
@@ -46,6 +51,47 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
             f"{setting}: {name} must be a function, got {type(plugin).__name__} ({file})"
         )
     return plugin  # type: ignore[no-any-return]
+
+
+def _check_source(setting: str, module: ModuleType, before: str) -> None:
+    """Check that the source of a module is still the one that it was imported from.
+
+    A module runs as it was when it was imported, whatever its file says now.
+
+    Args:
+        setting: What it is given for.
+        module: The module.
+        before: The SHA-256 of its source right before it was imported, if it had not been before.
+    """
+    spec, then = _imported.get(module.__name__, (None, before))
+    if spec is not module.__spec__:  # imported now for the first time, by the user, or again
+        then = "" if _is_older(module) else before
+        _imported[module.__name__] = module.__spec__, then
+    if then != _digest(module.__name__):
+        raise BenchError(
+            f"{setting}: the source of {module.__name__} was changed since it was imported:"
+            " start Python again, or reload it"
+        )
+
+
+#: By name, the modules that were imported, as their specs (one reloaded has another), and the
+#: SHA-256 of the source that they run.
+_imported: dict[str, tuple[ModuleSpec | None, str]] = {}
+
+
+def _is_older(module: ModuleType) -> bool:
+    """Return whether a module's file is known to be newer than what was compiled of it."""
+    spec = module.__spec__
+    if spec is None or not spec.has_location or not spec.cached or not spec.origin:
+        return False
+    try:
+        with open(spec.cached, "rb") as file:  # noqa: PTH123
+            _, flags, time, size = struct.unpack("<4L", file.read(16))
+        state = Path(spec.origin).stat()
+    except (OSError, struct.error):
+        return False
+    compiled_of = int(state.st_mtime) & 0xFFFFFFFF, state.st_size & 0xFFFFFFFF
+    return not flags and (time, size) != compiled_of
 
 
 def source_digest(name: str) -> str:
@@ -59,16 +105,24 @@ def source_digest(name: str) -> str:
     """
     module_name = name.partition(":")[0]
     here = _search_here()
+    digest = _digest(module_name)
+    if not digest:
+        raise UsageError(
+            f"{name}: no module {module_name!r} in {here} or among the installed packages"
+        )
+    return digest
+
+
+def _digest(module_name: str) -> str:
+    """Return the SHA-256 of a module's source; empty if there is none."""
     digest = hashlib.sha256()
     for path, content in sorted(_sources(module_name)):
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
-    if digest.digest() == hashlib.sha256().digest():
-        if not _is_built_in(module_name):
-            raise UsageError(
-                f"{name}: no module {module_name!r} in {here} or among the installed packages"
-            )
-        digest.update(f"{module_name} of Python {sys.version}".encode())
-    return digest.hexdigest()
+    if digest.digest() != hashlib.sha256().digest():
+        return digest.hexdigest()
+    if _is_built_in(module_name):
+        return hashlib.sha256(f"{module_name} of Python {sys.version}".encode()).hexdigest()
+    return ""
 
 
 def _is_built_in(module_name: str) -> bool:

@@ -1,11 +1,14 @@
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.tiny_runs import tiny
 
-from nsrelu_bench.errors import UsageError
-from nsrelu_bench.plugins import source_digest
+from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.plugins import load_plugin, source_digest
+from nsrelu_bench.sweep import execute_run
 
 FILES = {
     "my_parts/nets.py": "from .layers import width\nimport my_helper\n",
@@ -71,3 +74,59 @@ def test_a_module_that_is_not_there_is_named(folder: Path) -> None:
     for name in ("my_part.nets", "my_parts_2"):
         with pytest.raises(UsageError, match=f"no module '{name}' in {folder} or among"):
             source_digest(f"{name}:net")
+
+
+@pytest.fixture
+def own_net(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module with a model and a helper; its path."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (folder / "own_size.py").write_text("SIZE = 4\n")
+    path = folder / "own_net.py"
+    path.write_text("import own_size\n\ndef net(*_):\n    return own_size.SIZE\n")
+    yield path
+    for name in ("own_net", "own_size"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["own_net.py", "own_size.py"])
+@pytest.mark.parametrize("by_user", [False, True])
+def test_a_source_changed_since_its_import_is_refused(
+    own_net: Path, name: str, by_user: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(own_net.parent))
+    if by_user and name == "own_net.py":
+        importlib.import_module("own_net")
+    else:
+        load_plugin("model", "own_net:net")
+    changed = own_net.with_name(name)
+    changed.write_text(changed.read_text() + "SIZE = 12\n")
+    importlib.invalidate_caches()
+    for _ in range(2):
+        with pytest.raises(BenchError) as caught:
+            load_plugin("model", "own_net:net")
+        assert str(caught.value) == (
+            "model: the source of own_net was changed since it was imported: start Python again,"
+            " or reload it"
+        )
+    for module in ("own_size", "own_net"):
+        importlib.reload(sys.modules[module])
+    assert load_plugin("model", "own_net:net")() == (12 if name == "own_size.py" else 4)
+
+
+def test_a_run_records_the_source_that_it_runs(own_net: Path, tmp_path: Path) -> None:
+    own_net.write_text(MODEL)
+    first, second = (tiny(model="own_net:net", seed=seed, width=128, depth=3) for seed in (0, 1))
+    ended = list(execute_run(first, tmp_path / "first"))[-1]
+    assert ended.status.state == "completed"
+    own_net.write_text(MODEL.replace("16", "24"))
+    ended = list(execute_run(second, tmp_path / "second"))[-1]
+    assert ended.status.state == "failed"
+    assert str(ended.status.error).startswith("model: the source of own_net was changed")
+    assert not (tmp_path / "second" / "env.json").exists()
+
+
+MODEL = """
+from torch import nn
+def net(activation, shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), activation(), nn.Linear(16, classes))
+"""

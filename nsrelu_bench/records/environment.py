@@ -59,7 +59,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "rounding": _rounding(),
         "cpu_count": os.cpu_count(),
         "git_commit": git_commit(),
-        **input_digests(config),
+        **input_digests(config, imported=True),
         "command": sys.argv,
     }
 

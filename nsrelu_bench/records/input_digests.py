@@ -3,29 +3,37 @@
 import re
 
 from nsrelu_bench.config import PLUGIN, RunConfig
-from nsrelu_bench.plugins import source_digest
+from nsrelu_bench.plugins import load_plugin, source_digest
 
 
-def input_digests(config: RunConfig) -> dict[str, str | None]:
+def input_digests(config: RunConfig, *, imported: bool = False) -> dict[str, str | None]:
     """Return the SHA-256 of a run's data, and that of the source of each plug-in.
 
+    Args:
+        config: The run.
+        imported: Import the plug-ins, so that the sources are those that this process runs.
+
     Raises:
-        BenchError: The data set can't be loaded, or a plug-in can't be found.
+        BenchError: The data set can't be loaded, or a plug-in can't be found; with `imported`, it
+            fails, or was changed since it was imported.
     """
     from nsrelu_bench.data import data_digest
 
-    sources = [f"{name} {source_digest(name)}" for name in plugins(config)]
+    if imported:
+        for setting, name in plugins(config):
+            load_plugin(setting, name)
+    sources = sorted({f"{name} {source_digest(name)}" for _, name in plugins(config)})
     return {"data_digest": data_digest(config), "source_digest": ", ".join(sources) or None}
 
 
-def plugins(config: RunConfig) -> list[str]:
-    """Return the names, as ``package.module:name``, of the user's own parts that a run uses."""
-    texts = [
-        value
-        for name, value in config.settings.items()
-        if isinstance(value, str) and name != "data_dir" and not _is_folder(value)
-    ]
-    return sorted({match[0] for text in texts for match in PLUGIN.finditer(text)})
+def plugins(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the user's own parts that a run uses: setting and name, ``package.module:name``."""
+    texts = {
+        setting: value
+        for setting, value in config.settings.items()
+        if isinstance(value, str) and setting != "data_dir" and not _is_folder(value)
+    }
+    return [(key, match[0]) for key, text in texts.items() for match in PLUGIN.finditer(text)]
 
 
 def may_change(config: RunConfig) -> bool:

@@ -1,6 +1,7 @@
 """A folder is taken for a run only if it holds that run, with the data and sources of today."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def draw(folder: Path, seed: int) -> None:
 
 
 def write_net(width: int) -> None:
+    sys.modules.pop("mynet", None)  # as in a new process
     Path("mynet.py").write_text(NET.format(width=width))
 
 
@@ -71,7 +73,6 @@ class Input:
 def given(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Input:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "mynet", raising=False)
     given = Input(request.param)
     given.make(0)
     return given
