@@ -69,7 +69,7 @@ def program(
 
 
 def main() -> None:
-    """Run the command line; an error is one line on stderr, and the exit code says its kind."""
+    """Run the command line; an error is one line on stderr, with an exit code for its kind."""
     _reopen_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def _reopen_closed_streams() -> None:
-    """Give streams that are closed a descriptor, so that no file of ours takes it."""
+    """Open closed standard streams on os.devnull, so that no other file gets their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r")
@@ -107,7 +107,7 @@ def _reopen_closed_streams() -> None:
 
 
 def _exit_on_signal(number: int, _: object) -> None:
-    """Raise what ends the command, so that it cleans up; a second signal ends it at once."""
+    """Raise an exception, so that the command cleans up; a second signal exits at once."""
     for again in EXIT_SIGNALS:
         signal.signal(again, lambda number, _: os._exit(128 + number))
     if number == signal.SIGINT:
@@ -116,7 +116,7 @@ def _exit_on_signal(number: int, _: object) -> None:
 
 
 def _warn_of_unknown_variables() -> None:
-    """Warn of variables that look like settings and are not, as misspelt ones do."""
+    """Warn of unknown variables that begin with NSRELU_, such as misspelt ones."""
     for name in sorted(os.environ):
         if name.startswith("NSRELU_") and name not in VARIABLES:
             problem = unknown(name, dict.fromkeys(VARIABLES), "variable", brief=True)

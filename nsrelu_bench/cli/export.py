@@ -1,4 +1,4 @@
-"""Commands that hand results on: export, merge."""
+"""Commands that pass results on: export, merge."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Help texts: options by section, whole summaries, examples as they are typed."""
+"""Format help texts: options by section, whole summaries, examples that can be pasted."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The options that commands share; those of settings are made from the fields of `RunConfig`."""
+"""Options that commands share; those of settings are made from the fields of `RunConfig`."""
 
 import functools
 import inspect
@@ -198,7 +198,7 @@ def _setting_parameter(setting: Setting) -> inspect.Parameter:
 
 
 def number(text: str) -> float:
-    """Read a number as people write it; float() takes more, as 1_0 and other digits."""
+    """Read a number as people write it; float() also takes 1_0 and other scripts' digits."""
     if not re.fullmatch(
         r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", text, re.I
     ):

@@ -74,7 +74,7 @@ def write_or_print(text: str | bytes, out: Path | None) -> None:
 
 
 def print_next(*commands: Sequence[str | Path]) -> None:
-    """Name the commands that come next, to a person."""
+    """Suggest the next commands on stderr."""
     for index, words in enumerate(commands):
         line = shlex.join([PROGRAM, *map(str, words)])
         print(f"{'next: ' if index == 0 else '      '}{printable(line)}", file=sys.stderr)

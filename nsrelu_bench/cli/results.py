@@ -349,7 +349,7 @@ def report(
 
 
 def _report_failed(runs: "pd.DataFrame", most: int = 5) -> None:
-    """Say which runs have no numbers because they failed, or their files are damaged."""
+    """Report the runs without numbers, because they failed or their files are damaged."""
     failed = runs[runs["state"] == "failed"]
     for study, run_id, error in failed[["study", "run_id", "error"]].head(most).to_numpy():
         print(f"{PROGRAM}: {study}/{run_id} failed: {error}", file=sys.stderr)

@@ -213,7 +213,7 @@ def sweep(
 def _executor(
     name: str, address: str | None, gpus: float | None, *, collect: bool
 ) -> "Executor | None":
-    """Return what computes the runs instead of processes on this machine, if anything."""
+    """Return the executor of `--engine`; None for processes on this machine."""
     from nsrelu_bench.errors import lookup
 
     ray = lookup({"local": False, "ray": True}, name, "engine")
@@ -248,7 +248,7 @@ def _follow(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Show how the runs of a study go, and say how they ended."""
+    """Show the progress of the runs of a study, and how they ended."""
     from nsrelu_bench.config import find_varying
     from nsrelu_bench.records import find_leftovers, write_summary
     from nsrelu_bench.sweep import progress

@@ -1,4 +1,4 @@
-"""What groups are compared with: an activation, a value of a setting such as init=he, a study."""
+"""The baseline of a comparison: an activation, a value of a setting such as init=he, or a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from nsrelu_bench.compare.grouping import ACT_COLUMNS, settings_of, varies, vary
 from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import UsageError, unknown
 
-#: Settings that say what is measured and not what is trained.
+#: Settings that change what is measured, not what is trained.
 MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
 
-#: A message names at most so many settings that keep runs from being paired, and values of each.
+#: The most settings that a message names as keeping runs from being paired, and values of each.
 MAX_REASONS = 3
 
 
@@ -44,7 +44,7 @@ class Baseline:
         return column == self.setting or {column, self.setting}.issubset(ACT_COLUMNS)
 
     def pair_columns(self, settings: Sequence[str], runs: pd.DataFrame) -> list[str]:
-        """Return what two runs that are paired have in common, beside seed and replicate."""
+        """Return the settings that paired runs have in common, besides seed and replicate."""
         if self.setting == "act":
             return list(settings)
         own = [c for c in ("act", "impl") if c in runs]

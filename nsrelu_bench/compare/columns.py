@@ -1,4 +1,4 @@
-"""The columns of a comparison's tables: what each is called, and its cells as texts."""
+"""The columns of a comparison's tables: their names, headers and cells."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def column_names(comparison: Comparison) -> list[str]:
 
 
 def usual_columns(comparison: Comparison) -> list[str]:
-    """Return what a table shows unless it is told: counts, means, differences in the main metric.
+    """Return the default columns: counts, means, differences in the main metric.
 
     Of the counts of failures, those that are not 0 everywhere, and diverged runs.
     """

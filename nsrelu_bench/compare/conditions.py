@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What a condition calls a setting that a run does not have, such as the momentum of Adam.
 MISSING = "none"
 
-#: A message lists at most so many values of a column.
+#: The most values of a column that a message lists.
 MAX_LISTED = 20
 
 

@@ -1,4 +1,4 @@
-"""The declared family of tests: its metrics and margins, its p values, and the words for them."""
+"""The declared family of tests: its metrics and margins, its p values, and its verdicts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from nsrelu_bench.config import NUMBER, read_yaml
 from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.records import find_studies
 
-#: What is tested where nothing else is declared.
+#: What is tested unless something else is declared.
 PRIMARY = "test_accuracy"
 SECONDARY = ("zero_fraction", "dead_fraction")
 
@@ -33,13 +33,13 @@ SECONDARY = ("zero_fraction", "dead_fraction")
 ACCURACY_MARGIN = 0.01
 MARGINS = {"zero_fraction": 0.02}
 
-#: More seeds than this are not counted out.
+#: A larger number of seeds is given as "more than" this.
 MANY_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
 class Family:
-    """The metrics that are tested together, whatever a table shows.
+    """The metrics that are tested together, independent of what a table shows.
 
     Attributes:
         primary: The metric that a table gives the difference of.
@@ -70,8 +70,8 @@ def declare_family(
 ) -> Family:
     """Return the family over metrics that were `measured`.
 
-    The primary metric is test accuracy, the secondary ones are zeros and dead units, and the
-    margins 0.01 of an accuracy and 0.02 of the zeros, where nothing else is said.
+    By default the primary metric is test accuracy, the secondary ones are zeros and dead units, and
+    the margins are 0.01 for an accuracy and 0.02 for the zeros.
 
     Raises:
         UsageError: A metric was not measured, or a margin is not above 0.
@@ -192,7 +192,7 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
 
 
 def _one_by_one(differences: Array, confidence: float) -> Array:
-    """Return low, high and p (K, 3) of each test by itself, over the seeds that it has."""
+    """Return low, high and p (K, 3) of each test separately, over the seeds that it has."""
     there = np.isfinite(differences)
     counts = there.sum(axis=1)
     found = np.full((len(differences), 3), np.nan)
@@ -204,13 +204,13 @@ def _one_by_one(differences: Array, confidence: float) -> Array:
 
 
 def _where(chosen: npt.NDArray[np.bool_], values: Array) -> Array:
-    """Spread values over the rows that were chosen; NaN elsewhere."""
+    """Return values at the chosen rows, NaN elsewhere."""
     result = np.full(len(chosen), np.nan)
     result[chosen] = values
     return result
 
 
-#: The columns of a test that its verdict follows from, behind its key.
+#: The columns that a verdict is computed from.
 VERDICT_COLUMNS = ["diff", "p_adjusted", "p_equivalent", "margin", "seeds_needed"]
 
 
@@ -222,7 +222,7 @@ def verdict(
     margin: float,
     needed: float,
 ) -> str:
-    """Return the words for what a test shows; they follow from the adjusted p values alone."""
+    """Return what a test shows, in words that depend only on the adjusted p values."""
     words = []
     if p_adjusted < ALPHA:
         words.append("higher" if difference > 0 else "lower")
@@ -245,6 +245,6 @@ def format_margin(metric: str, margin: float) -> str:
 
 
 def round_up(number: float) -> int:
-    """Round up to two digits: what is said to be about so many is no more exact than that."""
+    """Round up to two digits, as an estimated number of seeds is not more exact."""
     step = int(10 ** max(math.floor(math.log10(number)) - 1, 0))
     return math.ceil(number / step) * step

@@ -1,4 +1,4 @@
-"""Which runs belong together: those that differ in the seed alone, and what to call them."""
+"""Group the runs that differ only in the seed, and name the groups."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ import pandas as pd
 from nsrelu_bench.config import NUMBER, format_number
 from nsrelu_bench.errors import BenchError
 
-#: The states that are counted apart; running and interrupted are both unfinished.
+#: The states that are counted separately; running and interrupted are both unfinished.
 COUNTED_STATES = ("completed", "diverged", "failed", "unfinished")
 
-#: Settings of the activation: its label `act` says all but `impl`.
+#: Settings of the activation: its label `act` has all of them except `impl`.
 ACT_COLUMNS = ("act", "leak", "backward", "impl")
 #: What the runs of a group differ in: the seed, and the replicate, which differs in rounding alone.
 REPEATS = ("seed", "replicate")
@@ -89,18 +89,18 @@ def name_groups(
 
 
 def varying_settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the settings, beside the activation and what repeats a run, that differ."""
+    """Return the settings that differ, without the activation, seed and replicate."""
     return [c for c in settings_of(runs, config_columns) if varies(runs[c])]
 
 
 def settings_of(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[str]:
-    """Return the configuration beside the activation and what repeats a run."""
+    """Return the configuration without the activation, seed and replicate."""
     apart = {*ACT_COLUMNS, *NEUTRAL_COLUMNS, *REPEATS}
     return [c for c in config_columns if c in runs and c not in apart]
 
 
 def _unique_runs(runs: pd.DataFrame, identity: list[str], settings: Sequence[str]) -> pd.DataFrame:
-    """Return each run once, of several copies the one that got furthest.
+    """Return each run once; of several copies, the one with the most epochs.
 
     Raises:
         BenchError: Two copies have different results.

@@ -1,4 +1,4 @@
-"""What the numbers of a comparison rest on: the foot of its tables."""
+"""The notes below a comparison's tables: how its numbers were computed."""
 
 import math
 
@@ -13,7 +13,7 @@ from nsrelu_bench.config import CLASSES, METRICS, TEST_IMAGES
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return the foot of a comparison's tables, in lines."""
+    """Return the notes below a comparison's tables, one per line."""
     return [
         *_legend(comparison),
         *_averages(comparison),
@@ -32,7 +32,7 @@ def _legend(comparison: Comparison) -> list[str]:
 
 
 def _definition(metric: str) -> str:
-    """Return what a metric is, without what it costs; empty for one that is not ours."""
+    """Return the description of a metric, without its cost; empty for an unknown one."""
     text = METRICS.get(metric, "").partition(" (")[0]
     units = metric.removesuffix("fraction") + "units"
     return f"share of {METRICS[units]}" if text.endswith("over units") else text

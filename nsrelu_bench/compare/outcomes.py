@@ -1,4 +1,4 @@
-"""What each run counts for: its final metrics, and the accuracy of chance where it has diverged.
+"""The outcome of each run: its final metrics, or the accuracy of chance if it has diverged.
 
 A mean over the runs that survived flatters an activation whose other runs diverged. So differences
 and verdicts are by intention to treat: every run that finished counts.
@@ -32,7 +32,7 @@ def failed_to_train(runs: pd.DataFrame) -> "pd.Series[float]":
 
 
 def collapsed(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Return whether each run collapsed; what runs of older versions don't say counts as no."""
+    """Return whether each run collapsed; False for runs of versions that did not record it."""
     if "collapsed" not in runs:
         return pd.Series(False, index=runs.index)
     return (pd.to_numeric(runs["collapsed"], errors="coerce") == 1) & (runs["state"] == "completed")
@@ -67,7 +67,7 @@ def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def mean_over_replicates(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return one row per group, metric and seed, with the mean of the other `columns`.
 
-    Replicates differ in rounding alone: the seeds are what varies independently.
+    Replicates differ only in rounding; seeds are independent.
     """
     key = [*KEYS, "seed"]
     if not table.duplicated(key).any():

@@ -1,4 +1,4 @@
-"""What the runs of a comparison have in common, and which of them are counted twice."""
+"""Where the runs of a comparison come from: what they share, and which are counted twice."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from nsrelu_bench.records import ENVIRONMENT, find_mixed
 
 
 def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, Any]:
-    """Return what a `Comparison` says of the runs that it rests on, by attribute."""
+    """Return what a `Comparison` records about its runs, by attribute."""
     return {
         "shared": dict(zip(frame["section"], frame["shared"], strict=True)),
         "datasets": tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
@@ -30,7 +30,7 @@ def _mixed_probes(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[str
 
 
 def _environment(runs: pd.DataFrame) -> dict[str, str]:
-    """Return what all runs that say so were computed with; digests say nothing to people."""
+    """Return what all runs were computed with, as far as recorded; without digests."""
     names = [name for name in ENVIRONMENT if name in runs and not name.endswith("digest")]
     values = {name: runs[name].dropna().unique() for name in names}
     return {name: str(there[0]) for name, there in values.items() if len(there) == 1}

@@ -1,8 +1,8 @@
 """Permutation tests over sign flips of paired differences, and intervals that agree with them.
 
-If an activation changes nothing, the difference of a seed could as well have the other sign. A test
-counts the flips of the seeds' signs that give at least what was seen. Up to 13 seeds all flips are
-counted; with more, a fixed set of them is drawn, the same on every call.
+If an activation changes nothing, the difference of a seed could equally have the other sign. A test
+counts the flips of the seeds' signs that give at least the observed mean. Up to 13 seeds all flips
+are counted; with more, a fixed set of them is drawn, the same on every call.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nsrelu_bench.compare.statistics import LEAST_SEEDS, Array
 
-#: Up to this number of seeds all 2^n flips are counted; beyond, so many are drawn.
+#: Up to this number of seeds all 2^n flips are counted; beyond it, `DRAWN` flips are drawn.
 MAX_EXACT = 13
 DRAWN = 9_999
 
@@ -20,8 +20,8 @@ DRAWN = 9_999
 #: cache.
 BLOCK = 250_000
 
-#: Relative to the largest difference: what is closer ties. Accuracies are multiples of 1/N, and
-#: rounding must not break their ties.
+#: Values this close, relative to the largest difference, are ties. Accuracies are multiples of 1/N,
+#: and rounding must not break their ties.
 TIE = 1e-9
 
 
@@ -40,7 +40,7 @@ def sign_flips(n: int) -> Array:
 
 
 def least_p(pairs: int) -> float:
-    """Return the smallest two-sided p that a sign-flip test of so many pairs can have."""
+    """Return the smallest two-sided p that a sign-flip test of this many pairs can have."""
     return 1 / len(sign_flips(pairs)) if pairs else 1.0
 
 
@@ -102,12 +102,12 @@ def sign_flip_interval(differences: Array, confidence: float = 0.95) -> tuple[Ar
 
 
 def step_down_p(differences: Array, alternative: str = "two-sided") -> Array:
-    """Return the p values (K,) of K tests, adjusted for being K: step-down maxT.
+    """Return the p values (K,) of K tests, adjusted for their number: step-down maxT.
 
     `differences` (K, n) has a column per seed, NaN where a test lacks that seed. All tests flip
-    the sign of a seed together, so that what is correlated or equal costs nothing, and the smallest
-    p that there can be stays that of one test. The chance that any true null hypothesis gets a p
-    below alpha is at most alpha. Tests of fewer than `LEAST_SEEDS` pairs are left out, with NaN.
+    the sign of a seed together, so that correlated or equal tests cost nothing, and the smallest
+    possible p stays that of one test. The chance that any true null hypothesis gets a p below
+    alpha is at most alpha. Tests of fewer than `LEAST_SEEDS` pairs are left out, with NaN.
 
     Source: Westfall and Young 1993, algorithm 4.1.
     """

@@ -162,7 +162,7 @@ def _text(comparison: Comparison, layout: Layout) -> str:
 
 
 def _fitted(sheet: Sheet, width: int) -> list[Table]:
-    """Make a table that a terminal shows, the closer set the less room there is, or several."""
+    """Fit a table to a terminal: with smaller gaps, shorter headers, or as several tables."""
     close = Sheet(
         sheet.heading,
         [name.replace("diverged", "div.").replace(" ", "\n") for name in sheet.header],

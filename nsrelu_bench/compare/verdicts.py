@@ -1,4 +1,4 @@
-"""What a comparison shows, in words that follow from its numbers."""
+"""The verdicts of a comparison: its numbers in words."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -77,7 +77,7 @@ def _clause(row: Row) -> str:
 
 
 def _failures(row: Row, other: Row | None, baseline: str) -> list[str]:
-    """Say how many runs failed to train, beside those of the baseline, `other`."""
+    """Return how many runs failed to train, and how many of the baseline, `other`."""
     finished = row["completed"] + row["diverged"]
     lost = row["diverged"] + row["collapsed"]
     beside = other["diverged"] + other["collapsed"] if other else 0

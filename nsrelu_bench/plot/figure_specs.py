@@ -1,6 +1,6 @@
-"""Which panels each figure has. `PLANS` has them by name; `figures` draws them side by side.
+"""Choose the panels of each figure. `PLANS` has them by name; figures.py draws them side by side.
 
-A plan takes results that are grouped, and the metrics to draw in place of the figure's own.
+A plan takes grouped results, and the metrics to draw instead of the figure's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def name_metrics(metrics: Sequence[str]) -> str:
 
 
 def describe_means(groups: pd.DataFrame, metrics: Sequence[str] = ()) -> str:
-    """Say what is drawn: "mean and 95 % interval over 12 seeds"."""
+    """Describe what is drawn: "mean and 95 % interval over 12 seeds"."""
     seeds = count_seeds(groups)
     logs = [metric in LOG_METRICS for metric in metrics]
     mean = "geometric mean" if logs and all(logs) else "mean"

@@ -1,4 +1,4 @@
-"""Figures as files: panels side by side with one legend, as PNG, SVG or PDF, or within HTML."""
+"""Draw figures, panels side by side with one legend, as PNG, SVG or PDF, or within HTML."""
 
 import io
 import logging
@@ -110,7 +110,7 @@ def draw_all(
         formats: Keys of `IMAGE_FILES`. The bytes of an SVG or PDF depend on the data alone.
         style: A key of `STYLES`.
         metric: One or several metrics to draw in place of a figure's own.
-        tell: Is given one line for each figure that there is no data for.
+        tell: Called with one line for each figure without data.
         where: Conditions that runs must meet, as in `compare`; the baseline always stays.
         by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
         baseline: What others are paired with, as in `compare`.
@@ -162,7 +162,7 @@ def _suffixes(sections: Sequence[GroupedResults]) -> list[str]:
 
 
 def _save(drawn: Figure, stem: Path, formats: Sequence[str], style: str) -> list[Path]:
-    """Write a figure in several formats, each file whole or not at all."""
+    """Write a figure in several formats, each file atomically."""
     paths = [stem.with_name(f"{stem.name}.{fmt}") for fmt in formats]
     for path, fmt in zip(paths, formats, strict=True):
         buffer = io.BytesIO()
@@ -184,7 +184,7 @@ def to_svg(spec: FigureSpec, prefix: str, style: str = "paper") -> str:
     with mpl.style.context(["default", RC]):
         drawn = figure(spec, style)
         drawn.savefig(buffer, format="svg", metadata=IMAGE_FILES["svg"])
-    # Twice its width on paper at most: letters larger than the page's own help nobody.
+    # At most twice its width on paper: its letters need not be larger than the page's.
     head = f'<svg style="max-width: {2 * 72 * drawn.get_figwidth():.0f}px"'
     text = buffer.getvalue()
     text = head + text[text.index("<svg") + len("<svg") :]

@@ -1,4 +1,4 @@
-"""Results whose runs are selected and grouped once, for all figures."""
+"""Select and group the runs of results once, for all figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class GroupedResults:
         metrics: One row per run and epoch.
         layers: One row per run, epoch and layer.
         quantiles: Quantiles of the pre-activations by run and layer.
-        varying: The settings, beside the activation, that vary.
+        varying: The settings that vary, without the activation.
         section: What the runs have in common that others don't: "lr 0.1"; "" for all runs.
         baseline: What others are paired with.
         x: The setting that `line` goes over; None for the first that varies.

@@ -1,4 +1,4 @@
-"""Figures that lay themselves out: title, legend, foot, colour bar, shared limits and names."""
+"""Lay out a figure: title, legend, foot, colour bar, shared limits and names."""
 
 import math
 import textwrap
@@ -104,10 +104,10 @@ def freeze_layout(figure: Figure) -> None:
 
 
 def share_limits(axes: Sequence[Axes], columns: int) -> bool:
-    """Give all panels the limits that hold the data of each, and tick labels to the outer ones.
+    """Give all panels limits that hold the data of each, and tick labels only to the outer ones.
 
-    An axis on which some panel would take less than a quarter is not shared: its differences could
-    not be seen. Return whether both axes are shared.
+    An axis is not shared if some panel's data would take less than a quarter of it. Return whether
+    both axes are shared.
     """
     x = _union([ax.get_xlim() for ax in axes], {ax.get_xscale() for ax in axes})
     y = _union([ax.get_ylim() for ax in axes], {ax.get_yscale() for ax in axes})
@@ -122,10 +122,7 @@ def share_limits(axes: Sequence[Axes], columns: int) -> bool:
 
 
 def _union(limits: Sequence[tuple[float, float]], scales: set[str]) -> tuple[float, float] | None:
-    """Return limits around all, or None where they are too different to be shared.
-
-    They have some margin where a panel's own is too small for them.
-    """
+    """Return limits around all, with a margin, or None if they are too different to be shared."""
     log = scales == {"log"}
     ends = np.log10(limits) if log else np.asarray(limits)
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
@@ -138,7 +135,7 @@ def _union(limits: Sequence[tuple[float, float]], scales: set[str]) -> tuple[flo
 
 
 def name_outer_axes(axes: Sequence[Axes], columns: int) -> None:
-    """Leave out the names of axes that the panel below or to the left has too."""
+    """Remove names of axes that the panel below or to the left also has."""
     for ax, below in zip(axes, axes[columns:], strict=False):
         if ax.get_xlabel() == below.get_xlabel():
             ax.set_xlabel("")

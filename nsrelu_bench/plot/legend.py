@@ -1,4 +1,4 @@
-"""Entries of legends: activations, and the marks of runs that did not end well."""
+"""Entries of legends: activations, and the marks of diverged and collapsed runs."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from nsrelu_bench.plot.style import FRONT, HATCH, WARNING, activation_style, run
 
 
 def activation_entries(groups: pd.DataFrame, *, dashes: bool) -> list[Line2D]:
-    """Return an entry for each activation, which counts its runs that did not end well."""
+    """Return an entry for each activation, with the number of its runs that did not complete."""
     entries = []
     for _, runs in groups.groupby("line", sort=False):
         style = activation_style(runs["act"].iloc[0])

@@ -1,8 +1,8 @@
-"""Import matplotlib also where the settings that the environment has for it are broken.
+"""Import matplotlib even if the user's settings for it are broken.
 
-A matplotlibrc that is not text, a style file that is not, or an `MPLBACKEND` of a notebook whose
-package is not installed here end `import matplotlib` with a traceback. No figure depends on any of
-these. They are respected where they work, since a notebook relies on them.
+A matplotlibrc or style file that is not text, or an `MPLBACKEND` whose package is not installed,
+ends `import matplotlib` with a traceback. No figure here depends on them. They are respected if
+they work, since a notebook relies on them.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def _import() -> None:
 
 @contextmanager
 def _own_settings(**variables: str) -> Iterator[None]:
-    """Let matplotlib find its own matplotlibrc, which it looks for in the working folder first."""
+    """Let matplotlib find its own matplotlibrc: it searches the working folder first."""
     spec = find_spec("matplotlib")
     [package] = list(spec.submodule_search_locations or []) if spec else []
     kept = {name: os.environ.get(name) for name in ("MPLBACKEND", *variables)}

@@ -149,7 +149,7 @@ def leak_families(groups: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def has_several_leaks(runs: pd.DataFrame) -> bool:
-    """Return whether a family has more than one leak beside relu's 0."""
+    """Return whether a family has more than one leak besides relu's 0."""
     return len(set(runs["leak"]) - {0.0}) > 1
 
 
@@ -188,12 +188,12 @@ def group_label(runs: pd.DataFrame, column: str = "group") -> str:
 
 
 def label_column(groups: pd.DataFrame) -> str:
-    """Return which column names the groups: the activation alone where they share settings."""
+    """Return the column with the groups' names: only the activation if they share settings."""
     return "line" if len(groups["setting"].unique()) == 1 else "group"
 
 
 def count_seeds(groups: pd.DataFrame) -> str:
-    """Say how many seeds the groups have: "12 seeds", "10 to 12 seeds"."""
+    """Return how many seeds the groups have: "12 seeds", "10 to 12 seeds"."""
     counts = groups.groupby("group")["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     return f"{low} to {high} seeds" if low < high else f"{low} seed" + "s" * (low != 1)
@@ -212,7 +212,7 @@ def split_by(groups: pd.DataFrame, settings: Sequence[str]) -> list[tuple[str, p
 
 
 def check_count(count: int, limit: int, kind: str) -> None:
-    """Raise NothingToDrawError where there are more of a kind than can be read."""
+    """Raise NothingToDrawError if there are too many of a kind to be readable."""
     if count > limit:
         raise NothingToDrawError(
             f"{count} {kind} are more than the {limit} that can be read;"

@@ -41,7 +41,7 @@ MAX_LOST = 200
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure for wide and narrow windows, or the reason why there is none."""
+    """A figure for wide and narrow windows, or the reason why it is missing."""
 
     name: str
     caption: str = ""
@@ -63,8 +63,8 @@ def write_report(
 ) -> Path:
     """Write the report on the runs at some paths to one HTML file; returns its path.
 
-    The page needs no network. Its bytes depend on the runs, the paths and the options alone. The
-    runs in the folders `without` are left out; `all_runs` only says that the user asked for all.
+    The page needs no network. Its bytes depend only on the runs, the paths and the options. The
+    runs in the folders `without` are left out; `all_runs` only notes that the user asked for all.
 
     Raises:
         BenchError: There are no runs, they can't be compared, or the file can't be written.
@@ -180,7 +180,7 @@ def _template() -> Template:
 
 
 def _worrying(groups: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that did not end well or lost the true gradient; `state` says how."""
+    """Return the runs that did not complete or lost the true gradient; `state` says which."""
     ended = outcomes(groups)
     worrying = ended != "completed"
     if "gradient_lost_step" in groups:
@@ -216,7 +216,7 @@ def _draw(kind: str, results: GroupedResults, metrics: Sequence[str], name: str)
 
 
 def _lost_runs(runs: pd.DataFrame) -> list[list[str]]:
-    """Say of each run that did not end well which it was, when it ended, and why."""
+    """List runs that did not complete: which, when they ended, and why."""
     columns = ["group", "seed", "state", "diverged_epoch", "diverged_step", "gradient_lost_step"]
     columns += ["error", "run_id"]
     there = runs.reindex(columns=columns)
@@ -236,12 +236,12 @@ def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[tuple[s
     return sorted(found, key=lambda setting: not setting[2])
 
 
-#: What env.json holds beside versions: how a run was begun.
+#: Entries of env.json that are not versions, but how a run was started.
 NOT_VERSIONS = ("command", "packages", "resumed_after", "refused")
 
 
 def _versions(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """List what the runs were made with; several values where the runs differ."""
+    """List the versions of the runs; several values if they differ."""
     values: dict[str, dict[str, None]] = {}
     for environment in environments:
         flat = {k: v for k, v in environment.items() if k not in NOT_VERSIONS}
@@ -253,7 +253,7 @@ def _versions(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]
 
 
 def _commands(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """List the command lines that made the runs, and how many each made."""
+    """List the command lines of the runs, with the number of runs of each."""
     commands = Counter(_command(environment.get("command")) for environment in environments)
     return [(command, count) for command, count in sorted(commands.items()) if command]
 

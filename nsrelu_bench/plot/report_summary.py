@@ -1,4 +1,4 @@
-"""The beginning of a report: one sentence that answers the question, and what it rests on."""
+"""The beginning of a report: one sentence that answers the question, and the verdicts."""
 
 from nsrelu_bench.compare import Comparison, label, verdict_clauses
 
@@ -8,7 +8,7 @@ Verdict = tuple[str, list[str]]
 def answer(comparison: Comparison) -> str:
     """Return one sentence on the main metric: how many groups differ from the baseline, and which.
 
-    The words follow from the adjusted p values, as in the verdicts.
+    The words depend on the adjusted p values, as in the verdicts.
     """
     metric, baseline = comparison.main_metric, comparison.baseline
     rows = comparison.compared

@@ -1,4 +1,4 @@
-"""How figures look: one style per activation everywhere, sizes and fonts, colour scales."""
+"""The style of figures: one per activation everywhere, sizes and fonts, colour scales."""
 
 import re
 import zlib
@@ -62,7 +62,7 @@ WARNING: dict[str, Any] = {
     "zorder": 4,
 }
 
-#: Whatever the user's matplotlibrc says, figures look the same and SVGs have the same bytes.
+#: Independent of the user's matplotlibrc, so that SVGs have the same bytes.
 RC: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
