@@ -1,6 +1,7 @@
 """What the tests share: one torch thread, and a run that takes a fraction of a second."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make(folder, act="nsrelu(0.1)")
     make(folder, **DIVERGING)
     return folder
+
+
+@pytest.fixture
+def results(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a study with two completed runs and a diverged one, as results/study below cwd."""
+    shutil.copytree(study, tmp_path / "results" / "study")
+    (tmp_path / "results" / "study" / "summary.csv").unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("results/study")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

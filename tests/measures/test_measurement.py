@@ -365,7 +365,7 @@ def train(make, activation, probed: bool) -> tuple[dict[str, Tensor], list[objec
         if probed:
             last = measure(model, images, labels, batch_size=16, previous=last)
 
-    for step in range(3):
+    for step in range(2):
         look()
         picked = torch.randperm(N)[:16]
         loss = F.cross_entropy(model(images[picked]), labels[picked])

@@ -90,7 +90,11 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
 
 
-@pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
+@pytest.mark.parametrize(
+    "frames",
+    [LOST_RUNS, pytest.param(GRID_RUNS, marks=pytest.mark.slow)],
+    ids=["lost", "grid"],
+)
 @pytest.mark.parametrize("kind", figure_specs.PLANS)
 def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
@@ -156,6 +160,7 @@ def test_too_many_panels_or_lines_are_refused() -> None:
 # Files.
 
 
+@pytest.mark.slow
 def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None:
     told: list[str] = []
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])

@@ -26,6 +26,7 @@ def imported(cwd: Path, **variables: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://nowhere.backend_inline", "qtagg", "nope", ""])
 def test_any_backend_may_be_set(backend: str, tmp_path: Path) -> None:
     assert imported(tmp_path, MPLBACKEND=backend)[1:] == [*filter(None, [backend]), str(tmp_path)]
@@ -43,6 +44,7 @@ def test_settings_that_are_not_text_are_ignored(place: str, tmp_path: Path) -> N
     assert imported(cwd, **{variable: str(folder)}) == ["1.5", "None", str(cwd)]
 
 
+@pytest.mark.slow
 def test_settings_that_work_stay(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("lines.linewidth: 7\n")
     assert imported(tmp_path)[0] == "7.0"

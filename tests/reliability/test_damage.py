@@ -20,21 +20,13 @@ import pytest
 from helpers.command_line import ask
 from helpers.tiny_runs import make, tiny
 
+from nsrelu_bench.plot import report
 from nsrelu_bench.records import load, load_runs, read_status, to_csv, write_summary
 from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.text import printable
 
 RELU_RUN = tiny(act="relu").run_id
-
-
-@pytest.fixture
-def results(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a study with two completed runs and a diverged one, as results/study below cwd."""
-    shutil.copytree(study, tmp_path / "results" / "study")
-    (tmp_path / "results" / "study" / "summary.csv").unlink(missing_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return Path("results/study")
 
 
 def damaged(content: bytes, how: str) -> bytes:
@@ -83,25 +75,32 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_compare_names_the_damaged_file_and_line(results: Path, how: str) -> None:
+def test_damage_is_found_by_the_hash(results: Path, how: str) -> None:
     path = results / RELU_RUN / "metrics.csv"
     path.write_bytes(damaged(path.read_bytes(), how))
-    answer = ask("compare", "--format", "json")
-    assert answer.code == 0
+    row = load_runs(results).set_index("run_id").loc[RELU_RUN]
     told = f"metrics.csv is not as it was written ({DAMAGES[how]})"
-    assert answer.err == f"nsrelu-bench: study/{RELU_RUN} failed: {told}\n"
-    (row, *_) = [row for row in json.loads(answer.out)["rows"] if row["act"] == "relu"]
-    assert (row["failed"], row["n"], row["mean"]) == (1, 0, None)
+    assert (row["state"], row["error"]) == ("failed", told)
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "quote"])
 def test_damage_is_found_even_if_the_hash_matches(results: Path, how: str) -> None:
     damage_and_vouch(results / RELU_RUN, "metrics.csv", how)
+    row = load_runs(results).set_index("run_id").loc[RELU_RUN]
     told = f"metrics.csv can't be read ({DAMAGES.get(how, 'line 4 has 1 cells')}"
-    answer = ask("compare")
+    assert row["state"] == "failed"
+    assert row["error"].startswith(told)
+
+
+def test_compare_names_the_damaged_file_and_line(results: Path) -> None:
+    path = results / RELU_RUN / "metrics.csv"
+    path.write_bytes(damaged(path.read_bytes(), "cut"))
+    answer = ask("compare", "--format", "json")
     assert answer.code == 0
-    assert answer.err.startswith(f"nsrelu-bench: study/{RELU_RUN} failed: {told}")
-    assert answer.err.count("\n") == 1
+    told = "metrics.csv is not as it was written (line 4 is cut off)"
+    assert answer.err == f"nsrelu-bench: study/{RELU_RUN} failed: {told}\n"
+    (row, *_) = [row for row in json.loads(answer.out)["rows"] if row["act"] == "relu"]
+    assert (row["failed"], row["n"], row["mean"]) == (1, 0, None)
 
 
 @pytest.mark.parametrize("name", ["layers.csv", "quantiles.csv"])
@@ -143,7 +142,8 @@ def test_a_run_without_a_configuration_is_reported(results: Path, text: str, tol
     assert {row["act"] for row in json.loads(answer.out)["rows"]} == {"nsrelu(0.1)", "nsrelu(1)"}
 
 
-def test_a_report_lists_damaged_runs(results: Path) -> None:
+def test_a_report_lists_damaged_runs(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ORDER", ())
     (results / RELU_RUN / "config.yaml").write_text("act: [")
     assert ask("report", "--baseline", "nsrelu(0.1)").code == 0
     page = Path("results/report.html").read_text()

@@ -279,12 +279,12 @@ def test_a_run_resumes_after_its_disk_was_full(
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(place)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("can't mount a small file system here")
-    # 64 KiB hold some of the 200 steps.
-    command = [*ONE, "--probe-every", "1", "--epochs", "10", "--results", str(place)]
+    # 24 KiB hold some of the 60 steps.
+    command = [*ONE, "--probe-every", "1", "--epochs", "3", "--results", str(place)]
     try:
         answer = ask(*command)
         assert answer.code == 1

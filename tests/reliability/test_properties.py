@@ -251,9 +251,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole_loss(whole: Path) -> float:
+    return float(load(whole).runs["train_loss"].iloc[0])
+
+
 @given(data=st.data())
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_run_is_never_read_wrong(whole: Path, data: st.DataObject) -> None:
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_run_is_never_read_wrong(
+    whole: Path, whole_loss: float, data: st.DataObject
+) -> None:
     """Bytes lost, zeroed or added at any place of any file: the numbers are those, or none."""
     name = data.draw(st.sampled_from(["status.json", "config.yaml", *COLUMNS][:5]))
     if not (whole / name).exists():
@@ -268,7 +275,6 @@ def test_a_damaged_run_is_never_read_wrong(whole: Path, data: st.DataObject) -> 
         "doubled": content + content[at:],
         "noise": content[:at] + noise + content[at:],
     }[how]
-    expected = load(whole).runs.iloc[0]
     path = whole / name
     try:
         path.write_bytes(changed)
@@ -279,7 +285,7 @@ def test_a_damaged_run_is_never_read_wrong(whole: Path, data: st.DataObject) -> 
         path.write_bytes(content)
     assert status is not None
     if found["state"] == "completed":
-        assert found["train_loss"] == expected["train_loss"]
+        assert found["train_loss"] == whole_loss
         assert changed == content or name == "status.json"
     else:
         assert found["error"] or found["state"] in ("running", "interrupted", "diverged")

@@ -22,7 +22,7 @@ from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import downloads as published
 from nsrelu_bench.data import load_dataset
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.plot.report import write_report
+from nsrelu_bench.plot import report
 from nsrelu_bench.records import checkpoint
 from nsrelu_bench.sweep.execution import execute_run
 
@@ -165,8 +165,11 @@ def test_a_model_that_is_not_a_model_is_one_line(name: str, tmp_path: Path) -> N
 INJECTED = "<script>alert(1)</script>"
 
 
-def test_a_report_escapes_every_name(study: Path, tmp_path: Path) -> None:
+def test_a_report_escapes_every_name(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The study's folder, an error and a path could be anybody's."""
+    monkeypatch.setattr(report, "ORDER", ("tradeoff",))
     place = tmp_path / f"{INJECTED}&quot;'\"".replace("/", "\u2215")
     shutil.copytree(study, place)
     broken = place / tiny(act="relu").run_id
@@ -177,7 +180,9 @@ def test_a_report_escapes_every_name(study: Path, tmp_path: Path) -> None:
         f'{{"command": ["nsrelu-bench", "{INJECTED}"], "platform": "{INJECTED}", "{INJECTED}": 1}}'
     )
     broken.rename(place / f"{broken.name}<b>")
-    page = write_report(place, out=tmp_path / "page.html", baseline="nsrelu(0.1)").read_text()
+    page = report.write_report(
+        place, out=tmp_path / "page.html", baseline="nsrelu(0.1)"
+    ).read_text()
     assert INJECTED not in page
     assert "<script>alert" not in page
     assert "<img src=x" not in page

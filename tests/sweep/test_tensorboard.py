@@ -1,11 +1,11 @@
 """Event files hold what the CSV files hold, and change nothing about a run."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.command_line import ask
 from helpers.tiny_runs import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -76,17 +76,15 @@ def test_the_file_ends_with_the_run_that_is_broken_off(tmp_path: Path) -> None:
     assert status.state == "interrupted"
 
 
-def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['tensorboard'] = None\n"
-        "sys.argv = ['nsrelu-bench', 'train', '--tensorboard']\n"
-        "from nsrelu_bench.cli import main; main()"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert answer.returncode == 2
-    assert answer.stderr == (
+def test_without_the_extra_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, tensorboard.__name__)
+    monkeypatch.delattr(tensorboard.__name__)
+    answer = ask("train", "--tensorboard", cwd=tmp_path)
+    assert answer.code == 2
+    assert answer.err == (
         "nsrelu-bench: --tensorboard: needs TensorBoard; pip install 'nsrelu-bench[tensorboard]'\n"
     )
     assert not list(tmp_path.iterdir())

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command_line import ask
 from helpers.tiny_runs import TINY, stop_after, tiny
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
-from nsrelu_bench.cli.app import app
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.config.reading import run_config
@@ -223,7 +222,7 @@ def test_all_seeds_may_diverge(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
-    settings = {"model": "cnn", "batch_norm": True, "train_size": 200, "probe_every": 2}
+    settings = {"model": "cnn", "batch_norm": True, "train_size": 100, "probe_every": 2}
     runs = stacked(optimizer=optimizer, epochs=3, **settings)
     made(tmp_path / "whole", runs)
     stopped = run_all(runs, tmp_path / "stopped", policy=RunPolicy(checkpoint_after=0))
@@ -486,16 +485,16 @@ def test_an_own_model_that_can_not_be_stacked_fails_in_one_line(
 
 def test_train_and_sweep_stack_the_seeds(tmp_path: Path) -> None:
     small = ["--dataset", "digits", "--width", "8", "--epochs", "1", "--seeds", "2", "--stack"]
-    shared = ["--results", str(tmp_path), "--quiet", "--workers", "1"]
-    ended = CliRunner().invoke(app, ["train", *small, *shared])
-    assert ended.exit_code == 0, ended.output
+    shared = ["--results", str(tmp_path), "--quiet"]
+    ended = ask("train", *small, *shared)
+    assert ended.code == 0, ended.err
     configs = sorted((tmp_path / "runs").glob("*/config.yaml"))
     assert len(configs) == 2
     assert all("stack: true" in config.read_text() for config in configs)
 
     study = tmp_path / "runs.yaml"
     study.write_text("dataset: digits\nwidth: 8\nepochs: 1\nseeds: 2\n")
-    ended = CliRunner().invoke(app, ["sweep", str(study), "--stack", "--dry-run", *shared])
-    assert ended.exit_code == 0, ended.output
-    assert ended.output.count("completed") >= 2
-    assert all(config.parent.name in ended.output for config in configs)
+    ended = ask("sweep", str(study), "--stack", "--dry-run", *shared)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("completed") >= 2
+    assert all(config.parent.name in ended.out for config in configs)

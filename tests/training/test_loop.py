@@ -206,7 +206,7 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
 def test_measuring_never_changes_training(
     act: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"act": act, "epochs": 2, "train_size": 300, "probe_size": 50, **shape}
+    settings = {"act": act, "epochs": 1, "train_size": 130, "probe_size": 20, **shape}
     off = final_weights(monkeypatch, tiny(**settings, measures="none"))
     on = final_weights(monkeypatch, tiny(**settings))
     every_step = final_weights(monkeypatch, tiny(**settings, probe_every=1))
@@ -291,7 +291,7 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     [
         *EVERY_KIND,
         {"optimizer": "adam", "tasks": 2, "probe_every": 7},
-        {"model": "cnn", "augment": "crop+flip+cutout", "width": 4},
+        {"model": "cnn", "augment": "crop+flip+cutout", "width": 4, "train_size": 300},
     ],
 )
 def test_a_resumed_run_gives_the_same_bits(
