@@ -1,9 +1,13 @@
 """What the documents say is true: commands and links exist, snippets run as they are pasted."""
 
 import ast
+import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -123,6 +127,21 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     missing = [page for page in PAGES if not re.search(rf"[ -]{page}$", navigation, re.MULTILINE)]
     assert not missing, f"{', '.join(missing)}: not in nav of mkdocs.yml"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("material") is None and "CI" not in os.environ,
+    reason="needs mkdocs-material",
+)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(
+        command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "NSReLU" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES)
