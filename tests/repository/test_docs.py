@@ -135,12 +135,12 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     reason="needs mkdocs-material",
 )
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     quiet = {"NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
         command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True
     )
-    assert (built.returncode, built.stderr) == (0, "")
+    assert built.returncode == 0, built.stderr  # of a warning too; --quiet would not count it
     assert "NSReLU" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
