@@ -81,6 +81,22 @@ def test_every_form_is_the_definition(gate, shape, axis, leak):
         assert torch.equal(gradient, expected), name
 
 
+@every_gate
+def test_an_infinite_gradient_passes_or_is_stopped(gate):
+    x, grad = examples((6, 5), 1)
+    grad[:2] *= torch.inf
+    expected = torch.from_numpy(gated_gradient(x.numpy(), grad.numpy(), 0.1, gate, 1))
+    for name, form in forms(gate, None).items():
+        if name == "transformed":
+            x, grad, expected = x[None], grad[None], expected[None]
+        _, gradient = value_and_gradient(form, x, grad)
+        undefined = gradient.isnan()  # at units that are on, of the gates on units (docs)
+        assert torch.equal(torch.where(undefined, expected, gradient), expected), name
+        alive = (x > 0).any(-2, keepdim=True)
+        assert not (undefined & ~(grad.isinf() & alive)).any(), name
+        assert gate in ("dead", "rescue") or not undefined.any(), name
+
+
 numbers = st.floats(-3, 3, allow_subnormal=False).map(lambda value: round(value, 3))
 batches = st_numpy.arrays(
     np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=numbers
