@@ -324,6 +324,13 @@ Metric = Annotated[
     list[str] | None,
     make_option("--metric", "Metrics, with commas; see list metrics", "", "NAMES", names=METRICS),
 ]
+Arm = Annotated[
+    list[str] | None,
+    make_option(
+        *("--arm", "Settings to compare like activations, with commas, e.g. redo", "", "NAMES"),
+        names=SETTINGS,
+    ),
+]
 By = Annotated[
     list[str] | None,
     make_option(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 from nsrelu_bench.cli.app import PROGRAM, command
 from nsrelu_bench.cli.options import (
     AllRuns,
+    Arm,
     AsJson,
     Baseline,
     By,
@@ -93,6 +94,7 @@ def compare(
     secondary: Secondary = None,
     margin: Margin = None,
     detail: Detail = False,
+    arm: Arm = None,
     by: By = None,
     where: Where = None,
     all_runs: AllRuns = False,
@@ -127,6 +129,7 @@ def compare(
         baseline=baseline,
         metrics=metrics,
         **family,
+        arms=split_names(arm) or (),
         by=split_names(by),
         where=where or (),
         tune=split_names(tune) or (),
@@ -165,6 +168,7 @@ def power(
         float | None, make_option("--power", "Chance of showing what is there", "0.8", "X")
     ] = None,
     baseline: Baseline = "relu",
+    arm: Arm = None,
     by: By = None,
     where: Where = None,
     all_runs: AllRuns = False,
@@ -182,6 +186,7 @@ def power(
         CONFIG_COLUMNS,
         baseline=baseline,
         **family,
+        arms=split_names(arm) or (),
         by=split_names(by),
         where=where or (),
     )
@@ -249,6 +254,7 @@ def plot(
     kind: Kind = None,
     metric: Metric = None,
     x: XSetting = None,
+    arm: Arm = None,
     by: By = None,
     where: Where = None,
     all_runs: AllRuns = False,
@@ -280,6 +286,7 @@ def plot(
             metric=split_names(metric),
             tell=lambda line: print(line, file=sys.stderr),
             where=where or (),
+            arms=split_names(arm) or (),
             by=split_names(by) or (),
             baseline=baseline,
             x=x,
@@ -318,6 +325,7 @@ def _drawn_together(
 def report(
     paths: Paths = None,
     metric: Metric = None,
+    arm: Arm = None,
     by: By = None,
     where: Where = None,
     all_runs: AllRuns = False,
@@ -340,6 +348,7 @@ def report(
         baseline=baseline,
         tune=split_names(tune) or (),
         metric=split_names(metric),
+        arms=split_names(arm) or (),
         by=split_names(by),
         where=where or (),
         without=choose_left_out(chosen, all_runs=all_runs),

@@ -1,5 +1,6 @@
 """Comparing groups of runs: statistics over seeds, verdicts, tables."""
 
+from nsrelu_bench.compare.arms import ACT_SETTINGS, name_arms
 from nsrelu_bench.compare.baseline import (
     RELU_BASELINE,
     Baseline,
@@ -43,6 +44,7 @@ from nsrelu_bench.compare.verdicts import verdict_clauses, verdicts
 
 __all__ = [
     "ACT_COLUMNS",
+    "ACT_SETTINGS",
     "COUNTED_STATES",
     "RELU_BASELINE",
     "Baseline",
@@ -64,6 +66,7 @@ __all__ = [
     "label",
     "mcnemar_p",
     "metrics_for",
+    "name_arms",
     "name_groups",
     "notes",
     "parse_act",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from nsrelu_bench.compare.arms import ACT_SETTINGS, name_arms
 from nsrelu_bench.compare.baseline import (
     Baseline,
     check_pairs,
@@ -157,6 +158,7 @@ def compare(
     primary: str | None = None,
     secondary: Sequence[str] | None = None,
     margins: Mapping[str, float] | None = None,
+    arms: Sequence[str] = (),
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
     tune: Sequence[str] = (),
@@ -171,12 +173,11 @@ def compare(
         baseline: An activation's label, or its bare name where it has one leak only; or
             ``setting=value``, such as ``init=he``: what the other values are compared with.
         metrics: The columns of `runs` to show.
-        primary: The metric that counts most. p values are adjusted for the tests of it and the
-            secondary metrics in all groups of a study, shown or not.
-        secondary: The other metrics that are tested.
+        primary: The metric that counts most.
+        secondary: The other metrics that are tested; p values are adjusted for all tests.
         margins: By metric, the differences that count as equivalent.
-        by: The settings whose combinations have a table each; the study, where there are
-            several, the data set and the model.
+        arms: Settings that are compared like activations (`name_arms`).
+        by: The settings with a table each; by default study, data set and model.
         where: Conditions as in `select`; the baseline always stays.
         tune: Settings to choose for each activation, by the smallest share of runs that failed to
             train, then by the best mean validation accuracy.
@@ -187,13 +188,13 @@ def compare(
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    runs, config_columns = _readable(runs, config_columns)
+    runs, config_columns = name_arms(*_readable(runs, config_columns), arms)
     reference = read_baseline(runs, baseline, config_columns)
     config_columns = settings_to_match(runs, config_columns, reference)
     settings = settings_of(runs, config_columns)
     by = _choose_tables(settings, by, tune, reference)
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
-    tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune)
+    tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune, arms)
     varying = [c for c in settings if c in {*by, *tune, *varying_settings(frame, config_columns)}]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
@@ -247,6 +248,7 @@ def _choose_groups(
     by: Sequence[str],
     where: Sequence[str],
     tune: Sequence[str],
+    arms: Sequence[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs that are tested, and those of them that are shown, with their groups.
 
@@ -257,11 +259,13 @@ def _choose_groups(
     """
     untuned = [c for c in settings_of(runs, config_columns) if c not in tune]
     columns = [split_condition(condition)[0] for condition in where]
-    showing = [w for w, c in zip(where, columns, strict=True) if c in (*untuned, *ACT_COLUMNS)]
+    arms = (*ACT_SETTINGS, *arms)
+    chosen = {*untuned, *ACT_COLUMNS, *arms}
+    showing = [w for w, c in zip(where, columns, strict=True) if c in chosen]
     runs = select(runs, [w for w in where if w not in showing], keep=baseline)
     pairing = baseline.pair_columns(untuned, runs)
     check_pairs(runs, baseline, pairing)
-    parts = [runs] if not showing else [runs, select(runs, showing, keep=baseline)]
+    parts = [runs] if not showing else [runs, select(runs, showing, baseline, arms)]
     frames = []
     for part in parts:
         frame = name_groups(part, config_columns, by)

@@ -1,6 +1,6 @@
 """Conditions on runs, such as ``lr=0.1,0.2`` or ``act=nsrelu``."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,16 @@ MAX_LISTED = 20
 
 
 def select(
-    runs: pd.DataFrame, where: Iterable[str], keep: "Baseline | None" = None
+    runs: pd.DataFrame,
+    where: Iterable[str],
+    keep: "Baseline | None" = None,
+    arms: Collection[str] = (),
 ) -> pd.DataFrame:
     """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
 
     A number is compared with numbers, whatever its spelling, and a text with texts. ``act=nsrelu``
     takes every leak, ``momentum=none`` the runs without momentum. A condition on the baseline's own
-    setting, such as the activation, keeps the runs of the baseline `keep`.
+    setting, such as the activation, or on one of the `arms`, keeps the runs of the baseline `keep`.
 
     Raises:
         UsageError: A condition can't be read, names no column, or has a value that no run has.
@@ -39,7 +42,8 @@ def select(
             raise unknown(column, map(str, runs.columns), "column")
         chosen = find_values(runs[column], text)
         wanted = runs[column].map(name_value).isin(chosen)
-        runs = runs[wanted | keep.marks(runs) if keep and keep.kept_by(column) else wanted]
+        kept = keep and (column in arms or keep.kept_by(column))
+        runs = runs[wanted | keep.marks(runs) if keep and kept else wanted]
     return runs
 
 

@@ -96,6 +96,7 @@ def draw_all(
     metric: str | Sequence[str] | None = None,
     tell: Callable[[str], None] = logger.info,
     *,
+    arms: Sequence[str] = (),
     where: Sequence[str] = (),
     by: Sequence[str] = (),
     baseline: str = "relu",
@@ -111,6 +112,7 @@ def draw_all(
         style: A key of `STYLES`.
         metric: One or several metrics to draw in place of a figure's own.
         tell: Called with one line for each figure without data.
+        arms: Settings that are compared like activations, as in `compare`.
         where: Conditions that runs must meet, as in `compare`; the baseline always stays.
         by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
         baseline: What others are paired with, as in `compare`.
@@ -131,7 +133,7 @@ def draw_all(
     for fmt in formats:
         lookup(IMAGE_FILES, fmt, "format")
     lookup(STYLES, style, "style")
-    sections = group_results(frames, where=where, by=by, baseline=baseline, x=x)
+    sections = group_results(frames, arms=arms, where=where, by=by, baseline=baseline, x=x)
     for name in metrics:
         lookup(dict.fromkeys(_known_metrics(frames, sections)), name, "metric")
     paths = []

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nsrelu_bench.compare import (
+    ACT_SETTINGS,
     RELU_BASELINE,
     Baseline,
+    name_arms,
     name_groups,
     read_baseline,
     select,
@@ -64,6 +66,7 @@ class GroupedResults:
 def group_results(
     results: Results,
     *,
+    arms: Sequence[str] = (),
     where: Sequence[str] = (),
     by: Sequence[str] = (),
     baseline: str = "relu",
@@ -75,20 +78,20 @@ def group_results(
         UsageError: A condition, setting or baseline makes no sense.
         BenchError: The runs can't be grouped.
     """
-    runs = results.runs[results.runs["act"].notna()]
-    columns = results.config_columns
+    read = results.runs[results.runs["act"].notna()]
+    runs, columns = name_arms(read, results.config_columns, arms)
     with_study = ["study", *columns] if varies(runs["study"]) else columns
     chosen = read_baseline(runs, baseline, with_study)
     if chosen.setting == "study":
         columns = settings_to_match(runs, with_study, chosen)
-    settings = settings_of(results.runs, columns)
+    settings = settings_of(runs, columns)
     for name in by:
         lookup(dict.fromkeys(settings), name, "setting")
         if name == chosen.setting:
             raise UsageError(f"baseline {chosen}: {name} can't be in by as well")
     if x is not None:
         lookup(dict.fromkeys(["leak", *settings]), x, "setting")
-    runs = select(runs, where, keep=chosen)
+    runs = select(runs, where, chosen, (*ACT_SETTINGS, *arms))
     metrics = add_unit_fractions(results.metrics, results.layers)
     found = []
     named = name_groups(runs, columns, by)

@@ -56,6 +56,7 @@ def write_report(
     baseline: str = "relu",
     tune: Sequence[str] = (),
     metric: Sequence[str] | None = None,
+    arms: Sequence[str] = (),
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
     without: Collection[Path] = (),
@@ -71,7 +72,8 @@ def write_report(
     """
     command = ["nsrelu-bench", "report", *map(str, paths)]
     command += ["--baseline", baseline] * (baseline != "relu") + ["--all"] * all_runs
-    options = {"--metric": metric or (), "--by": by or (), "--where": where, "--tune": tune}
+    options = {"--metric": metric or (), "--arm": arms, "--by": by or ()}
+    options |= {"--where": where, "--tune": tune}
     command += [
         text for flag, values in options.items() for value in values for text in (flag, value)
     ]
@@ -84,6 +86,7 @@ def write_report(
         baseline=baseline,
         tune=tune,
         metric=metric,
+        arms=arms,
         by=by,
         where=where,
         family=declared_family(*paths),
@@ -101,6 +104,7 @@ def render(
     baseline: str = "relu",
     tune: Sequence[str] = (),
     metric: Sequence[str] | None = None,
+    arms: Sequence[str] = (),
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
     family: Mapping[str, Any] | None = None,
@@ -115,6 +119,7 @@ def render(
         baseline: As for `compare`.
         tune: As for `compare`.
         metric: As for `compare`; figures draw them too.
+        arms: As for `compare`.
         by: As for `compare`; each value has figures of its own.
         where: As for `compare`.
         family: What `declared_family` gives.
@@ -128,12 +133,13 @@ def render(
         frames.config_columns,
         baseline=baseline,
         metrics=metric,
+        arms=arms,
         by=by,
         where=where,
         tune=tune,
         **family or {},
     )
-    sections = group_results(frames, where=where, by=by or (), baseline=baseline)
+    sections = group_results(frames, arms=arms, where=where, by=by or (), baseline=baseline)
     shown, others = split_verdicts(comparison)
     return _template().render(
         **_describe_runs(sections, frames, list(environments)),
