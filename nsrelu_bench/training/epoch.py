@@ -169,14 +169,19 @@ class Monitor:
             return 0
         accuracy = metrics["val_accuracy"] or 0.0
         best = self._best_val_accuracy = max(accuracy, self._best_val_accuracy)
-        _, counts = torch.unique(task.data.val.labels, return_counts=True)
-        chance = (counts.max() / counts.sum()).item()
-        _, counts = torch.unique(task.probe_labels, return_counts=True)
-        shares = counts / counts.sum()
+        chance = _class_shares(task.data.val.labels).max().item()
+        shares = _class_shares(task.probe_labels)
         guessing = -(shares * shares.log()).sum().item()
-        only_class = len(counts) == 1  # guessing is right, and there is nothing to learn
+        only_class = len(shares) == 1  # guessing is right, and there is nothing to learn
         no_better = accuracy <= chance or metrics["train_loss"] >= EXPLODED * guessing
         return int(accuracy < best / 2 or (no_better and not only_class))
+
+
+def _class_shares(labels: Tensor) -> Tensor:
+    """Return the share of each class that is there, rounded as an accuracy is."""
+    _, counts = torch.unique(labels, return_counts=True)
+    shares: Tensor = counts.double() / len(labels)
+    return shares
 
 
 def position(config: RunConfig, epoch: int, step: int, lr: float) -> Row:

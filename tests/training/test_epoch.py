@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,3 +65,12 @@ def test_a_run_says_whether_its_network_collapsed(settings: dict[str, Any], coll
     *_, last = run(tiny(**settings))
     assert last.diverged_step is None
     assert last.metrics["collapsed"] == collapsed
+
+
+@pytest.mark.parametrize("most_frequent", [561, 601, 667, 723])
+def test_a_network_with_one_answer_has_always_collapsed(task: Task, most_frequent: int) -> None:
+    labels = torch.arange(5000) % 9 + 1
+    labels[:most_frequent] = 0
+    data = replace(task.data, val=replace(task.data.val, labels=labels))
+    accuracy = (labels == labels.mode().values).double().mean().item()
+    assert verdict(Monitor(tiny()), replace(task, data=data), accuracy, 2.2) == 1
