@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nsrelu_bench import models
-from nsrelu_bench.activations import NSReLU, functional, modules
+from nsrelu_bench.activations import NSReLU, modules, named_functions
 from nsrelu_bench.config import activation_spec, registry
 from nsrelu_bench.data import loading
 from nsrelu_bench.measures import measure
@@ -55,7 +55,7 @@ KNOWN: dict[str, tuple[str, Collection[str]]] = {
 
 #: Where the code of each is: the same names, no more and no less.
 CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
-    ("activation", "FUNCTIONS of activations/functional.py", functional.FUNCTIONS),
+    ("activation", "FUNCTIONS of activations/named_functions.py", named_functions.FUNCTIONS),
     ("activation", "MODULES of activations/modules.py", modules.MODULES),
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
     ("model", "MODELS of models.py", models.MODELS),
