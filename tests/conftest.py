@@ -23,16 +23,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with two completed runs and a diverged one."""
+@pytest.fixture(scope="session")
+def trained_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers.tiny_runs import DIVERGING, make  # here, as it loads torch
 
-    folder = tmp_path_factory.mktemp("results") / "study"
+    folder = tmp_path_factory.mktemp("trained") / "study"
     make(folder, act="relu")
     make(folder, act="nsrelu(0.1)")
     make(folder, **DIVERGING)
     return folder
+
+
+@pytest.fixture(scope="module")
+def study(trained_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with two completed runs and a diverged one."""
+    return shutil.copytree(trained_study, tmp_path_factory.mktemp("results") / "study")
 
 
 @pytest.fixture

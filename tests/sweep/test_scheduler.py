@@ -29,7 +29,8 @@ def files(study: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_numbers_do_not_depend_on_the_workers(tmp_path: Path, workers: int) -> None:
     for number in (0, workers):
         events = list(run_all(TINY_RUNS, tmp_path / str(number), workers=number))

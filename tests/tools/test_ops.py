@@ -21,6 +21,8 @@ from nsrelu_bench.tools.ops import (
     save_ops,
 )
 
+pytestmark = pytest.mark.xdist_group("ops")  # what they share is computed once
+
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
