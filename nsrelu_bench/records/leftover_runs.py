@@ -32,8 +32,10 @@ def find_leftovers(*paths: Path) -> list[Path]:
 
 
 def _asked_ids(study: Path) -> set[str]:
+    if not (study / STUDY).exists():
+        return set()
+    settings = read_settings(study / STUDY)
     try:
-        settings = read_settings(study / STUDY)
         return {run.run_id for run in make_study(settings, study.name, strict=False).runs}
     except UsageError:
         return set()

@@ -37,7 +37,7 @@ def write_summary(study: Path) -> "pd.DataFrame":
         BenchError: There is no run, or the summary can't be written.
     """
     folders = find_runs(study)
-    known = _known_rows(study)
+    known, _ = _known_rows(study)
     current, unreadable = _current_rows(study, folders, known)
     with wrap_write_errors(study / SUMMARY):
         _save(study, current, known, unreadable)
@@ -56,9 +56,10 @@ def study_runs(study: Path, folders: Sequence[Path]) -> "pd.DataFrame":
     """
     if not folders:
         return _read_summary(study, ("act", "seed")).drop(columns="fingerprint", errors="ignore")
-    known = _known_rows(study)
+    known, lost = _known_rows(study)
     current, unreadable = _current_rows(study, folders, known)
-    if {*known["run_id"]} <= {printable(folder.name) for folder in folders}:
+    all_here = {*known["run_id"]} <= {printable(folder.name) for folder in folders}
+    if all_here and not lost:
         with suppress(OSError):
             _save(study, current, known, unreadable)
     return _all_rows(current, unreadable)
@@ -120,11 +121,17 @@ def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFra
     return table.drop(columns="fingerprint", errors="ignore")
 
 
-def _known_rows(study: Path) -> "pd.DataFrame":
-    """Return the rows of the summary; none where there is no summary of this version."""
-    with suppress(BenchError):
-        return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS))
-    return runs_frame([]).assign(fingerprint="")
+def _known_rows(study: Path) -> tuple["pd.DataFrame", bool]:
+    """Return the rows of the summary, and whether it has rows that can't be read at the moment.
+
+    There are none where there is no summary of this version.
+    """
+    lost = False
+    try:
+        return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS)), lost
+    except BenchError as error:
+        lost = isinstance(error.__cause__, OSError) and (study / SUMMARY).is_file()
+    return runs_frame([]).assign(fingerprint=""), lost
 
 
 def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":
@@ -138,7 +145,7 @@ def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":
         text = read_bytes(path).decode()
         table = read_csv(text)
     except (OSError, ValueError, TypeError) as error:  # pandas raises the latter two
-        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from None
+        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error
     missing = [name for name in ("run_id", "state", *needed) if name not in table]
     if missing or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {missing[0]}" if missing else "is cut off"))

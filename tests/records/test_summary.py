@@ -157,6 +157,24 @@ def test_a_passing_read_error_is_reported_and_not_saved(
     pd.testing.assert_frame_equal(load_runs(copied), expected)
 
 
+def test_a_summary_that_can_not_be_read_now_keeps_its_rows(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / RUN)  # its row is all that is left of it
+    before = (copied / "summary.csv").read_bytes()
+    plain_open = open
+
+    def failing(path: object, *args: object, **settings: object) -> object:
+        if path == copied / "summary.csv":
+            raise OSError(errno.EIO, "Input/output error")
+        return plain_open(path, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", failing)
+        assert RUN not in set(load_runs(copied)["run_id"])
+    assert (copied / "summary.csv").read_bytes() == before
+
+
 def test_comparing_loses_no_row_of_a_summary(copied: Path) -> None:
     make(copied, seed=7)
     shutil.rmtree(copied / RUN)
