@@ -47,9 +47,7 @@ def test_a_killed_writers_draft_is_removed(tmp_path: Path, writer: "subprocess.P
     assert (tmp_path / "file").read_text() == "text"
 
 
-def test_a_living_writers_draft_is_left_alone(
-    tmp_path: Path, writer: "subprocess.Popen[str]"
-) -> None:
+def test_a_running_writers_draft_is_kept(tmp_path: Path, writer: "subprocess.Popen[str]") -> None:
     (draft,) = drafts(tmp_path)
     replace_file(tmp_path / "file", "text")
     assert drafts(tmp_path) == [draft]

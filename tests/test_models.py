@@ -176,7 +176,7 @@ def test_working_in_place_changes_no_gradient(name: str, act: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("vgg16", 13), ("resnet18", 8), ("mlp", 3)])
-def test_dropout_stands_where_it_is_said_to_and_nowhere_without(name: str, expected: int) -> None:
+def test_dropout_is_at_its_documented_places(name: str, expected: int) -> None:
     model, without = (build(model=name, width=4, dropout=p) for p in (0.25, 0.0))
     assert not any(isinstance(module, nn.Dropout) for module in without.modules())
     used: list[float] = []
@@ -407,7 +407,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def test_an_own_model_comes_from_the_current_folder(own: Path) -> None:
+def test_a_users_model_comes_from_the_current_folder(own: Path) -> None:
     settings: dict[str, Any] = {"model": "their_nets.small:net", "shape": (1, 8, 8)}
     relu, nsrelu = (build(act=act, **settings) for act in ("relu", "nsrelu(0.3)"))
     assert [type(module).__name__ for module in nsrelu.children()][2] == "NSReLU"
@@ -421,7 +421,7 @@ def test_an_own_model_comes_from_the_current_folder(own: Path) -> None:
     assert build(init="default", **settings).get_submodule("1").bias.any()
 
 
-def test_an_own_model_is_told_of_local_if_it_offers_it(own: Path) -> None:
+def test_a_users_model_gets_local_if_it_takes_it(own: Path) -> None:
     with pytest.raises(UsageError) as error:
         build(model="their_nets.small:net", shape=(1, 8, 8), local=True)
     assert str(error.value) == (
@@ -451,7 +451,7 @@ def test_local_models_have_the_weights_and_names_of_the_others(name: str) -> Non
         assert torch.equal(one, other)
 
 
-def test_ones_own_model_is_not_imported_before_it_is_used(own: Path) -> None:
+def test_a_users_model_is_not_imported_before_it_is_used(own: Path) -> None:
     RunConfig(model="their_nets.small:net")
     assert "their_nets" not in sys.modules
 
@@ -523,7 +523,7 @@ def test_ones_own_model_is_not_imported_before_it_is_used(own: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_ones_own_model_is_said_in_one_line(
+def test_an_error_in_a_users_model_is_one_line(
     own: Path, name: str, kind: type[BenchError], line: str
 ) -> None:
     with pytest.raises(BenchError) as error:

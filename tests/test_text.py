@@ -16,7 +16,7 @@ from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_name
         (2.345, 2, "", "2.35"),
     ],
 )
-def test_a_number_has_so_many_places_and_no_minus_before_zero(
+def test_a_number_has_fixed_places_and_no_minus_before_zero(
     value: float, places: int, sign: str, text: str
 ) -> None:
     assert format_fixed(value, places, sign) == text

@@ -37,7 +37,7 @@ def test_in_place_refuses_a_leaf_and_leaves_it_as_it_was():
     assert x.tolist() == [-1, 2]
 
 
-def test_in_place_tells_whoever_saved_the_input():
+def test_in_place_raises_for_a_saved_input():
     x = torch.ones(2, requires_grad=True).exp()  # exp's backward needs its result
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         nsrelu_(x).sum().backward()

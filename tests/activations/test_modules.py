@@ -56,7 +56,7 @@ def test_true_gradients_switch_nothing_where_all_is_tied(text):
         assert switched == 0
 
 
-def test_true_gradients_leave_a_tied_surrogate_alone():
+def test_true_gradients_do_not_change_a_tied_surrogate():
     with true_gradients(Surrogate("relu", "relu")) as switched:
         assert switched == 0
 

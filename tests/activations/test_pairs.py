@@ -140,7 +140,7 @@ def test_bsilu_has_the_values_and_slopes_of_the_paper():
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_a_function_of_ones_own_is_a_forward_or_a_backward(impl):
+def test_any_function_is_a_forward_or_a_backward(impl):
     x, grad = torch.linspace(-3, 3, 61), torch.linspace(1, 2, 61)
     for forward, backward, value, slope in [
         ("relu", torch.sin, x.relu(), x.cos()),
@@ -310,7 +310,7 @@ def test_spellings_of_one_activation_are_one_run():
     assert tiny(act="bsilu", impl="detach").run_id == tiny(act="bsilu").run_id
 
 
-def test_a_study_takes_any_backward_beside_its_forward():
+def test_a_study_takes_any_backward_with_its_forward():
     (one,) = make_study({"act": "relu", "backward": "bsilu", "alpha": 1.5}, "one").runs
     assert one.act == "relu/bsilu(1.5)"
     study = make_study({"act": "relu", "grid": {"backward": ["gelu", "leaky_relu(0.2)"]}}, "two")

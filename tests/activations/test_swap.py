@@ -318,7 +318,7 @@ def test_a_function_that_keeps_an_old_module_is_warned_of():
         swap_activations(model, nn.ReLU, NSReLU(), inplace=True)
 
 
-def test_hooks_go_on_and_can_be_removed():
+def test_hooks_still_run_and_can_be_removed():
     model, calls = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), []
     handles = [
         model[1].register_forward_hook(lambda *_: calls.append("forward")),

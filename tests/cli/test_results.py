@@ -61,7 +61,7 @@ def test_studies_of_one_name_keep_their_figures(trained: Path, tmp_path: Path) -
     assert answer.out == "figs/tradeoff.svg\n"
 
 
-def test_the_shortest_ends_tell_paths_apart() -> None:
+def test_the_shortest_endings_distinguish_paths() -> None:
     def ends(*paths: str) -> list[str]:
         return list(map(str, shortest_ends([Path(path) for path in paths])))
 
@@ -88,7 +88,7 @@ def test_plot_chooses_as_compare_does(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_report_is_written_beside_its_runs(trained: Path) -> None:
+def test_a_report_is_written_next_to_its_runs(trained: Path) -> None:
     answer = ask("report", "results/runs", cwd=trained)
     assert answer.out == "results/runs/report.html\n"
     page = (trained / "results" / "runs" / "report.html").read_text()

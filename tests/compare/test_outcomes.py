@@ -73,7 +73,7 @@ def replicated(act: str, accuracies: list[float], shift: float) -> pd.DataFrame:
     return study(*parts)
 
 
-def test_replicates_are_averaged_and_their_spread_told_apart() -> None:
+def test_replicates_are_averaged_and_their_spread_separated() -> None:
     runs = study(replicated("relu", RELU, 0.01), replicated("nsrelu(0.1)", BETTER, 0.01))
     comparison = c.compare(runs, [*MADE_UP_CONFIG, "replicate"])
     found = row(comparison, "nsrelu(0.1)")

@@ -93,7 +93,7 @@ def test_score_distribution_is_the_share_above_each_score() -> None:
 
 @pytest.mark.parametrize("tests", [1, 10])
 @pytest.mark.parametrize("effect", [0.2, 0.5, 1.0, 1.5])
-def test_so_many_seeds_have_the_power_of_a_t_test(effect: float, tests: int) -> None:
+def test_the_seeds_needed_give_the_power_of_a_t_test(effect: float, tests: int) -> None:
     def power(n: int) -> float:
         critical = stats.t.isf(0.025 / tests, n - 1)
         return float(stats.nct.sf(critical, n - 1, effect * n**0.5))
@@ -104,7 +104,7 @@ def test_so_many_seeds_have_the_power_of_a_t_test(effect: float, tests: int) -> 
 
 
 @pytest.mark.parametrize(("difference", "margin"), [(0.0, 1.0), (0.3, 1.0), (0.0, 0.5)])
-def test_so_many_seeds_show_equivalence(difference: float, margin: float) -> None:
+def test_the_seeds_needed_show_equivalence(difference: float, margin: float) -> None:
     (n,) = seeds_needed(np.array([difference]), np.ones(1), np.array([margin]))
     values = np.random.default_rng(0).normal(difference, 1, size=(4000, int(n)))
     error = t_half_width(values.std(axis=1, ddof=1), np.full(4000, n), 0.90)
@@ -118,7 +118,7 @@ def test_what_can_not_be_shown_needs_no_number_of_seeds() -> None:
     assert seeds_needed(sd, zero, none) == [6]  # nothing varies: what sign flips need
 
 
-def test_variances_of_seeds_and_replicates_are_told_apart() -> None:
+def test_variances_of_seeds_and_replicates_are_separated() -> None:
     random = np.random.default_rng(0)
     seeds = np.repeat(np.arange(4000), 3)
     values = random.normal(0, 2, 4000)[seeds] + random.normal(0, 0.5, 12_000)

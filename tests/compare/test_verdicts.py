@@ -40,7 +40,7 @@ def test_words_follow_from_the_adjusted_p_values(
 @pytest.mark.parametrize(
     ("number", "rounded"), [(6, 6), (99, 99), (101, 110), (1990, 2000), (9_801, 9_900)]
 )
-def test_about_so_many_has_two_digits(number: float, rounded: int) -> None:
+def test_an_estimated_number_has_two_digits(number: float, rounded: int) -> None:
     assert round_up(number) == rounded
 
 
@@ -82,7 +82,7 @@ def test_few_pairs_have_no_test() -> None:
     ]
 
 
-def test_failed_runs_are_counted_beside_the_baselines() -> None:
+def test_failed_runs_are_counted_with_the_baselines() -> None:
     runs = study(lose(make_runs("relu", RELU), [5]), lose(make_runs("nsrelu(1)", BETTER), [0, 1]))
     runs.loc[(runs["act"] == "nsrelu(1)") & (runs["seed"] == 2), "collapsed"] = 1
     (line,) = verdicts(compare(runs, MADE_UP_CONFIG))

@@ -257,16 +257,16 @@ def test_augmentations_have_one_order_and_a_deep_model_one_depth() -> None:
     assert RunConfig(augment="cutout + crop").augment == "crop+cutout"
     assert "--augment: unknown augmentation 'flop'" in message(augment="flop")
     assert RunConfig(model="resnet18", depth=18).depth == 18
-    told = "--depth: resnet18 has 18 layers, got 5"
-    assert message(model="resnet18", depth=5) == told
+    reported = "--depth: resnet18 has 18 layers, got 5"
+    assert message(model="resnet18", depth=5) == reported
 
 
 @pytest.mark.parametrize(
     ("setting", "value"), [("width", 64), ("depth", 2), ("batch_norm", True), ("dropout", 0.1)]
 )
-def test_settings_that_an_own_model_does_not_take_are_refused(setting: str, value: object) -> None:
-    told = f"--{setting}: their_nets.small:net takes none, got {value}"
-    assert message(model="their_nets.small:net", **{setting: value}) == told
+def test_settings_that_a_users_model_does_not_take_are_refused(setting: str, value: object) -> None:
+    reported = f"--{setting}: their_nets.small:net takes none, got {value}"
+    assert message(model="their_nets.small:net", **{setting: value}) == reported
 
 
 def test_values_of_numpy_and_paths_are_plain_values() -> None:

@@ -172,7 +172,7 @@ def test_different_runs_with_one_id_are_refused() -> None:
     )
 
 
-def test_runs_that_differ_in_the_data_folder_alone_are_one() -> None:
+def test_runs_that_differ_only_in_the_data_folder_are_one() -> None:
     assert len(make_study({"grid": {"data_dir": ["a", "b"]}}, "s").runs) == 1
 
 

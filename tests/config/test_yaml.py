@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("a: 1\na: 2\n", "line 2: found duplicate key"),
         ("a: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
@@ -30,13 +30,13 @@ def write(folder: Path, text: str) -> Path:
     ],
 )
 def test_a_file_without_settings_is_reported_with_its_line(
-    tmp_path: Path, text: str, told: str
+    tmp_path: Path, text: str, reported: str
 ) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as error:
         read_yaml(path)
     assert str(error.value).startswith(f"{path}:")
-    assert told in str(error.value)
+    assert reported in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -93,7 +93,7 @@ def test_an_empty_value_and_an_alias_are_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-400", "-0.001e-999", "[0.1, 1e-400]", "{a: 1e-400}"])
-def test_a_number_too_small_to_be_told_from_0_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_number_too_small_for_a_float_is_refused(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"epochs: 1\nlr: {text}")
     with pytest.raises(UsageError, match=r"line 2: must be 0 or at least 1.2e-38, got -?[\d.]+e-"):
         read_settings(path)

@@ -15,7 +15,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images(count: int = 64, height: int = 12, width: int = 10) -> Tensor:
-    """Images of which every pixel is at least 1, so that padding can be told from them."""
+    """Images of which every pixel is at least 1, so that padding differs from them."""
     shape = (count, 3, height, width)
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=generator())
 

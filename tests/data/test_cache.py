@@ -78,7 +78,7 @@ def test_a_damaged_entry_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000, -1])
-def test_a_cut_file_is_made_again(length: int) -> None:
+def test_a_cut_file_is_replaced(length: int) -> None:
     cached("it", "1", make)
     entry().write_bytes(entry().read_bytes()[:length])
     assert same(cached("it", "1", make))
@@ -138,7 +138,7 @@ def test_a_forged_entry_is_not_used(content: bytes, folder: Path) -> None:
     assert same(cached("it", "1", never, is_valid))
 
 
-def test_an_entry_is_this_users_alone(folder: Path) -> None:
+def test_an_entry_is_private_to_this_user(folder: Path) -> None:
     cached("it", "1", make)
     cached_text("it", "1", lambda: "text")
     modes = {path.suffix: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}

@@ -51,7 +51,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), FILE_FORMS)
-def test_each_form_is_read_and_nothing_is_written_beside_it(
+def test_each_form_is_read_and_nothing_else_is_written(
     name: str, form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     publish(monkeypatch, name, tmp_path, form)
@@ -186,7 +186,7 @@ LABEL_FILE = "KMNIST/raw/t10k-labels-idx1-ubyte"
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         (
             lambda content: content[:-1],
@@ -200,7 +200,7 @@ LABEL_FILE = "KMNIST/raw/t10k-labels-idx1-ubyte"
 )
 def test_damage_is_found_without_a_known_sum(
     damage: Callable[[bytes], bytes],
-    told: str,
+    reported: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,7 +209,7 @@ def test_damage_is_found_without_a_known_sum(
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BenchError) as error:
         read_published("kmnist", tmp_path)
-    assert str(error.value).startswith(f"{path}: {told}")
+    assert str(error.value).startswith(f"{path}: {reported}")
     assert "to fetch " in str(error.value)
 
 
@@ -232,7 +232,7 @@ def test_a_label_out_of_range_is_found_in_every_format(
 
 
 def serve(patch: pytest.MonkeyPatch, shelf: Path, cut: int = 0) -> list[str]:
-    """Let torchvision fetch from a folder; the first so many files come cut short."""
+    """Let torchvision fetch from a folder; the first files are cut short."""
     asked: list[str] = []
 
     def fetch(url: str, filename: str, *_: object) -> None:

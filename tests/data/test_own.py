@@ -65,7 +65,7 @@ def config(name: str, **settings: object) -> RunConfig:
         ("gray", (1, 6, 5), torch.uint8, [36, 4, 40]),
     ],
 )
-def test_an_own_data_set_is_loaded_and_normalised(
+def test_a_users_data_set_is_loaded_and_normalised(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, sizes: list[int], folder: Path
 ) -> None:
     data = load_dataset(config(name))
@@ -91,7 +91,7 @@ def test_its_source_is_read_again_when_it_changes(folder: Path) -> None:
     assert data_digest(config("gray")) != before
 
 
-def test_an_own_data_set_trains_and_a_change_is_noticed(folder: Path) -> None:
+def test_a_users_data_set_trains_and_a_change_is_noticed(folder: Path) -> None:
     command = ["train", "--dataset", "my_data:blobs", "--epochs", "1", "--results", "out"]
     assert ask(*command, "--augment", "crop+flip+cutout").code == 0
     (run,) = (folder / "out").rglob("my_data-blobs-mlp-*-s0-*")

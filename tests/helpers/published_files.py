@@ -27,7 +27,7 @@ FILE_FORMS = [(name, form) for name in SOURCES for form in range(len(SOURCES[nam
 
 
 def examples(name: str, part: str) -> Pair:
-    """Random images, and labels in which every class stands equally often."""
+    """Random images, and labels in which every class is equally frequent."""
     classes, side = SOURCES[name].classes, SIDE.get(name, 28)
     rng = np.random.default_rng([len(name), len(part)])
     count = IMAGE_COUNTS[part] * classes

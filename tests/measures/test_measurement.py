@@ -124,7 +124,7 @@ def test_every_measure_has_a_column():
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_one_measure_alone_is_as_in_the_whole(name):
+def test_a_single_measure_is_the_same_as_among_all(name):
     model = mlp(lambda: NSReLU(0.2))
     images, labels = batch(model)
     before = measure(model, images, labels)

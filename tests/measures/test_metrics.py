@@ -287,7 +287,7 @@ def test_effective_rank_leaves_out_the_noise_of_rounding():
     )
 
 
-def test_gradients_that_are_equal_disagree_nowhere():
+def test_equal_gradients_do_not_disagree():
     assert metrics.sign_disagreement(weight_update(torch.tensor([1.0, -2.0, 0.0]))) == 0
 
 

@@ -145,7 +145,7 @@ def test_a_pass_that_fails_does_not_count():
     assert row["zero_fraction"] == (model.linear1(images) <= 0).double().mean()
 
 
-def test_the_mode_is_left_alone():
+def test_the_mode_is_kept():
     model = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     images = torch.randn(N, FEATURES) * 5 + 2
     zeros = []
@@ -460,13 +460,13 @@ def test_errors_name_what_is_allowed():
         model(torch.randn(FEATURES))
 
 
-def test_an_activation_alone_is_a_model():
+def test_a_single_activation_is_a_model():
     with ActivationProbe(nn.ReLU()) as probe:
         probe._model(torch.tensor([[1.0, -1.0]]))
     assert probe.frame()[["layer", "zero_fraction"]].values.tolist() == [["ReLU", 0.5]]
 
 
-def test_loss_alone_looks_at_no_site(monkeypatch):
+def test_measuring_only_the_loss_needs_no_site(monkeypatch):
     def never(*_):
         raise AssertionError("a site was measured")
 

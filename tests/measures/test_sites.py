@@ -441,7 +441,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_behind_a_checkpoint_a_site_has_its_own_layer(reentrant):
+def test_after_a_checkpoint_a_site_has_its_own_layer(reentrant):
     model, x = Checkpointed(reentrant), torch.randn(9, 6)
     with ActivationProbe(model) as probe:
         model(x).square().sum().backward()

@@ -162,16 +162,16 @@ def test_too_many_panels_or_lines_are_refused() -> None:
 
 @pytest.mark.slow
 def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     bare = replace(FRAMES, metrics=FRAMES.metrics[["run_id", "epoch", "test_accuracy"]])
-    paths = figures.draw_all(bare, tmp_path / "figures", tell=told.append)
+    paths = figures.draw_all(bare, tmp_path / "figures", tell=reported.append)
     missing = ["units", "cosine", "phase", "line"]
     names = set(figure_specs.PLANS) - set(missing)
     assert {p.name for p in paths} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(p.name for p in paths)
     units = "dead_fraction or revived_fraction or submerged_fraction or dormant_fraction"
-    assert told[0] == f"no figure units: no run has {units}"
-    assert [re.match(r"no figure (\w+)", line)[1] for line in told] == missing
+    assert reported[0] == f"no figure units: no run has {units}"
+    assert [re.match(r"no figure (\w+)", line)[1] for line in reported] == missing
     for path in paths:
         if path.suffix == ".svg":
             ET.parse(path)  # noqa: S314
@@ -289,9 +289,9 @@ def test_where_chooses_runs_and_keeps_the_baseline() -> None:
 
 def test_forty_activations_can_be_narrowed_down(tmp_path: Path) -> None:
     many = made_up(acts=("relu", *(f"nsrelu({i / 40})" for i in range(1, 40))), seeds=1, epochs=1)
-    told: list[str] = []
-    assert not figures.draw_all(many, tmp_path, ["curves"], ["svg"], tell=told.append)
-    assert told == [
+    reported: list[str] = []
+    assert not figures.draw_all(many, tmp_path, ["curves"], ["svg"], tell=reported.append)
+    assert reported == [
         "no figure curves: 40 lines are more than the 12 that can be read; "
         "choose fewer runs with --where, such as --where act=relu,nsrelu"
     ]

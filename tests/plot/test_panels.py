@@ -210,7 +210,7 @@ def test_a_histogram_is_a_density_and_counts_what_is_left_out() -> None:
         panels.histogram({"relu": [np.inf]})
 
 
-def test_activations_can_be_told_apart_in_grey() -> None:
+def test_activations_differ_in_grey() -> None:
     acts = [*MADE_UP_ACTS, "nsrelu(0.2)", "nsrelu(0.5)", "leaky_relu(0.01)", "relu/bsilu", "gelu"]
     styles = [activation_style(act) for act in acts]
     assert len({(x.marker, x.dash, x.fill == x.color) for x in styles}) == len(acts)

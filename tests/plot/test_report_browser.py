@@ -115,7 +115,7 @@ def test_the_page_fits_the_window_in_readable_letters(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(page: Page, scheme: str) -> None:
+def test_text_has_contrast_in_light_and_dark(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     contrasts = page.evaluate(
         """() => {

@@ -33,12 +33,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """What is in the CSV files that do not tell of the clock."""
+    """What is in the CSV files that do not depend on the clock."""
     files = [path for path in folder.glob("*.csv") if path.name != "timing.csv"]
     return {path.name: path.read_bytes() for path in files}
 
 
-def told(folder: Path) -> dict[str, Any]:
+def environment_of(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "env.json").read_text())
     return content
 
@@ -67,7 +67,7 @@ def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(tmp_path: Path, name: s
         folder = tmp_path / str(epoch)
         stop_after(epoch, config, folder)
         finish(config, folder)
-        assert told(folder)["resumed_after"] == epoch
+        assert environment_of(folder)["resumed_after"] == epoch
         assert written(folder) == written(tmp_path / "whole")
         assert not (folder / "checkpoint.pt").exists()
 
@@ -78,7 +78,7 @@ def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     for epoch in range(4):
         stop_after(epoch, config, tmp_path / "run")
     finish(config, tmp_path / "run")
-    assert told(tmp_path / "run")["resumed_after"] == 3
+    assert environment_of(tmp_path / "run")["resumed_after"] == 3
     assert written(tmp_path / "run") == written(tmp_path / "whole")
 
 
@@ -108,8 +108,8 @@ def test_checkpoints_are_saved_at_their_interval(
 
 def test_fresh_ignores_a_checkpoint(stopped: Path) -> None:
     finish(FAKE_CONFIG, stopped, fresh=True)
-    assert told(stopped)["resumed_after"] is None
-    assert told(stopped)["refused"] is None
+    assert environment_of(stopped)["resumed_after"] is None
+    assert environment_of(stopped)["refused"] is None
 
 
 def test_only_intact_checkpoints_are_loaded() -> None:
@@ -199,15 +199,15 @@ def test_a_checkpoint_that_would_give_other_numbers_is_refused(
     finish(FAKE_CONFIG, tmp_path / "whole")
     reason = spoilt(stopped, kind, monkeypatch)
     finish(FAKE_CONFIG, stopped)
-    assert told(stopped)["refused"].startswith(f"checkpoint.pt {reason}")
-    assert told(stopped)["resumed_after"] is None
+    assert environment_of(stopped)["refused"].startswith(f"checkpoint.pt {reason}")
+    assert environment_of(stopped)["resumed_after"] is None
     assert written(stopped) == written(tmp_path / "whole")
 
 
 def test_a_missing_csv_file_restarts_the_run(stopped: Path) -> None:
     (stopped / "layers.csv").unlink()
     finish(FAKE_CONFIG, stopped)
-    assert told(stopped)["refused"] == "checkpoint.pt does not match layers.csv"
+    assert environment_of(stopped)["refused"] == "checkpoint.pt does not match layers.csv"
 
 
 def test_a_checkpoint_that_stays_behind_is_harmless(

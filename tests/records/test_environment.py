@@ -25,7 +25,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A commit in which a package lies two folders deep, as in src/package."""
+    """A commit with a package two folders deep, as in src/package."""
     package = tmp_path / "src" / "package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

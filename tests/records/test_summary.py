@@ -51,7 +51,7 @@ def test_the_summary_is_sorted_and_the_same_every_time(copied: Path) -> None:
     assert summary["run_id"].is_monotonic_increasing
 
 
-def test_a_run_made_again_has_the_same_row(copied: Path) -> None:
+def test_a_repeated_run_has_the_same_row(copied: Path) -> None:
     first = (copied / "summary.csv").read_bytes()
     shutil.rmtree(copied / RUN)
     make(copied)  # takes another time
@@ -241,7 +241,7 @@ def test_a_read_only_study_can_be_compared(copied: Path, monkeypatch: pytest.Mon
         write_summary(copied)
 
 
-def test_a_run_by_itself_leaves_the_summary_alone(copied: Path) -> None:
+def test_a_single_run_does_not_change_the_summary(copied: Path) -> None:
     (copied / "summary.csv").unlink()
     assert load_runs(copied / RUN)["run_id"].tolist() == [RUN]
     assert not (copied / "summary.csv").exists()

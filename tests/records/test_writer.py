@@ -140,9 +140,9 @@ def test_a_run_is_done_only_while_its_files_are_unchanged(
     status = read_status(folder)
     assert status is not None
     assert status.state == "failed"
-    told = str(status.error).removeprefix(f"{name} is not as it was written")
+    reported = str(status.error).removeprefix(f"{name} is not as it was written")
     if name.endswith(".csv"):
-        assert {"cut": "is cut off", "flipped": "", "gone": "missing"}[damage] in told
+        assert {"cut": "is cut off", "flipped": "", "gone": "missing"}[damage] in reported
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "great"}', '{"state": 1, "x": 2}'])
@@ -190,8 +190,8 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert other.stdout is not None
     other.stdout.readline()
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    told = "run: running in another process"
-    with pytest.raises(RunLockedError, match=told), RunWriter(tmp_path / "run", tiny()):
+    reported = "run: running in another process"
+    with pytest.raises(RunLockedError, match=reported), RunWriter(tmp_path / "run", tiny()):
         pass
     assert write_status(tmp_path / "run", "failed").state == "failed"  # not on disk
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
@@ -227,8 +227,8 @@ def test_a_run_that_can_not_be_read_is_not_repeated(
 
     with monkeypatch.context() as patch:
         patch.setattr(status, "file_sha256", unreadable)
-        told = "its files can't be read (Input/output error)"
-        assert read_status(folder) == Status("failed", error=told)
+        reported = "its files can't be read (Input/output error)"
+        assert read_status(folder) == Status("failed", error=reported)
         with pytest.raises(BenchError, match="Input/output error"), RunWriter(folder, tiny()):
             pass
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

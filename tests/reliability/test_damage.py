@@ -48,8 +48,8 @@ def damaged(content: bytes, how: str) -> bytes:
     }[how]
 
 
-def damage_and_vouch(folder: Path, name: str, how: str) -> None:
-    """Damage a file so that its hash fits, as a tool that rewrites both would leave it."""
+def damage_with_hash(folder: Path, name: str, how: str) -> None:
+    """Damage a file and record the hash of the damaged file."""
     content = damaged((folder / name).read_bytes(), how)
     (folder / name).write_bytes(content)
     status = json.loads((folder / "status.json").read_text())
@@ -79,17 +79,17 @@ def test_damage_is_found_by_the_hash(results: Path, how: str) -> None:
     path = results / RELU_RUN / "metrics.csv"
     path.write_bytes(damaged(path.read_bytes(), how))
     row = load_runs(results).set_index("run_id").loc[RELU_RUN]
-    told = f"metrics.csv is not as it was written ({DAMAGES[how]})"
-    assert (row["state"], row["error"]) == ("failed", told)
+    reported = f"metrics.csv is not as it was written ({DAMAGES[how]})"
+    assert (row["state"], row["error"]) == ("failed", reported)
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "quote"])
 def test_damage_is_found_even_if_the_hash_matches(results: Path, how: str) -> None:
-    damage_and_vouch(results / RELU_RUN, "metrics.csv", how)
+    damage_with_hash(results / RELU_RUN, "metrics.csv", how)
     row = load_runs(results).set_index("run_id").loc[RELU_RUN]
-    told = f"metrics.csv can't be read ({DAMAGES.get(how, 'line 4 has 1 cells')}"
+    reported = f"metrics.csv can't be read ({DAMAGES.get(how, 'line 4 has 1 cells')}"
     assert row["state"] == "failed"
-    assert row["error"].startswith(told)
+    assert row["error"].startswith(reported)
 
 
 def test_compare_names_the_damaged_file_and_line(results: Path) -> None:
@@ -97,8 +97,8 @@ def test_compare_names_the_damaged_file_and_line(results: Path) -> None:
     path.write_bytes(damaged(path.read_bytes(), "cut"))
     answer = ask("compare", "--format", "json")
     assert answer.code == 0
-    told = "metrics.csv is not as it was written (line 4 is cut off)"
-    assert answer.err == f"nsrelu-bench: study/{RELU_RUN} failed: {told}\n"
+    reported = "metrics.csv is not as it was written (line 4 is cut off)"
+    assert answer.err == f"nsrelu-bench: study/{RELU_RUN} failed: {reported}\n"
     (row, *_) = [row for row in json.loads(answer.out)["rows"] if row["act"] == "relu"]
     assert (row["failed"], row["n"], row["mean"]) == (1, 0, None)
 
@@ -106,7 +106,7 @@ def test_compare_names_the_damaged_file_and_line(results: Path) -> None:
 @pytest.mark.parametrize("name", ["layers.csv", "quantiles.csv"])
 @pytest.mark.parametrize("how", ["empty", "nul", "twice"])
 def test_a_report_leaves_out_damaged_runs(results: Path, name: str, how: str) -> None:
-    damage_and_vouch(results / RELU_RUN, name, how)
+    damage_with_hash(results / RELU_RUN, name, how)
     frames = load(results)
     assert set(frames.metrics["run_id"]) == set(frames.runs["run_id"]) - {RELU_RUN}
     (row,) = frames.runs[frames.runs["run_id"] == RELU_RUN].to_dict("records")
@@ -122,7 +122,7 @@ def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("\0", "unacceptable character #x0000: special characters are not allowed"),
         ("act: [", "line 1: expected the node content, but found '<stream end>'"),
@@ -132,13 +132,13 @@ def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
     ],
     ids=["nul", "cut", "activation", "newer version", "empty"],
 )
-def test_a_run_without_a_configuration_is_reported(results: Path, text: str, told: str) -> None:
+def test_a_run_without_a_configuration_is_reported(results: Path, text: str, reported: str) -> None:
     (results / RELU_RUN / "config.yaml").write_text(text)
     answer = ask("compare", "--format", "json", "--baseline", "nsrelu(0.1)")
     assert answer.code == 0
     begin = f"nsrelu-bench: study/{RELU_RUN} failed: config.yaml is not as it was written ("
     assert answer.err.startswith(begin)
-    assert told in answer.err
+    assert reported in answer.err
     assert {row["act"] for row in json.loads(answer.out)["rows"]} == {"nsrelu(0.1)", "nsrelu(1)"}
 
 
@@ -154,8 +154,11 @@ def test_a_report_lists_damaged_runs(results: Path, monkeypatch: pytest.MonkeyPa
 def test_a_study_of_only_damaged_runs_is_one_line(results: Path) -> None:
     for folder in results.iterdir():
         (folder / "config.yaml").write_text("x: 1")
-    told = {"compare": "no runs to compare", "plot": "no run has a configuration that can be read"}
-    for command, line in told.items():
+    reported = {
+        "compare": "no runs to compare",
+        "plot": "no run has a configuration that can be read",
+    }
+    for command, line in reported.items():
         answer = ask(command)
         assert answer.code == 1
         assert answer.err.splitlines()[-1] == f"nsrelu-bench: {line}"
@@ -268,8 +271,8 @@ def test_no_text_in_a_csv_is_a_formula(results: Path, text: str) -> None:
     with path.open(newline="") as file:
         cells = {row["data_dir"] for row in csv.DictReader(file)}
     assert cells == {f"'{text}"}
-    shutil.copytree(results, "told", ignore=lambda _, names: set(names) - {"summary.csv"})
-    assert set(load_runs(Path("told"))["data_dir"]) == {printable(text)}
+    shutil.copytree(results, "reported", ignore=lambda _, names: set(names) - {"summary.csv"})
+    assert set(load_runs(Path("reported"))["data_dir"]) == {printable(text)}
 
 
 @pytest.mark.parametrize("text", ["-effective_rank", "relu", "-1e-05", "a=b", "it's", ""])
@@ -368,8 +371,8 @@ def test_a_full_disk_leaves_the_old_files(results: Path, mounted: Callable[..., 
         write_summary(place / "study")
     answer = ask("compare", "--out", str(place / "x.csv"))
     assert answer.code == 1
-    told = f"{place}/x.csv: can't be written (No space left on device)"
-    assert answer.err == f"nsrelu-bench: {told}\n"
+    reported = f"{place}/x.csv: can't be written (No space left on device)"
+    assert answer.err == f"nsrelu-bench: {reported}\n"
     assert (place / "study" / "summary.csv").read_bytes() == before
     assert {path.name for path in place.iterdir()} == {"study", "rest"}
 

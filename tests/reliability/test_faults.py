@@ -239,8 +239,8 @@ def test_no_fault_loses_a_done_run_or_a_checkpoint(
             assert laboratory.status.state in ("running", "failed")
             assert kept_epoch(after) >= kept_epoch(before)
         if laboratory.status.state == "failed":
-            told = f"run: can't be written ({os.strerror(ERRORS[fault])})"
-            assert str(laboratory.status.error).endswith(told)
+            reported = f"run: can't be written ({os.strerror(ERRORS[fault])})"
+            assert str(laboratory.status.error).endswith(reported)
         found[hash(frozenset(after.items()))] = (after, is_done)
         return came
 

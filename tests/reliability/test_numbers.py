@@ -153,7 +153,7 @@ def test_a_class_without_an_example_is_allowed(trained_on: Any) -> None:
     assert epochs[-1].metrics["test_accuracy"] is not None
 
 
-def test_images_of_one_class_alone_have_an_accuracy_of_one(trained_on: Any) -> None:
+def test_images_of_only_one_class_have_an_accuracy_of_one(trained_on: Any) -> None:
     epochs = trained_on(made_up(labels=torch.zeros(48, dtype=torch.int64)), epochs=5)
     assert epochs[-1].metrics["test_accuracy"] == 1
     assert finite(epochs)

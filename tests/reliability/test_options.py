@@ -242,7 +242,7 @@ def test_a_grid_of_equal_runs_is_one_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "reported"),
     [
         ("NSRELU_EPOCHS", "0", "must be greater than or equal to 1, got 0"),
         ("NSRELU_EPOCHS", "many", "must be a whole number, got 'many'"),
@@ -252,10 +252,10 @@ def test_a_grid_of_equal_runs_is_one_run() -> None:
     ],
 )
 def test_a_wrong_value_names_the_variable_it_came_from(
-    variable: str, value: str, told: str
+    variable: str, value: str, reported: str
 ) -> None:
     answer = ask("train", **{variable: value})
-    assert (answer.code, answer.err) == (2, f"nsrelu-bench: {variable}: {told}\n")
+    assert (answer.code, answer.err) == (2, f"nsrelu-bench: {variable}: {reported}\n")
 
 
 @pytest.mark.parametrize("flag", ["--epochs 0", "--epochs=0"])
@@ -272,7 +272,7 @@ def test_a_wrong_option_is_named_if_a_variable_is_set_too(flag: str) -> None:
         ("compare link", 1, "no runs in 'link' ({broken}); create one with nsrelu-bench train"),
     ],
 )
-def test_a_link_that_leads_nowhere_is_named(arguments: str, code: int, line: str) -> None:
+def test_a_broken_link_is_named(arguments: str, code: int, line: str) -> None:
     Path("link").symlink_to("/nowhere/x")
     answer = ask(*arguments.split())
     broken = "link is a link to /nowhere/x, which does not exist"

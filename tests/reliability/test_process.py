@@ -48,7 +48,7 @@ def runs_in(results: Path) -> list[Path]:
 
 @pytest.fixture
 def under_way(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A training that goes on for ever, in its second epoch; it has no standard input or output."""
+    """An endless training in its second epoch, without standard input or output."""
     process = subprocess.Popen(
         ["bash", "-c", 'exec "$@" <&- >&-', "bash", *CLI, *ENDLESS],
         cwd=tmp_path,
@@ -80,10 +80,10 @@ def test_a_closed_terminal_interrupts_a_run(
     tmp_path: Path, under_way: "subprocess.Popen[str]"
 ) -> None:
     under_way.send_signal(signal.SIGHUP)
-    _, told = under_way.communicate(timeout=30)
+    _, reported = under_way.communicate(timeout=30)
     assert under_way.returncode == 129
-    assert "nsrelu-bench: Interrupted. Resume with: " in told.splitlines()[-1]
-    assert "Traceback" not in told
+    assert "nsrelu-bench: Interrupted. Resume with: " in reported.splitlines()[-1]
+    assert "Traceback" not in reported
     (folder,) = runs_in(tmp_path / "results")
     status = read_status(folder)
     assert status is not None
@@ -98,8 +98,8 @@ def test_removing_the_results_of_a_run_is_one_line(tmp_path: Path) -> None:
         events.append(event)
         if event.status.epoch == 1:
             shutil.rmtree(tmp_path / "study", ignore_errors=True)
-    told = f"{folder}: can't be written (No such file or directory)"
-    assert (events[-1].status.state, events[-1].status.error) == ("failed", told)
+    reported = f"{folder}: can't be written (No such file or directory)"
+    assert (events[-1].status.state, events[-1].status.error) == ("failed", reported)
     assert not folder.exists()
 
 
@@ -117,7 +117,7 @@ def test_a_closed_pipe_ends_it_silently(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "code", "told"),
+    ("wrapper", "code", "reported"),
     [
         ('exec "$@" > /dev/full', 1, "nsrelu-bench: standard output: No space left on device\n"),
         ('exec "$@" <&- >&-', 0, ""),
@@ -125,10 +125,10 @@ def test_a_closed_pipe_ends_it_silently(tmp_path: Path) -> None:
     ids=["full", "closed"],
 )
 def test_a_full_output_is_one_line_and_a_closed_one_fine(
-    tmp_path: Path, wrapper: str, code: int, told: str
+    tmp_path: Path, wrapper: str, code: int, reported: str
 ) -> None:
     answer = run("list", cwd=tmp_path, wrapper=wrapper)
-    assert (answer.returncode, answer.stderr) == (code, told)
+    assert (answer.returncode, answer.stderr) == (code, reported)
 
 
 # Locales and terminals.

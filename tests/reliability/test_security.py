@@ -102,7 +102,7 @@ def test_every_allowed_call_exists() -> None:
 
 
 def test_a_checkpoint_with_code_is_not_loaded(tmp_path: Path) -> None:
-    """It vouches for itself, so its hash stops nobody who can write it; weights_only does."""
+    """Its hash does not stop whoever can write it; weights_only does."""
     packed = checkpoint.pack({"epoch": 1}, {"state": torch.zeros(2)})
     about, _ = checkpoint.unpack(packed)
     assert about == {"epoch": 1}

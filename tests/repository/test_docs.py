@@ -82,7 +82,9 @@ def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
 
 @pytest.mark.parametrize("code", SNIPPETS)
 @pytest.mark.slow
-def test_a_snippet_runs_alone(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snippet_runs_by_itself(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     if 'load("results/quickstart")' in code:
         list(run_all([tiny()], Path("results/quickstart")))

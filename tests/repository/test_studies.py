@@ -66,8 +66,10 @@ def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> Non
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> None:
     runs = runs_of(study)
-    told = {c for c in runs if runs[c].notna().any()}  # a summary of an older version lacks some
-    settings = [c for c in RunConfig.model_fields if c in told - {"data_dir"}]
+    reported = {
+        c for c in runs if runs[c].notna().any()
+    }  # a summary of an older version lacks some
+    settings = [c for c in RunConfig.model_fields if c in reported - {"data_dir"}]
     asked = read_study(ROOT / "configs" / f"{study}.yaml").runs
     assert sorted(map(tuple, runs[settings].map(format_setting).to_numpy())) == sorted(
         tuple(format_setting(run.settings[c]) for c in settings) for run in asked
@@ -162,22 +164,22 @@ def test_what_whole_runs_cost_is_in_their_seconds() -> None:
     )
     over = seconds.div(seconds.pop("relu, native"), axis=0)
     readme = (ROOT / "findings" / "cost" / "README.md").read_text()
-    told = {}
+    reported = {}
     for form, ratios in over.items():
         mlp, cnn = (
             f"{some.median():.2f} ({some.min():.2f} to {some.max():.2f})"
             for some in (ratios[over.index.get_level_values("model") == m] for m in ("mlp", "cnn"))
         )
         assert f"| {form} | {mlp} | {cnn} |" in readme
-        told[str(form)] = [mlp, cnn]
+        reported[str(form)] = [mlp, cnn]
     forms = ["nsrelu(0.1), native", "nsrelu(0.1), detach", "leaky_relu(0.1), native"]
     assert re.findall(r"\d\.\d\d \(.*?\)", ROWS[22]) == [
-        cell for form in [*forms, "relu/bsilu(1.67), native"] for cell in told[form]
+        cell for form in [*forms, "relu/bsilu(1.67), native"] for cell in reported[form]
     ]
 
 
 def lost(act: str, points: float) -> str:
-    """Count the runs of plasticity that lost so many points of accuracy, and all."""
+    """Count the runs of plasticity that lost that many points of accuracy, and all."""
     tasks = pd.read_csv(ROOT / "findings" / "plasticity" / "tasks.csv")
     accuracy = tasks[tasks["act"] == act].pivot_table(
         index="run_id", columns="task", values="test_accuracy"

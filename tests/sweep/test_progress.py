@@ -17,7 +17,7 @@ def events(seed: int) -> list[Event]:
     ]
 
 
-def test_a_run_by_itself_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_run_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
     follow(events(0), 1)
     assert capsys.readouterr().err.count("gradient lost at step 20: the first layer") == 1
 

@@ -68,8 +68,8 @@ try:
     policy = RunPolicy(checkpoint_after=1e6)
     for event in run_all(runs, Path(order["study"]), policy=policy, executor=executor):
         status = event.status
-        told = [event.config.run_id, status.state, status.epoch, status.error]
-        print(json.dumps(told), flush=True)
+        reported = [event.config.run_id, status.state, status.epoch, status.error]
+        print(json.dumps(reported), flush=True)
 except BenchError as error:
     sys.exit(str(error))
 """
@@ -151,7 +151,7 @@ def same_numbers(study: Path, expected: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_runs_of_a_lost_node_are_made_again_with_the_same_bits(
+def test_runs_of_a_lost_node_are_repeated_with_the_same_bits(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
 ) -> None:
     # The first two last long enough to be under way when the node goes.
@@ -211,19 +211,23 @@ def test_collected_runs_have_all_files_of_local_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("token", "told"),
+    ("token", "reported"),
     [("", "no authentication token was found"), ("wrong", "refuses this token")],
     ids=["missing", "wrong"],
 )
-def test_without_the_clusters_token_one_line_says_so(
-    head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path, token: str, told: str
+def test_a_missing_cluster_token_is_one_line(
+    head: "subprocess.Popen[str]",
+    settings: dict[str, str],
+    tmp_path: Path,
+    token: str,
+    reported: str,
 ) -> None:
     theirs = settings | {"RAY_AUTH_TOKEN": token}
     with study_of(tmp_path, [{}], theirs, address=head.address) as process:
         code, events, errors = finished(process)
     assert (code, events) == (1, [])
     assert errors.startswith(f"--address: {head.address}")
-    assert told in errors
+    assert reported in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / tiny().run_id).exists()
 
@@ -386,7 +390,7 @@ def test_a_run_to_be_collected_is_left_to_its_owner(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"run_id": "other"}, "has another version of nsrelu-bench"),
         ({"marker": Path("/nowhere/.ray-1")}, "does not see /nowhere: share that folder"),
@@ -394,27 +398,27 @@ def test_a_run_to_be_collected_is_left_to_its_owner(
     ids=["version", "folder"],
 )
 def test_a_node_that_would_lose_or_change_the_results_is_refused(
-    change: dict[str, Any], told: str
+    change: dict[str, Any], reported: str
 ) -> None:
     config = tiny()
     usual = {"config": config, "run_id": config.run_id, "study": Path("/nowhere"), "marker": None}
     others = {"policy": DEFAULT_POLICY, "working_dir": Path.cwd(), "command": []}
     order = ray_engine._Order(**(usual | others | change))
-    with pytest.raises(BenchError, match=told):
+    with pytest.raises(BenchError, match=reported):
         next(ray_engine._run_task(order))
 
 
-def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_ray_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BenchError) as told:
+    with pytest.raises(BenchError) as reported:
         next(run_all([tiny()], tmp_path, executor=RayExecutor()))
-    assert str(told.value) == (
+    assert str(reported.value) == (
         "engine ray needs ray, which is not installed; pip install 'nsrelu-bench[ray]'"
     )
 
 
-def test_an_address_that_nothing_answers_at_is_told_at_once(tmp_path: Path) -> None:
+def test_an_address_without_a_cluster_is_reported_at_once(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"

@@ -92,7 +92,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_fails_its_run_alone(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_fails_only_its_run(tmp_path: Path) -> None:
     runs = [tiny(epochs=2000, seed=7), *TINY_RUNS]
     killed = False
     events = []
@@ -186,8 +186,10 @@ def test_retry_reruns_only_runs_with_that_status(tmp_path: Path) -> None:
     events = list(run_all(TINY_RUNS, tmp_path, policy=RunPolicy(retry=["failed"])))
     assert {event.config.run_id for event in events if not event.kept} == {TINY_RUNS[0].run_id}
     assert read_status(tmp_path / TINY_RUNS[3].run_id) is None
-    told = "--retry: must be one of running, completed, diverged, failed, interrupted, got 'all'"
-    with pytest.raises(UsageError, match=told):
+    reported = (
+        "--retry: must be one of running, completed, diverged, failed, interrupted, got 'all'"
+    )
+    with pytest.raises(UsageError, match=reported):
         RunPolicy(retry=["all"])
 
 
@@ -215,10 +217,10 @@ def test_a_run_in_another_process_is_waited_for(workers: int, tmp_path: Path) ->
     )
     assert other.stdout is not None
     other.stdout.readline()  # it has begun
-    told = list(events)
+    reported = list(events)
     assert other.wait(60) == 0
     other.stdout.close()
-    mine = [event for event in told if event.config == long]
+    mine = [event for event in reported if event.config == long]
     assert mine[0].elsewhere
     assert mine[-1].kept
     assert mine[-1].status.state == "completed"
@@ -258,7 +260,7 @@ def test_signals_do_not_reach_the_workers(tmp_path: Path) -> None:
     script = tmp_path / "held.py"
     script.write_text(HELD)
     command = [sys.executable, str(script), str(tmp_path)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    assert len(told) == 2
-    assert all(int(mask, 16) >> number - 1 & 1 for mask in told for number in ending)
+    assert len(reported) == 2
+    assert all(int(mask, 16) >> number - 1 & 1 for mask in reported for number in ending)

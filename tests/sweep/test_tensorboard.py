@@ -38,7 +38,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_event_files_hold_every_epoch_beside_the_csv_files(tmp_path: Path, workers: int) -> None:
+def test_event_files_hold_every_epoch(tmp_path: Path, workers: int) -> None:
     follow(tmp_path / "with", TINY_RUN, DIVERGING_RUN, workers=workers)
     list(run_all([TINY_RUN, DIVERGING_RUN], tmp_path / "without"))
     for run in (TINY_RUN, DIVERGING_RUN):

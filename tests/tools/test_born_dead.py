@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_count_and_another_another() -> None:
         ((2, 3, 0), "trials: must be at least 1, got 0"),
     ],
 )
-def test_sizes_that_make_no_network_are_told(sizes: tuple[int, int, int], line: str) -> None:
+def test_sizes_that_make_no_network_are_refused(sizes: tuple[int, int, int], line: str) -> None:
     with pytest.raises(UsageError) as error:
         born_dead(sizes[0], sizes[1], trials=sizes[2])
     assert str(error.value) == line

@@ -33,7 +33,7 @@ def checks():
 
 
 def outcomes(name, function, monkeypatch, cases):
-    """The outcome of each case for a function that stands as `name` among the implementations."""
+    """The outcome of each case for a function that is registered as implementation `name`."""
     monkeypatch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", ""))
     monkeypatch.setattr(check, "CASES", {case: CASES[case] for case in cases})
     for other in IMPLS.keys() - {name}:
@@ -194,7 +194,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("function", "found", "missed"), WRONG.values(), ids=WRONG)
-def test_a_wrong_implementation_is_found_out(function, found, missed, monkeypatch):
+def test_a_wrong_implementation_is_detected(function, found, missed, monkeypatch):
     results = outcomes("wrong", function, monkeypatch, found | missed)
     assert {case for case, check in results.items() if check.outcome == "disagrees"} == found
     for case in found:
@@ -208,21 +208,21 @@ def only_case(case):
         return {check.subject: check for check in run_checks()}
 
 
-def test_integers_taken_in_silence_are_found_out(monkeypatch):
+def test_integers_that_are_accepted_are_detected(monkeypatch):
     for module in ("functional", "modules"):
         monkeypatch.setattr(f"nsrelu_bench.activations.{module}.check_dtype", lambda _: None)
     results = only_case("integer input")
     assert {result.outcome for result in results.values()} == {"disagrees"}
 
 
-def test_a_setting_lost_on_the_way_is_found_out(monkeypatch):
+def test_a_setting_lost_by_pickling_is_detected(monkeypatch):
     monkeypatch.setattr(NSReLU, "__reduce__", lambda _: (NSReLU, ()))
     results = only_case("copy and pickle")
     assert {result.outcome for result in results.values()} == {"disagrees"}
 
 
 @pytest.mark.parametrize(("impl", "case"), [key for key in DOCUMENTED if key[0] in IMPLS])
-def test_what_is_documented_and_does_not_happen_is_found_out(impl, case, monkeypatch):
+def test_a_documented_difference_that_is_gone_is_detected(impl, case, monkeypatch):
     # One that agrees in the case lacks the documented behaviour.
     agreeing = next(name for name in ("function", "native") if (name, case) not in DOCUMENTED)
     (result,) = outcomes(impl, IMPLS[agreeing], monkeypatch, {case}).values()

@@ -262,10 +262,10 @@ def test_a_folder_that_is_nearly_full_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "LITTLE_SPACE", 2**80)
-    told = troubles(examine(tmp_path))
-    assert set(told) == {"results", "temporary"}
-    assert told["results"].startswith(f"warning: {tmp_path}: only ")
-    assert told["results"].endswith(" MiB are free; make room or choose another with --results")
+    reported = troubles(examine(tmp_path))
+    assert set(reported) == {"results", "temporary"}
+    assert reported["results"].startswith(f"warning: {tmp_path}: only ")
+    assert reported["results"].endswith(" MiB are free; make room or choose another with --results")
 
 
 def test_a_missing_temporary_folder_is_reported(
@@ -407,9 +407,9 @@ def test_the_command_prints_text_or_json_and_exits_accordingly(
             cli.main()
         assert end.value.code == (1 if results == "file" else 0)
     out = capsys.readouterr().out
-    text, _, told = out.partition("{\n")
+    text, _, reported = out.partition("{\n")
     last = "all is well" if results == "results" else "wrong: results: file: can't be written"
     assert text.splitlines()[-1].startswith(last)
-    content = json.loads("{\n" + told)
+    content = json.loads("{\n" + reported)
     assert content["well"] is (results == "results")
     assert {"topic", "name", "found", "state", "trouble"} == set(content["findings"][0])

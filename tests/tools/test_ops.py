@@ -42,7 +42,7 @@ def gradient(form, x, grad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_forums_function_differs_from_ours_at_0_alone(dtype):
+def test_the_forums_function_differs_only_at_0(dtype):
     x = torch.tensor([-2.0, -1e-3, 0.0, -0.0, 1e-3, 2.0], dtype=dtype)
     grad = torch.linspace(-3, 3, 6).to(dtype)
     y, expected = ops.forum(x, 0.1), nsrelu(x, 0.1)
@@ -214,5 +214,5 @@ def test_the_command_keeps_messages_off_stdout(tmp_path):
 
 def test_a_size_out_of_range_is_one_line():
     answer = ask("ops", "--sizes", "4,99")
-    told = "nsrelu-bench: --sizes: must be from 1 to 28, got 99\n"
-    assert (answer.code, answer.err) == (2, told)
+    reported = "nsrelu-bench: --sizes: must be from 1 to 28, got 99\n"
+    assert (answer.code, answer.err) == (2, reported)

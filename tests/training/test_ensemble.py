@@ -65,7 +65,7 @@ def states(events: dict[str, Event]) -> list[str]:
         ("mlp", {"act": "leaky_relu(0.1)"}),
     ],
 )
-def test_networks_have_the_gradients_that_each_has_alone(
+def test_stacked_networks_have_the_gradients_of_single_ones(
     name: str, settings: dict[str, Any]
 ) -> None:
     def networks() -> list[nn.Module]:
@@ -108,7 +108,7 @@ def test_networks_have_the_gradients_that_each_has_alone(
     ],
     ids=str,
 )
-def test_a_seed_has_the_files_of_a_run_by_itself(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_seed_has_the_files_of_a_single_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     runs = stacked(**settings)
     assert states(made(tmp_path / "stacked", runs)) == ["completed"] * 3
     for config in runs:
@@ -180,7 +180,7 @@ def scale_weights(patch: pytest.MonkeyPatch, seed: int, factor: float) -> None:
     patch.setattr(steps, "build_model", scaled)
 
 
-def test_a_seed_that_diverges_leaves_the_others_alone(
+def test_a_seed_that_diverges_does_not_change_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = stacked(probe_every=10, epochs=3)
@@ -281,7 +281,7 @@ for _ in run_all(runs, Path(sys.argv[1]), policy=RunPolicy(checkpoint_after=0)):
         (8, ["seeds 0-2", *["seeds 0-2 until epoch 1, then seeds 1-2"] * 2]),
     ],
 )
-def test_a_killed_stack_gives_the_same_bits_or_says_so(
+def test_a_killed_stack_gives_the_same_bits_or_records_it(
     tmp_path: Path, appended: int, stacked_with: list[str]
 ) -> None:
     runs = stacked()
@@ -345,7 +345,7 @@ def test_an_error_in_training_fails_all_seeds(
     assert all("Traceback" in str(event.traceback) for event in events.values())
 
 
-def test_a_seed_that_can_not_be_written_fails_alone(
+def test_only_a_seed_that_can_not_be_written_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = RunWriter.append
@@ -472,7 +472,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("masked", "stack: only parameters and buffers may depend on the seed, "),
     ],
 )
-def test_an_own_model_that_can_not_be_stacked_fails_in_one_line(
+def test_a_model_that_can_not_be_stacked_fails_in_one_line(
     tmp_path: Path, own_model: str, factory: str, line: str
 ) -> None:
     name = f"{own_model}:{factory}"

@@ -48,7 +48,7 @@ def test_there_is_no_cosine_without_two_gradients(net: nn.Module, inputs: torch.
     assert first_layer_cosine(net, inputs, TOY_LABELS) is None
 
 
-def test_looking_leaves_network_and_generators_alone() -> None:
+def test_comparing_does_not_change_network_or_generators() -> None:
     net = network(NSReLU(0.1))
     before, state = [p.clone() for p in net.state_dict().values()], torch.get_rng_state()
     first_layer_cosine(net, TOY_INPUTS, TOY_LABELS)

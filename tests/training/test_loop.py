@@ -248,16 +248,16 @@ def test_a_diverged_deep_network_has_no_measures() -> None:
     assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
 
-def test_batch_norm_of_a_single_example_is_told_before_training() -> None:
-    told = (
+def test_batch_norm_of_one_example_is_refused_before_training() -> None:
+    reported = (
         "batch_norm: needs two examples per batch, and 65 examples by batch_size 64 leave one alone"
     )
-    with pytest.raises(BenchError, match=told):
+    with pytest.raises(BenchError, match=reported):
         next(run(tiny(batch_norm=True, train_size=65)))
     assert next(run(tiny(batch_norm=True, train_size=66))).metrics["epoch"] == 0
 
 
-def test_the_last_epoch_tells_how_the_pre_activations_are_spread() -> None:
+def test_the_last_epoch_has_quantiles_of_the_pre_activations() -> None:
     *before, last = run(tiny())
     assert [row["layer"] for row in last.quantiles] == ["act1"] * 200 + ["act2"] * 200
     assert not any(epoch.quantiles for epoch in before)
@@ -325,7 +325,7 @@ def test_a_later_task_permutes_the_pixels_of_all_images() -> None:
     assert torch.equal(moved.test.images, one.train.images)
 
 
-def test_tasks_come_one_after_another_and_each_is_learned_anew() -> None:
+def test_tasks_follow_each_other_and_each_is_learned() -> None:
     epochs = [epoch.metrics for epoch in run(tiny(epochs=2, tasks=3, width=32))]
     assert [metrics["task"] for metrics in epochs] == [1, 1, 1, 2, 2, 3, 3]
     assert [metrics["epoch"] for metrics in epochs] == [0, 1, 2, 3, 4, 5, 6]

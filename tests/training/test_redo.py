@@ -51,7 +51,7 @@ def test_dormant_units_get_new_weights_in_and_none_out(settings: dict[str, Any])
     assert network.training
 
 
-def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
+def test_random_units_depend_only_on_seed_and_step() -> None:
     def drawn(seed: int, step: int) -> torch.Tensor:
         config, network, optimizer = trained()
         config = config.model_copy(update={"seed": seed})
@@ -63,7 +63,7 @@ def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
     assert not torch.equal(drawn(0, 5), drawn(1, 5))
 
 
-def test_a_network_without_dormant_units_is_left_alone() -> None:
+def test_a_network_without_dormant_units_is_unchanged() -> None:
     config = tiny(optimizer="adam", act="leaky_relu(1)")
     data = load_dataset(config)
     network = build_network(config, data)
