@@ -272,10 +272,6 @@ def _detach(x: Tensor, leak: float) -> Tensor:
     return b + (F.relu(x) - b).detach()
 
 
-def _function(x: Tensor, leak: float) -> Tensor:
-    return _nsrelu_function(x, leak)
-
-
 def _nsrelu_mismatch(x: Tensor, leak: float) -> Tensor:
     return _mismatch(F.relu(x.detach()), F.leaky_relu(x, leak))
 
@@ -427,7 +423,7 @@ def _bind(part: _Part, training: bool) -> Elementwise:
 IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "native": _native,
     "detach": _detach,
-    "function": _function,
+    "function": _nsrelu_function,
     "mismatch": _nsrelu_mismatch,
 }
 

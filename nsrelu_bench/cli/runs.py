@@ -220,8 +220,6 @@ def _executor(
     for flag, given in (("--address", address), ("--gpus-per-run", gpus), ("--collect", collect)):
         if given and not ray:
             raise UsageError(f"{flag}: goes with --engine ray")
-    if gpus is not None and not 0 < gpus <= 64:
-        raise UsageError(f"--gpus-per-run: must be above 0 and at most 64, got {gpus:g}")
     if not ray:
         return None
     from nsrelu_bench.sweep.executors.ray import RayExecutor

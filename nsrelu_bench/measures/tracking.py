@@ -349,11 +349,8 @@ def _index(places: Places, before: Shape, given: Arguments, after: Shape) -> Pla
 
 def _along(places: Places, before: Shape, given: Arguments, _: Shape) -> Places | None:
     """Return None if values were picked along the units' axis: the results are not units."""
-    return None if given["dim"] % len(before) in places else places
-
-
-def _windows(places: Places, before: Shape, given: Arguments, _: Shape) -> Places | None:
-    return None if given["dimension"] % len(before) in places else places
+    dim = given["dimension"] if "dimension" in given else given["dim"]
+    return None if dim % len(before) in places else places
 
 
 def _names(text: str) -> frozenset[str]:
@@ -421,5 +418,5 @@ MOVES: dict[str, Move] = {
     "permute": _permute,
     "index": _index,
     "gather": _along,
-    "unfold": _windows,
+    "unfold": _along,
 }

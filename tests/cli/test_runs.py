@@ -221,7 +221,7 @@ def test_shards_share_the_runs_of_a_study(study: Path) -> None:
         ("--checkpoint-after -1", "--checkpoint-after: must be from 0 to 1e9, got -1"),
         (
             "--engine ray --gpus-per-run 0",
-            "--gpus-per-run: must be above 0 and at most 64, got 0",
+            "--gpus-per-run: must be above 0 and at most 1, got 0",
         ),
     ],
 )
