@@ -1,32 +1,47 @@
 """The beginning of a report: one sentence that answers the question, and the verdicts."""
 
+import pandas as pd
+
 from nsrelu_bench.compare import Comparison, label, verdict_clauses
 
 Verdict = tuple[str, list[str]]
 
 
 def answer(comparison: Comparison) -> str:
-    """Return one sentence on the main metric: how many groups differ from the baseline, and which.
+    """Return one sentence: how many groups differ from the baseline in each tested metric.
 
-    The words depend on the adjusted p values, as in the verdicts.
+    It names those that differ in the main metric. The words depend on the adjusted p values, as in
+    the verdicts.
     """
-    metric, baseline = comparison.main_metric, comparison.baseline
-    rows = comparison.compared
-    rows = rows[(rows["metric"] == metric) & (rows["verdict"] != "")]
-    if rows.empty:
+    rows, baseline = comparison.compared, comparison.baseline
+    rows = rows[rows["verdict"] != ""]
+    main = rows[rows["metric"] == comparison.main_metric]
+    if main.empty:
         return f"No comparison with {baseline} has been tested."
+    others = [m for m in comparison.family.metrics if m != comparison.main_metric]
+    clauses = [
+        f"{label(metric)}: {_outcome(rows[rows['metric'] == metric], named=False)}"
+        for metric in others
+        if (rows["metric"] == metric).any()
+    ]
+    several = len(main) > 1
+    first = f"{label(comparison.main_metric)} is {_outcome(main, named=True)}"
+    return (
+        f"Of {len(main)} comparison{'s' * several} with {baseline}, "
+        f"{'; '.join([first, *clauses])}.{_failures(comparison)}"
+    )
+
+
+def _outcome(rows: pd.DataFrame, *, named: bool) -> str:
+    """Say in how many groups a metric is higher, lower, equivalent, or none of these, and where."""
     words = rows["verdict"].str.split(", ").str[0].str.partition(":")[0]
     words = words.replace("not shown", "not shown to differ")
     parts = []
     for word in dict.fromkeys(sorted(words, key=_strength)):
         names = list(rows.loc[words == word, "group"])
-        listed = f" ({', '.join(names)})" if word in DIFFERENCES and len(names) <= MAX_NAMED else ""
-        parts.append(f"{word} in {len(names)}{listed}")
-    several = len(rows) > 1
-    return (
-        f"Of {len(rows)} comparison{'s' * several} with {baseline}, {label(metric)} is "
-        f"{_enumerate(parts)}.{_failures(comparison)}"
-    )
+        listed = named and word in DIFFERENCES and len(names) <= MAX_NAMED
+        parts.append(f"{word} in {len(names)}" + (f" ({', '.join(names)})" if listed else ""))
+    return _enumerate(parts)
 
 
 #: Words for a difference, and how many groups a sentence names.

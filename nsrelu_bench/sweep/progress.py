@@ -47,19 +47,19 @@ def follow(
         BarColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
-        TextColumn("elapsed,"),
+        TextColumn("elapsed"),
         TimeRemainingColumn(),
-        TextColumn("left"),
+        TextColumn("{task.fields[left]}"),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,
     )
     with progress:
-        bar = progress.add_task("runs", total=None, counts="starting")
+        bar = progress.add_task("runs", total=None, counts="starting", left="")
         for event in events:
             view.take(event)
             done = sum(view.shares.values())
-            progress.update(bar, total=runs, completed=done, counts=view.counts())
+            progress.update(bar, total=runs, completed=done, counts=view.counts(), left="left")
     return view.ended
 
 
@@ -81,9 +81,9 @@ class _View:
 
     def counts(self) -> str:
         """Return the number of runs that ended, by state."""
-        if not self._states:
-            return f"0 of {self._runs} ended"
-        return ", ".join(f"{count} {state}" for state, count in self._states.items())
+        ended = f"{len(self.ended)} of {self._runs} ended"
+        others = {k: v for k, v in self._states.items() if k != "completed"}
+        return ", ".join([ended, *(f"{count} {state}" for state, count in others.items())])
 
     def take(self, event: Event) -> None:
         """Show an event."""

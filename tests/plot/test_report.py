@@ -192,7 +192,8 @@ def test_the_first_sentence_answers_the_question() -> None:
     better = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", [a + 0.2 for a in RELU]))
     comparison = compare(better.assign(test_accuracy=better["test_accuracy"] - 0.3), MADE_UP_CONFIG)
     assert answer(comparison) == (
-        "Of 1 comparison with relu, test accuracy is higher in 1 (nsrelu(0.1))."
+        "Of 1 comparison with relu, test accuracy is higher in 1 (nsrelu(0.1)); zeros after "
+        "activation: equivalent within 2 pp in 1; dead units: not shown to differ in 1."
     )
     shown, others = split_verdicts(comparison)
     assert (len(shown), others) == (1, [])
@@ -202,7 +203,8 @@ def test_differences_that_are_not_shown_are_folded() -> None:
     same = study(make_runs("relu", RELU), make_runs("nsrelu(0.1)", RELU[::-1]))
     comparison = compare(same, MADE_UP_CONFIG)
     assert answer(comparison) == (
-        "Of 1 comparison with relu, test accuracy is not shown to differ in 1."
+        "Of 1 comparison with relu, test accuracy is not shown to differ in 1; zeros after "
+        "activation: equivalent within 2 pp in 1; dead units: not shown to differ in 1."
     )
     shown, others = split_verdicts(comparison)
     assert (shown, len(others)) == ([], 1)

@@ -1,9 +1,10 @@
 import pytest
 from helpers.tiny_runs import tiny
+from rich.console import Console
 
 from nsrelu_bench.records import Status
 from nsrelu_bench.sweep import Event
-from nsrelu_bench.sweep.progress import follow
+from nsrelu_bench.sweep.progress import _View, follow
 
 LOST_ROW = {"val_accuracy": 0.5, "gradient_lost_step": 20, "collapsed": 1}
 
@@ -29,3 +30,11 @@ def test_of_several_runs_the_line_of_each_has_the_step(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all("completed, but collapsed, gradient lost at step 20" in line for line in lines)
+
+
+def test_the_bar_counts_the_runs_that_ended() -> None:
+    view = _View(Console(quiet=True), 3, [])
+    assert view.counts() == "0 of 3 ended"
+    for event in (*events(0), Event(tiny(seed=1), Status("failed", error="why"), {})):
+        view.take(event)
+    assert view.counts() == "2 of 3 ended, 1 failed"
