@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import re
@@ -115,8 +116,12 @@ def _rounding() -> str:
     settings = [f"{name}={os.environ[name][:40]}" for name in ROUNDING if os.environ.get(name)]
     if not getattr(torch.backends.mkldnn, "enabled", True):
         settings.append("oneDNN off")
-    if (precision := torch.get_float32_matmul_precision()) != "highest":
-        settings.append(f"matmul precision {precision}")
+    for name, usual in PRECISIONS.items():
+        part = operator.attrgetter(name)(torch.backends)
+        if (precision := getattr(part, "fp32_precision", usual[0])) not in usual:
+            settings.append(f"{name} {precision}")
+    if sys.float_info.min * float("0.5") == 0:
+        settings.append("denormals are 0")
     return ", ".join(settings) or "as usual"
 
 
@@ -183,9 +188,17 @@ INSTRUCTION_SETS: dict[str, set[str]] = {
     "ASIMD": {"asimd"},
 }
 
+#: Operations whose single precision may be lowered (torch.set_float32_matmul_precision and
+#: torch.backends), with the usual ones.
+PRECISIONS = {
+    **dict.fromkeys(("mkldnn.matmul", "mkldnn.conv", "cuda.matmul"), ("none", "ieee")),
+    "cudnn.conv": ("tf32",),
+}
+
 #: Variables that make MKL, oneDNN, PyTorch and CUDA use other instructions.
 ROUNDING = (
     *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"),
     *("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
     *("OPENBLAS_CORETYPE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    "GLIBC_TUNABLES",
 )

@@ -118,9 +118,28 @@ def test_switches_that_change_rounding_are_recorded() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-            assert environment(tiny())["rounding"] == "oneDNN off, matmul precision medium"
+            rounding = environment(tiny())["rounding"]
+        assert rounding == "oneDNN off, mkldnn.matmul bf16, cuda.matmul tf32"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_precision_of_one_operation_is_recorded() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    try:
+        matmul.fp32_precision = "bf16"  # torch.get_float32_matmul_precision() fails from here on
+        assert environment(tiny())["rounding"] == "mkldnn.matmul bf16"
+    finally:
+        matmul.fp32_precision = "none"
+
+
+def test_denormals_that_are_0_are_recorded() -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor can't")
+    try:
+        assert environment(tiny())["rounding"] == "denormals are 0"
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize(
