@@ -4,6 +4,7 @@ docs/models.md describes each, and how to use a model of your own.
 """
 
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from functools import partial
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import LocalConv2d, LocalLinear, build
+from nsrelu_bench.activations import LocalConv2d, LocalLinear, OwnActivation, Surrogate, build
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.errors import BenchError, UsageError, describe_error, lookup
-from nsrelu_bench.plugins import load_plugin
+from nsrelu_bench.plugins import blame, load_plugin
 
 MakeActivation = Callable[..., nn.Module]
 Mixing = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -46,6 +47,8 @@ def build_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
         )
         model = lookup(MODELS, config.model, "model")(config, shape, classes, activation)
     initialise(model, config.init)
+    if config.activation.forward.own or config.activation.backward.own:
+        _try_activation(model, config.act, shape)
     return model
 
 
@@ -244,10 +247,8 @@ def _own_model(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
         built.add(module := build(config.activation, config.impl, unit_axis=unit_axis))
         return module
 
-    try:
+    with blame("model", config.model):
         model = factory(activation, shape, classes, **local)
-    except Exception as error:
-        raise BenchError(f"model: {config.model} failed: {describe_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise BenchError(
             f"model: {config.model} must return a torch.nn.Module, got {type(model).__name__}"
@@ -287,15 +288,47 @@ def _try(model: nn.Module, name: str, shape: Shape, classes: int) -> None:
         )
 
 
+def _try_activation(model: nn.Module, act: str, shape: Shape) -> None:
+    """Run two images through a model and back, and look at each site of the user's activation.
+
+    That gives its lazy parameters their shapes too.
+
+    Raises:
+        BenchError: It fails, gives what is not finite, or has no gradient.
+    """
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].isfinite().all() and not output.isfinite().all():
+            raise BenchError(f"act: {act} gave values that are not finite for finite ones")
+        if not output.requires_grad:
+            raise BenchError(f"act: {act} gives no gradient: it must compute with tensors alone")
+
+    kinds = (OwnActivation, Surrogate)
+    sites = [module for module in model.modules() if isinstance(module, kinds)]
+    hooks = [site.register_forward_hook(look) for site in sites]
+    model.eval()
+    images = torch.linspace(-2, 2, 2 * math.prod(shape)).reshape(2, *shape)
+    with blame("act", act):
+        model(images).sum().backward()
+    model.train()
+    model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
+
+
 def initialise(model: nn.Module, init: str) -> None:
     """Draw new weights and biases for linear layers and convolutions.
+
+    Those inside of an activation of the user's stay as they are.
 
     Raises:
         UsageError: There is no such initialisation.
     """
     draw = lookup(INITS, init, "init")
+    sites = [module for module in model.modules() if isinstance(module, OwnActivation)]
+    inside = {module for site in sites for module in site.modules()}
     for module in model.modules():
-        if draw is not None and isinstance(module, Mixing):
+        if draw is not None and isinstance(module, Mixing) and module not in inside:
             draw(module)
 
 

@@ -8,6 +8,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,21 @@ def load_plugin(setting: str, name: str) -> Callable[..., Any]:
             f"{setting}: {name} must be a function, got {type(plugin).__name__} ({file})"
         )
     return plugin  # type: ignore[no-any-return]
+
+
+@contextmanager
+def blame(setting: str, name: str) -> Iterator[None]:
+    """Name the user's part in any error that it raises.
+
+    Raises:
+        BenchError: In place of another error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BenchError) and str(error).startswith(f"{setting}: {name} "):
+            raise
+        raise BenchError(f"{setting}: {name} failed: {describe_error(error)}") from error
 
 
 def _check_source(setting: str, module: ModuleType, before: str) -> None:
@@ -143,7 +159,10 @@ def _sources(module_name: str) -> Iterator[tuple[str, bytes]]:
     root = _root(top)
     if root is None:
         return
-    installed = root in {Path(path) for path in sysconfig.get_paths().values()}
+    # By name too: an environment can take packages from another one.
+    installed = root in {Path(path) for path in sysconfig.get_paths().values()} or (
+        root.name in ("site-packages", "dist-packages")
+    )
     waiting, seen = [module_name], set[Path]()
     while waiting:
         for file in set(_files(root, waiting.pop())) - seen:

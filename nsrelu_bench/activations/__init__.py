@@ -13,6 +13,7 @@ from nsrelu_bench.activations.functional import (
 from nsrelu_bench.activations.local import LocalConv2d, LocalLinear
 from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
 from nsrelu_bench.activations.named_functions import DTYPES, FUNCTIONS
+from nsrelu_bench.activations.own import OwnActivation
 from nsrelu_bench.activations.swap import swap_activations
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LocalConv2d",
     "LocalLinear",
     "NSReLU",
+    "OwnActivation",
     "Surrogate",
     "build",
     "from_derivative",

@@ -26,6 +26,7 @@ from torch.autograd import Function
 from nsrelu_bench.activations.autograd import Applier
 from nsrelu_bench.activations.gates import gated_nsrelu, gated_surrogate
 from nsrelu_bench.activations.named_functions import FUNCTIONS, check_dtype, relu_of_input
+from nsrelu_bench.activations.own import load_own
 from nsrelu_bench.config import (
     GATES,
     LEARNABLE,
@@ -365,7 +366,8 @@ def resolve_pair(
     for part in parts:
         if isinstance(part, FunctionSpec) and part.name in LEARNABLE:
             raise UsageError(f"{part.name} has a weight of its own: build('{part}') makes a module")
-    return *parts, gate
+    one = load_own(parts[0])
+    return one, one if parts[0] == parts[1] else load_own(parts[1]), gate
 
 
 def _resolve_part(kind: str, part: str | FunctionSpec | Elementwise) -> _Part:

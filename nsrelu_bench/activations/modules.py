@@ -19,6 +19,7 @@ from nsrelu_bench.activations.functional import (
 )
 from nsrelu_bench.activations.gates import check_unit_axis, gated_nsrelu
 from nsrelu_bench.activations.named_functions import check_dtype
+from nsrelu_bench.activations.own import own_module
 from nsrelu_bench.config import (
     FUNCTION_PARAMETERS,
     ActivationSpec,
@@ -151,9 +152,13 @@ def build(
 
     Raises:
         UsageError: The activation or the `impl` is unknown.
+        BenchError: A user's own can't be made.
     """
     spec = parse_activation(spec) if isinstance(spec, str) else spec
     lookup(IMPLS, impl, "implementation")
+    if spec.tied and spec.forward.own:
+        own = own_module(spec.forward, unit_axis)
+        return own or Surrogate(spec.forward, unit_axis=unit_axis)
     if spec.tied:
         name = spec.forward.name
         settings = {"inplace": True} if inplace and name in IN_PLACE else {}

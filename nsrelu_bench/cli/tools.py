@@ -29,6 +29,9 @@ from nsrelu_bench.config import (
     GATES,
     METRICS,
     MODEL_SIZES,
+    OPTIMIZERS,
+    PLUGIN_FORM,
+    SCHEDULES,
     SETTINGS,
     resolve_device,
     run_config,
@@ -177,13 +180,18 @@ def ops(
         print(*paths, sep="\n", file=sys.stderr)
 
 
+_OWN_PART = {PLUGIN_FORM: "one of your own; docs/own_parts.md"}
+
 #: What can be named, with descriptions where the name does not say it.
 KINDS_OF_NAMES: dict[str, dict[str, str]] = {
-    "activations": dict.fromkeys(ACTIVATION_NAMES, ""),
+    "activations": dict.fromkeys(ACTIVATION_NAMES, "") | _OWN_PART,
     "gates": GATES,
-    "models": dict.fromkeys(MODEL_SIZES, ""),
-    "datasets": DATASETS,
-    "metrics": METRICS,
+    "models": dict.fromkeys(MODEL_SIZES, "") | _OWN_PART,
+    "datasets": DATASETS | _OWN_PART,
+    "optimizers": {name: f"learning rate {rate:g}" for name, rate in OPTIMIZERS.items()}
+    | _OWN_PART,
+    "schedules": SCHEDULES | _OWN_PART,
+    "metrics": METRICS | _OWN_PART,
     "figures": FIGURES,
 }
 
@@ -209,7 +217,7 @@ def list_(
         ),
     ] = None,
 ) -> None:
-    """List activations, models, data sets, metrics and figures."""
+    """List activations, models, data sets, metrics and more."""
     for name in KINDS_OF_NAMES if kind is None else [kind]:
         names = lookup(KINDS_OF_NAMES, name, "kind")
         lines = (f"{name}: {text}" if text else name for name, text in names.items())

@@ -2,7 +2,8 @@
 
 An activation is a pair (forward function, backward function) and a gate. The same label names it on
 the command line, in configs, file names, tables and legends: ``relu``, ``leaky_relu(0.1)``,
-``nsrelu(0.1)``, ``rescue(0.1)``, ``relu/bsilu(1.67)@up``. Nothing here needs torch.
+``nsrelu(0.1)``, ``rescue(0.1)``, ``relu/bsilu(1.67)@up``. A function may be the user's own, with
+any numbers as parameters: ``package.module:name(0.5)``. Nothing here needs torch.
 """
 
 import numbers
@@ -10,7 +11,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from nsrelu_bench.errors import UsageError, lookup, unknown
+from nsrelu_bench.config.registry import PLUGIN_FORM, check_name, is_own
+from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.text import NOT_TINY, SMALLEST, underflows
 
 MAX_LENGTH = 200
@@ -28,6 +30,8 @@ NUMBER = re.compile(
 class FunctionSpec:
     """One function with its parameters, such as ``leaky_relu(0.1)``; `FUNCTION_PARAMETERS` has all.
 
+    Those of a user's own function may be any numbers.
+
     Raises:
         UsageError: The function is unknown, or a parameter is missing or out of range.
     """
@@ -36,9 +40,10 @@ class FunctionSpec:
     parameters: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        names = lookup(FUNCTION_PARAMETERS, self.name, "function")
+        check_name(self.name, FUNCTION_PARAMETERS, "function")
+        names = _parameter_names(self.name, len(self.parameters))
         if len(self.parameters) != len(names):
-            raise _wrong_count(self.name, list(names), len(self.parameters))
+            raise _wrong_count(self.name, names, len(self.parameters))
         checked = tuple(map(check_parameter, names, self.parameters))
         object.__setattr__(self, "parameters", checked)
         if self.name == "rrelu" and checked[0] > checked[1]:
@@ -47,7 +52,13 @@ class FunctionSpec:
     @property
     def values(self) -> dict[str, float]:
         """The parameters by name."""
-        return dict(zip(FUNCTION_PARAMETERS[self.name], self.parameters, strict=True))
+        names = _parameter_names(self.name, len(self.parameters))
+        return dict(zip(names, self.parameters, strict=True))
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a function of the user's own."""
+        return is_own(self.name)
 
     def __str__(self) -> str:
         return _format_call(self.name, self.parameters)
@@ -159,12 +170,14 @@ def parse_activation(
         if stated_gate not in (None, gate):
             raise UsageError(f"gate {gate!r} contradicts activation {text!r}")
     for name, value in settings.items():
-        takers = [stated for function, stated in drafts if name in FUNCTION_PARAMETERS[function]]
+        takers = [
+            stated for function, stated in drafts if name in FUNCTION_PARAMETERS.get(function, ())
+        ]
         used = [stated.setdefault(name, value) for stated in takers]
         if used and value not in used:
             raise UsageError(f"{name} {format_number(value)} contradicts activation {text!r}")
     functions = [
-        FunctionSpec(name, tuple((FUNCTION_PARAMETERS[name] | stated).values()))
+        FunctionSpec(name, tuple((FUNCTION_PARAMETERS.get(name, {}) | stated).values()))
         for name, stated in drafts
     ]
     return ActivationSpec(functions[0], functions[-1], gate or stated_gate or "always")
@@ -210,14 +223,14 @@ def check_parameter(name: str, value: float) -> float:
     Raises:
         UsageError: It is out of range or not a number: "leak must be from 0 to 1, got -1".
     """
-    low, high = LIMITS[name]
+    low, high = LIMITS.get(name, (-1e30, 1e30))
     # A bool is an int to Python; NSReLU(True), written as one writes nn.ReLU(True), means no leak.
     is_number = isinstance(value, float | numbers.Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         got = str(value).removesuffix(".0") if is_number else repr(value)
         limits = f"from {format_number(low)} to {format_number(high)}"
         raise UsageError(f"{name} must be {limits}, got {got}")
-    if 0 < value < SMALLEST:
+    if 0 < abs(value) < SMALLEST:
         raise UsageError(f"{name} {NOT_TINY}, got {value}")
     return float(value) + 0.0  # -0.0 becomes 0.0: one value, one label
 
@@ -234,9 +247,8 @@ _Draft = tuple[str, dict[str, float]]
 def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
     """Parse one function (tied), or a forward and a backward; and the gate, if there is one."""
     if not text.strip(" "):
-        raise UsageError(
-            f"activation must not be empty; choose from: {', '.join(ACTIVATION_NAMES)}"
-        )
+        choices = ", ".join([*ACTIVATION_NAMES, PLUGIN_FORM])
+        raise UsageError(f"activation must not be empty; choose from: {choices}")
     _check_length(text, "activation")
     pair, at, gate = text.partition("@")
     if at:
@@ -247,10 +259,9 @@ def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
         drafts = [_parse_function(halves[0], "forward"), _parse_function(halves[1], "backward")]
         return drafts, gate or None
     name, values = _parse_call(pair, "activation")
-    if name in FUNCTION_PARAMETERS:
+    if name in FUNCTION_PARAMETERS or is_own(name):
         return [(name, _name_values(name, [name], values)[0])], gate or None
-    if name not in ACTIVATION_NAMES:
-        raise unknown(name, ACTIVATION_NAMES, "activation")
+    check_name(name, ACTIVATION_NAMES, "activation")
     if name in GATES and gate not in ("", name):
         raise UsageError(f"gate {gate!r} contradicts activation {pair.strip(' ')!r}")
     functions = ALIASES["nsrelu" if name in GATES else name]
@@ -260,7 +271,7 @@ def _parse_text(text: str) -> tuple[list[_Draft], str | None]:
 
 def _parse_function(text: str, kind: str) -> _Draft:
     name, values = _parse_call(text, kind)
-    lookup(FUNCTION_PARAMETERS, name, kind)
+    check_name(name, FUNCTION_PARAMETERS, kind)
     return name, _name_values(name, [name], values)[0]
 
 
@@ -292,11 +303,19 @@ def _name_values(
     name: str, functions: tuple[str, str] | list[str], values: list[float]
 ) -> list[dict[str, float]]:
     """Assign the numbers after `name` to the parameters of its functions, in order."""
-    names = [parameter for function in functions for parameter in FUNCTION_PARAMETERS[function]]
+    parts = [_parameter_names(function, len(values)) for function in functions]
+    names = [parameter for part in parts for parameter in part]
     if len(values) > len(names):
         raise _wrong_count(name, names, len(values))
     left = iter(values)
-    return [dict(zip(FUNCTION_PARAMETERS[function], left, strict=False)) for function in functions]
+    return [dict(zip(part, left, strict=False)) for part in parts]
+
+
+def _parameter_names(function: str, given: int) -> list[str]:
+    """Return the names of a function's parameters; of one of the user's own, of those given."""
+    if is_own(function):
+        return [f"parameter {number}" for number in range(1, given + 1)]
+    return list(FUNCTION_PARAMETERS[function])
 
 
 def _wrong_count(name: str, parameters: list[str], got: int) -> UsageError:

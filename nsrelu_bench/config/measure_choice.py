@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Sequence
 
-from nsrelu_bench.config.registry import LATER_MEASURES, SITE_MEASURES
-from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.config.registry import LATER_MEASURES, SITE_MEASURES, check_name, is_own
+from nsrelu_bench.errors import UsageError
 
 
 @functools.lru_cache
@@ -16,10 +16,18 @@ def canonical_measures(text: str) -> str:
 def read_measures(text: str) -> list[str]:
     """Read which measures to take: all, none, names, or names with a minus to leave out.
 
+    With any of these go names of the user's own, which come last.
+
     A choice that names no measure of `LATER_MEASURES` takes all of them if it takes more than half
     of the others, else none: so each text means one choice, and keeps the run id that it had.
     """
-    names = [part.strip() for part in text.split(",")]
+    every = [part.strip() for part in text.split(",")]
+    own = sorted({name for name in every if is_own(name)})
+    names = [name for name in every if not is_own(name)]
+    return [*(_read_known(names, text) if names or not own else ()), *own]
+
+
+def _read_known(names: list[str], text: str) -> list[str]:
     left_out = [name.removeprefix("-") for name in names if name.startswith("-")]
     if names == ["none"]:
         return []
@@ -30,7 +38,7 @@ def read_measures(text: str) -> list[str]:
     else:
         taken = set(names)
     for name in (*left_out, *sorted(taken)):
-        lookup(SITE_MEASURES, name, "measure")
+        check_name(name, SITE_MEASURES, "measure")
     later = set(LATER_MEASURES)
     if not later & {name.removeprefix("-") for name in names}:
         first = taken - later
@@ -40,6 +48,12 @@ def read_measures(text: str) -> list[str]:
 
 def format_measures(taken: Sequence[str]) -> str:
     """Return the shortest text of a choice that `read_measures` reads."""
+    own = [name for name in taken if is_own(name)]
+    known = [name for name in taken if not is_own(name)]
+    return ",".join([*([_format_known(known)] if known or not own else ()), *own])
+
+
+def _format_known(taken: Sequence[str]) -> str:
     left_out = [f"-{name}" for name in SITE_MEASURES if name not in taken]
     if not taken or not left_out:
         return "all" if taken else "none"

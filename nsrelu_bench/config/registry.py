@@ -1,9 +1,31 @@
 """The names that a configuration can use, with descriptions and defaults; no torch."""
 
 import re
+from collections.abc import Iterable
 
-#: The user's own model: a module's dotted name and a function in it.
+from nsrelu_bench.errors import unknown
+
+#: A part of the user's own: a module's dotted name and a name in it.
 PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+PLUGIN_FORM = "package.module:name"
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name has the form of a user's own part, ``package.module:name``."""
+    return PLUGIN.fullmatch(name) is not None
+
+
+def check_name(name: str, known: Iterable[str], kind: str) -> str:
+    """Return the name of a known `kind` of part, or of one of the user's own.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    choices = list(known)
+    if name not in choices and not is_own(name):
+        raise unknown(name, [*choices, PLUGIN_FORM], kind)
+    return name
+
 
 #: Models with their default width and depth; the code is in models.py.
 MODEL_SIZES: dict[str, dict[str, int]] = {
@@ -16,6 +38,12 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
 }
 FIXED_DEPTH = ("vgg11", "vgg16", "resnet18")
 OPTIMIZERS: dict[str, float] = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
+#: The learning rate of an optimizer of the user's own where none is given.
+OWN_RATE = 1e-3
+SCHEDULES: dict[str, str] = {
+    "constant": "the learning rate throughout",
+    "cosine": "half a cosine, from the learning rate to 0",
+}
 DATASETS: dict[str, str] = {
     "mnist5k": "5,000 real MNIST digits, 28x28, embedded",
     "digits": "1,797 real digits, 8x8, embedded",

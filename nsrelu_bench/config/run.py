@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -38,8 +39,11 @@ from nsrelu_bench.config.registry import (
     FIXED_DEPTH,
     MODEL_SIZES,
     OPTIMIZERS,
-    PLUGIN,
+    OWN_RATE,
+    SCHEDULES,
     SITE_MEASURES,
+    check_name,
+    is_own,
 )
 from nsrelu_bench.config.setting import Setting, describe_setting, setting
 from nsrelu_bench.errors import lookup
@@ -48,6 +52,13 @@ from nsrelu_bench.text import NOT_TINY, SMALLEST
 #: Raised by one when a change of the code changes the numbers that a configuration gives, so that
 #: "the same run id means the same numbers" holds across versions too.
 NUMERICS = 1
+
+#: What a setting can name besides a part of the user's own.
+NAMED_PARTS: dict[str, Iterable[str]] = {
+    "model": MODEL_SIZES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -111,7 +122,7 @@ class RunConfig(BaseModel):
 
     act: Choice = setting(
         "activation",
-        "Activation, e.g. relu, 'nsrelu(0.1)' or relu/gelu",
+        "Activation, e.g. relu, 'nsrelu(0.1)', relu/gelu, or package.module:name of your own",
         "nsrelu",  # resolved to its canonical label, nsrelu(0.1)
         names=ACTIVATION_NAMES,
     )
@@ -131,7 +142,7 @@ class RunConfig(BaseModel):
     probe_size: Count = setting("measuring", "Training examples to measure on", 2000)
     measures: Annotated[str, Field(max_length=1000)] = setting(
         "measuring",
-        "Measures to take: all, none, names with commas, or -name to leave out",
+        "Measures to take: all, none, names, -name to leave out, package.module:name of your own",
         "all",
         names=["all", "none", *SITE_MEASURES],
         metavar="NAMES",
@@ -172,12 +183,17 @@ class RunConfig(BaseModel):
         metavar="NAMES",
     )
     batch_size: Count = setting("training", "Examples per step", 64)
-    optimizer: Literal["sgd", "adam", "adamw"] = setting("training", "Optimizer", "sgd")
+    optimizer: Choice = setting(
+        "training",
+        "Optimizer by name, or package.module:name of your own",
+        "sgd",
+        names=OPTIMIZERS,
+    )
     lr: Amount = setting(
         "training",
         "Learning rate",
-        default_factory=lambda known: OPTIMIZERS[known["optimizer"]],
-        usual=", ".join(f"{rate:g} for {name}" for name, rate in OPTIMIZERS.items()),
+        default_factory=lambda known: OPTIMIZERS.get(known["optimizer"], OWN_RATE),
+        usual=f"{OPTIMIZERS['sgd']:g} for sgd, otherwise {OWN_RATE:g}",
     )
     momentum: Fraction | None = setting("training", "Momentum of sgd", 0.9)
     weight_decay: Amount = setting("training", "Weight decay", 0.0)
@@ -187,8 +203,11 @@ class RunConfig(BaseModel):
     redo: Annotated[int, Field(ge=0, le=1_000_000_000)] = setting(
         "training", "Steps between resets of dormant units (ReDo); 0: none", 0
     )
-    schedule: Literal["constant", "cosine"] = setting(
-        "training", "Schedule of the learning rate", "constant"
+    schedule: Choice = setting(
+        "training",
+        "Schedule of the learning rate by name, or package.module:function of your own",
+        "constant",
+        names=SCHEDULES,
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = setting(
         "training", "Seed, or the first of several", 0
@@ -229,12 +248,11 @@ class RunConfig(BaseModel):
             settings["act"] = str(parse_activation(act, **parts))
         return settings
 
-    @field_validator("model")
+    @field_validator("model", "optimizer", "schedule")
     @classmethod
-    def _known_model(cls, name: str) -> str:
-        if not PLUGIN.fullmatch(name):
-            lookup(MODEL_SIZES, name, "model")
-        return name
+    def _known_name(cls, name: str, info: ValidationInfo) -> str:
+        kind = str(info.field_name)
+        return check_name(name, NAMED_PARTS[kind], kind)
 
     @field_validator("dataset")
     @classmethod
@@ -243,9 +261,7 @@ class RunConfig(BaseModel):
         kind, _, path = name.partition(":")
         if kind == "folder" and path:
             return f"folder:{PurePath(os.path.expanduser(path))}"  # noqa: PTH111
-        if not PLUGIN.fullmatch(name):
-            lookup(DATASETS, name, "dataset")
-        return name
+        return check_name(name, DATASETS, "dataset")
 
     @field_validator("data_dir")
     @classmethod
@@ -281,9 +297,17 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _fits_the_optimizer(self) -> Self:
+        if is_own(self.optimizer):
+            self._excludes("optimizer", "weight_decay")
+        return self
+
+    @model_validator(mode="after")
     def _fits_a_stack(self) -> Self:
         if not self.stack:
             return self
+        if is_own(self.optimizer):
+            raise ValueError(f"stack: takes no optimizer of your own, got {self.optimizer}")
         if self.compile:
             raise ValueError("stack: can't be compiled, got compile: true")
         self._excludes("stack", "dropout", "clip_norm", "redo")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nsrelu_bench.config.reading import brief, mistake_lines, override, read_settings, run_config
-from nsrelu_bench.config.registry import METRICS
+from nsrelu_bench.config.registry import METRICS, is_own
 from nsrelu_bench.config.run import RunConfig, resolve_device
 from nsrelu_bench.errors import UsageError, unknown
 
@@ -241,7 +241,7 @@ def _family_mistakes(primary: Any, secondary: Any, place: Callable[[str], str]) 
     named = [("primary", primary)] if primary is not None else []
     named += [(f"secondary[{index}]", name) for index, name in enumerate(secondary or [])]
     for key, name in named:
-        if name not in METRICS:
+        if name not in METRICS and not (isinstance(name, str) and is_own(name)):
             wrong = name if isinstance(name, str) else brief(name)
             mistakes.append(f"{place(key)}: {unknown(wrong, METRICS, 'metric', brief=True)}")
     return mistakes

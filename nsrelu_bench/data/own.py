@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nsrelu_bench.data.dataset import Dataset, Parts, from_parts
 from nsrelu_bench.errors import BenchError, describe_error
-from nsrelu_bench.plugins import load_plugin
+from nsrelu_bench.plugins import blame, load_plugin
 
 SPLIT_NAMES = ("train", "val", "test")
 
@@ -27,10 +27,8 @@ def load_own(name: str, data_dir: Path) -> Dataset:
         BenchError: It fails, or returns something else.
     """
     load = load_plugin("dataset", name)
-    try:
+    with blame("dataset", name):
         found = load(data_dir)
-    except Exception as error:
-        raise BenchError(f"dataset: {name} failed: {describe_error(error)}") from error
     if not isinstance(found, Mapping) or not {"train", "test"} <= set(found) <= set(SPLIT_NAMES):
         got = list(found) if isinstance(found, Mapping) else type(found).__name__
         raise BenchError(

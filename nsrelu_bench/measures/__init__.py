@@ -3,6 +3,7 @@
 from nsrelu_bench.measures.isolation import undisturbed
 from nsrelu_bench.measures.measurement import Measurement, measure
 from nsrelu_bench.measures.metrics import DeadUnitHistory
+from nsrelu_bench.measures.own import load_measures
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.quantiles import pre_quantiles
 
@@ -10,6 +11,7 @@ __all__ = [
     "ActivationProbe",
     "DeadUnitHistory",
     "Measurement",
+    "load_measures",
     "measure",
     "pre_quantiles",
     "undisturbed",

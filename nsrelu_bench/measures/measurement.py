@@ -16,6 +16,7 @@ from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled, undisturbed
 from nsrelu_bench.measures.metrics import MEASURES, DeadUnitHistory
+from nsrelu_bench.measures.own import OwnMeasure
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.sites import (
     GRADIENT_MEASURES,
@@ -31,6 +32,9 @@ from nsrelu_bench.measures.sums import all_finite, weight_update
 from nsrelu_bench.measures.unit_axes import Axis
 
 Batch = tuple[Tensor, Tensor]
+
+#: What the probe measures; gradients of the weights come from `_run`, of all parameters.
+PROBED = PROBE_MEASURES.keys() - {"grad_norm"}
 
 LAYER_COLUMNS = ("layer", "units", *SITE_MEASURES)
 
@@ -58,7 +62,7 @@ def measure(
     labels: Tensor,
     *,
     batch_size: int = 250,
-    measures: Collection[str] = tuple(MEASURES),
+    measures: Collection[str | OwnMeasure] = tuple(MEASURES),
     previous: Measurement | None = None,
     unit_axis: Axis | Mapping[str, Axis] | None = None,
 ) -> Measurement:
@@ -72,7 +76,7 @@ def measure(
         images: The input (N, ...), normalised.
         labels: The classes, (N,) int64.
         batch_size: Examples per pass; changes time and memory, not the result.
-        measures: Names from `MEASURES`; docs/metrics.md lists what each costs.
+        measures: Names of `MEASURES`, whose costs are in docs/metrics.md, or of the user's own.
         previous: The measurement before this one, to count units that died or came back.
         unit_axis: The axis of a site's values that holds the units, as for `ActivationProbe`.
 
@@ -82,10 +86,9 @@ def measure(
         BenchError: The model has no activation module, or a site can't be measured.
     """
     batches = _split(images, labels, batch_size)
-    wanted = check_measures(measures, MEASURES)
+    wanted, own = check_measures(measures, MEASURES)
     model = uncompiled(model)
-    # Gradients of the weights come from `_run`, which has them of all parameters.
-    probe = _WholeProbe(model, None, wanted & PROBE_MEASURES.keys() - {"grad_norm"}, unit_axis)
+    probe = _WholeProbe(model, None, [*(wanted & PROBED), *own.values()], unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
     parameters = [p for p in model.parameters() if p.requires_grad and wanted & GRADIENT_MEASURES]
     with undisturbed(model), run_eagerly():
@@ -99,16 +102,16 @@ def measure(
     weights = dict(zip(parameters, starmap(weight_update, pairs), strict=True))
     histories = _histories(sites, previous) if finite and at_sites else {}
 
-    layers, totals = site_rows(sites, weights, wanted, finite), {}
+    layers, totals = site_rows(sites, weights, wanted, own, finite), {}
     if finite:
-        totals = site_values(sites.values(), weights.values(), model.parameters(), wanted)
+        totals = site_values(sites.values(), weights.values(), model.parameters(), wanted, own)
         totals |= {"loss": result.loss, "accuracy": result.accuracy}
         totals |= _count_changes(histories, previous)
         for row in layers:
             row |= _count_changes({row["layer"]: histories[row["layer"]]}, previous)
     return Measurement(
-        totals=_choose(totals, MEASURES, wanted),
-        layers=[_choose(row, LAYER_COLUMNS, wanted | {"layer", "units"}) for row in layers],
+        totals=_choose(totals, (*MEASURES, *own), wanted),
+        layers=[_choose(row, (*LAYER_COLUMNS, *own), wanted) for row in layers],
         finite=finite,
         histories=histories,
     )
@@ -124,8 +127,9 @@ def _split(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
 
 
 def _choose(row: Row, columns: Iterable[str], wanted: Collection[str]) -> Row:
-    """Return a row with all columns, those that are not wanted or not there as None."""
-    return {name: row.get(name) if name in wanted else None for name in columns}
+    """Return a row with all columns, measures that are not wanted or not there as None."""
+    kept = {*wanted, "layer", "units"}
+    return {name: row.get(name) if name in kept else None for name in columns}
 
 
 class _WholeProbe(ActivationProbe):

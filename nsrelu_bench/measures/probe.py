@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_batched, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
+from nsrelu_bench.measures.own import OwnMeasure
 from nsrelu_bench.measures.running_sums import GradientSums, PassSums, RunningSums, Total
 from nsrelu_bench.measures.sites import (
     ACTIVATIONS,
@@ -61,6 +62,7 @@ class _Record:
         )
         self.grad: GradientSums[GradSums] = GradientSums()
         self.extra: GradientSums[ExtraSums] = GradientSums()
+        self.own: dict[str, Any] = {}  # by measure
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ class _Visit:
     post: Tensor | PostSums | None = None  # None until the output is known
     grad: PassSums[GradSums] | None = None
     extra: PassSums[ExtraSums] | None = None
+    whole: Tensor | None = None  # the input, for the user's measures
+    own: dict[str, Any] = field(default_factory=dict)  # what these have summed up
     call: SurrogateCall | None = None
     view: OverwrittenView | None = None
 
@@ -111,8 +115,8 @@ class ActivationProbe:
         model: Any module. Of several inputs or outputs of a site the first tensor counts.
         sites: Names of modules, as in `named_modules()`, or types of modules; by default all of
             a type in `ACTIVATIONS`. Modules inside a site are not sites themselves.
-        measures: Names of `PROBE_MEASURES`; by default all of them. The others (loss, accuracy,
-            units that died, true gradients) need `measure`.
+        measures: Names of `PROBE_MEASURES`, by default all of them, or of the user's own. The
+            others (loss, accuracy, units that died, true gradients) need `measure`.
         unit_axis: The axis of a site's values that holds the units (a tuple: those that do
             together), for all sites or by the site's name. Without it, it is the axis of the
             features of the last linear layer or of the channels of the last convolution, followed
@@ -131,12 +135,12 @@ class ActivationProbe:
         self,
         model: nn.Module,
         sites: Iterable[str | type[nn.Module]] | None = None,
-        measures: Collection[str] = tuple(PROBE_MEASURES),
+        measures: Collection[str | OwnMeasure] = tuple(PROBE_MEASURES),
         unit_axis: Axis | Mapping[str, Axis] | None = None,
     ) -> None:
         self._model = uncompiled(model)
         self._modules = find_sites(self._model, ACTIVATIONS if sites is None else sites)
-        self._wanted = check_measures(measures, PROBE_MEASURES)
+        self._wanted, self._own = check_measures(measures, PROBE_MEASURES)
         self._watches_inputs = bool(self._wanted & (PRE_GRADIENT_MEASURES | EXTRA_MEASURES))
         self._unit_axis = check_unit_axis(unit_axis, self._modules)
         self._records: dict[_Key, _Record] = {}
@@ -178,7 +182,8 @@ class ActivationProbe:
         for (name, call), record in self._records.items():
             pre, post = record.pre.sums, record.post.sums
             if pre and post:
-                site = Site(record.weights, pre, post, record.grad.sums, record.extra.sums)
+                grad, extra = record.grad.sums, record.extra.sums
+                site = Site(record.weights, pre, post, grad, extra, record.own)
                 found[f"{name}#{call}" if calls[name] > 1 else name] = site
         return found
 
@@ -195,7 +200,7 @@ class ActivationProbe:
                 "the probe saw no pass: inside its `with`, call the very module it was given"
             )
         weights = {p: weight_update(g) for p, g in self._gradients.items()}
-        return pd.DataFrame(site_rows(self.sites, weights, self._wanted))
+        return pd.DataFrame(site_rows(self.sites, weights, self._wanted, self._own))
 
     def _register(self) -> None:
         self._keep(self._model.register_forward_pre_hook(self._begin))
@@ -230,6 +235,7 @@ class ActivationProbe:
             record.weights = record.weights or visit.layout.weights
             record.pre.add(visit.pre)
             record.post.add(visit.post)
+            record.own |= visit.own
             if visit.grad:
                 record.grad.add(visit.grad)
             if visit.extra:
@@ -273,6 +279,8 @@ class ActivationProbe:
         layout = self._find_layout(key, module, pre)
         record = self._records.get(key) or _Record(self._wanted, self.POOLED)
         visit = _Visit(layout, record, record.pre.gather(units_second(pre, layout.pre)))
+        if self._own:
+            visit.whole = units_second(pre.detach().clone(), layout.pre)
         self._pass.visits[key] = self._pass.last[name] = visit
         if self._watches_inputs and pre.requires_grad:
             self._watch_input(visit, module, pre)
@@ -325,7 +333,12 @@ class ActivationProbe:
         if visit.layout.post is None:
             key = name, self._pass.calls[name]
             visit.layout.post = self._find_post_axes(key, module, visit.layout, post)
-        visit.post = visit.record.post.gather(units_second(post, visit.layout.post))
+        laid_out = units_second(post, visit.layout.post)
+        visit.post = visit.record.post.gather(laid_out)
+        if visit.whole is not None:
+            sums, values = visit.record.own, (visit.whole, laid_out.detach())
+            visit.own = {n: one.update(sums.get(n), *values) for n, one in self._own.items()}
+            visit.whole = None
         if visit.call and post.requires_grad:
             self._watch_output(visit, visit.call, post)
 

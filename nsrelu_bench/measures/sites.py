@@ -1,15 +1,17 @@
 """The activation sites of a model: finding them, their sums, and their measures."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import Surrogate
+from nsrelu_bench.activations import OwnActivation, Surrogate
+from nsrelu_bench.config import check_name
 from nsrelu_bench.errors import BenchError, lookup
 from nsrelu_bench.measures import metrics
 from nsrelu_bench.measures.metrics import MEASURES
+from nsrelu_bench.measures.own import OwnMeasure, load_measures
 from nsrelu_bench.measures.sums import (
     ExtraSums,
     GradSums,
@@ -25,6 +27,7 @@ Row = dict[str, Any]
 #: The modules that count as activations unless the user names some.
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     Surrogate,
+    OwnActivation,
     nn.CELU,
     nn.ELU,
     nn.GELU,
@@ -94,6 +97,7 @@ class Site:
     post: PostSums
     grad: GradSums | None  # None: there was no backward pass
     extra: ExtraSums | None
+    own: Mapping[str, Any] = field(default_factory=dict)  # sums of the user's measures, by name
 
     @property
     def units(self) -> int:
@@ -145,6 +149,7 @@ def site_rows(
     sites: dict[str, Site],
     weights: Mapping[nn.Parameter, WeightSums],
     wanted: frozenset[str],
+    own: Mapping[str, OwnMeasure],
     finite: bool = True,
 ) -> list[Row]:
     """Compute the measures of each site.
@@ -159,8 +164,8 @@ def site_rows(
         feeding = [weights[p] for p in site.weights if p in weights]
         computed = wanted if finite else wanted - GRADIENT_MEASURES
         row: Row = {"layer": name, "units": site.units}
-        row |= dict.fromkeys(name for name in _COMPUTE if name in wanted)
-        values = site_values([site], feeding, site.weights, computed) if intact else {}
+        row |= dict.fromkeys([*(name for name in _COMPUTE if name in wanted), *own])
+        values = site_values([site], feeding, site.weights, computed, own) if intact else {}
         rows.append(row | values)
     return rows
 
@@ -170,6 +175,7 @@ def site_values(
     weights: Collection[WeightSums],
     parameters: Iterable[nn.Parameter],
     wanted: frozenset[str],
+    own: Mapping[str, OwnMeasure],
 ) -> Row:
     """Compute the measures of some sites together, and of their weights and parameters."""
     sums: dict[str, Iterable[Sums | None]] = {
@@ -181,11 +187,24 @@ def site_values(
         "parameters": map(parameter_update, parameters if "weight_norm" in wanted else ()),
     }
     chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
-    return {name: compute(*sums[kind]) for name, kind, compute in chosen}
+    values: Row = {name: compute(*sums[kind]) for name, kind, compute in chosen}
+    return values | {name: one.compute([s.own[name] for s in sites]) for name, one in own.items()}
 
 
-def check_measures(measures: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
-    """Return the names as a set; raise UsageError for an unknown one."""
-    for name in measures:
-        lookup(known, name, "measure")
-    return frozenset(measures)
+def check_measures(
+    measures: Iterable[str | OwnMeasure], known: Mapping[str, str]
+) -> tuple[frozenset[str], dict[str, OwnMeasure]]:
+    """Return the names of measures as a set, and those of the user's own by name.
+
+    Raises:
+        UsageError: One is neither known nor the user's.
+        BenchError: One of the user's can't be loaded.
+    """
+    own = {}
+    for one in load_measures(measures):
+        if isinstance(one, OwnMeasure):
+            own[one.name] = one
+        else:
+            check_name(one, known, "measure")
+    names = (one if isinstance(one, str) else one.name for one in measures)
+    return frozenset(names), dict(sorted(own.items()))

@@ -3,7 +3,7 @@
 import math
 import re
 
-from nsrelu_bench.config import SITE_MEASURES, RunConfig
+from nsrelu_bench.config import SITE_MEASURES, RunConfig, is_own
 
 CONFIG = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -43,9 +43,14 @@ REQUIRED = (CONFIG, "metrics.csv", "layers.csv", "timing.csv")
 CELL = re.compile(r"(?:-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)?")
 
 
-def csv_files(config: RunConfig) -> list[str]:
-    """Return the names of the CSV files that a run writes."""
-    return [name for name in COLUMNS if name != "steps.csv" or config.probe_every]
+def csv_files(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the columns of the CSV files that a run writes; the user's own measures come last."""
+    own = tuple(name for name in config.measured if is_own(name))
+    return {
+        name: columns + own if name in ("metrics.csv", "layers.csv", "steps.csv") else columns
+        for name, columns in COLUMNS.items()
+        if name != "steps.csv" or config.probe_every
+    }
 
 
 def format_cell(value: float | int | str | None) -> str:

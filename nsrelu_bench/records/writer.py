@@ -36,7 +36,6 @@ from nsrelu_bench.records.environment import environment
 from nsrelu_bench.records.same_run import check_configuration
 from nsrelu_bench.records.schema import (
     CHECKPOINT,
-    COLUMNS,
     CONFIG,
     ENVIRONMENT_FILE,
     MAX_CHECKPOINT_BYTES,
@@ -138,12 +137,12 @@ class RunWriter:
         with wrap_write_errors(self.folder):
             lengths = self._resume()
             write_json(self.folder / ENVIRONMENT_FILE, self._environment, durable=False)
-            for name in csv_files(self.config):
+            for name, columns in csv_files(self.config).items():
                 file = (self.folder / name).open("a", newline="", encoding="utf-8")
                 self._files[name] = file
                 file.truncate(lengths.get(name, 0))
                 if name not in lengths:
-                    self._write_row(name, COLUMNS[name])
+                    self._write_row(name, columns)
 
     def _set_aside(self) -> None:
         """Keep the files of a done run that was changed since: the user may want them."""
@@ -193,10 +192,10 @@ class RunWriter:
             "quantiles.csv": epoch.quantiles,
         }
         with wrap_write_errors(self.folder):
-            for name, file in self._files.items():
+            for name, columns in csv_files(self.config).items():
                 for row in rows[name]:
-                    self._write_row(name, [format_cell(row.get(c)) for c in COLUMNS[name]])
-                file.flush()
+                    self._write_row(name, [format_cell(row.get(c)) for c in columns])
+                self._files[name].flush()
         number = epoch.metrics["epoch"]
         self.status = Status("running", epoch=number)
         if epoch.diverged_step is not None:

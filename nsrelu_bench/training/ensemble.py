@@ -19,15 +19,14 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset
 from nsrelu_bench.errors import BenchError, error_reason
 from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.optimizers import make_optimizer, make_schedule, set_learning_rate
 from nsrelu_bench.training.random_streams import isolated
 from nsrelu_bench.training.steps import (
     Task,
     batches,
     build_network,
     load_data,
-    make_optimizer,
     make_task,
-    set_learning_rate,
     starts_task,
     task_number,
     to_device,
@@ -140,6 +139,7 @@ def run_ensemble(
     ensemble = Ensemble(networks)
     ensemble.check(networks, data.inputs(data.train.images[:2]))
     optimizer = make_optimizer(ensemble.parameters(), config)
+    schedule = make_schedule(config)
     first, step, steps = 0, 0, total_steps(config, data)
     if states:
         optimizer.load_state_dict(join_states([state["optimizer"] for state in states]))
@@ -154,7 +154,7 @@ def run_ensemble(
         with isolated(config, f"noise/{epoch}"):
             started, rate, losses = time.perf_counter(), config.lr, []
             for images, labels in _joint_batches(members, epoch) if epoch else ():
-                rate = set_learning_rate(optimizer, config, step / steps)
+                rate = set_learning_rate(optimizer, config.lr, schedule(step, steps))
                 inputs = data.inputs(images)
                 losses.append(
                     train_step(ensemble.forward, optimizer, inputs, labels, config.precision)

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset, Split
-from nsrelu_bench.measures import DeadUnitHistory, Measurement, measure, pre_quantiles
+from nsrelu_bench.measures import (
+    DeadUnitHistory,
+    Measurement,
+    load_measures,
+    measure,
+    pre_quantiles,
+)
 from nsrelu_bench.training.gradient_watch import GradientWatch
 from nsrelu_bench.training.steps import Task, task_number
 
@@ -61,7 +67,7 @@ class Monitor:
     def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
         saved = saved or {}
         self._config = config
-        self._measures = ("loss", "accuracy", *config.measured)
+        self._measures = load_measures(("loss", "accuracy", *config.measured))
         self._after_epochs = _restore(saved.get("after_epochs"))
         self._between = _restore(saved.get("between"))
         self._best_val_accuracy: float = saved.get("best_val_accuracy", 0.0)

@@ -12,16 +12,15 @@ from torch import nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.training.ensemble import run_ensemble
 from nsrelu_bench.training.epoch import Epoch, Monitor, Row, position
+from nsrelu_bench.training.optimizers import make_optimizer, make_schedule, set_learning_rate
 from nsrelu_bench.training.random_streams import isolated
 from nsrelu_bench.training.redo import reset_dormant_units
 from nsrelu_bench.training.steps import (
     batches,
     build_network,
     load_data,
-    make_optimizer,
     make_task,
     set_leak,
-    set_learning_rate,
     starts_task,
     to_device,
     total_steps,
@@ -52,6 +51,7 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
         network.load_state_dict(checkpoint["model"])
     data = to_device([network], data, config.device)
     optimizer = make_optimizer(list(network.parameters()), config)
+    schedule = make_schedule(config)
     forward = torch.compile(network) if config.compile else network
     monitor = Monitor(config, checkpoint and checkpoint["monitor"])
     first, step, steps = 0, 0, total_steps(config, data)
@@ -67,7 +67,7 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
         with isolated(config, f"noise/{epoch}"):
             started, rate, losses = time.perf_counter(), config.lr, []
             for images, labels in batches(task.data, config, epoch) if epoch else ():
-                rate = set_learning_rate(optimizer, config, step / steps)
+                rate = set_learning_rate(optimizer, config.lr, schedule(step, steps))
                 set_leak(network, config, step / steps)
                 inputs = data.inputs(images)
                 how = config.precision, config.clip_norm

@@ -1,11 +1,9 @@
 """The parts of training: data, network, optimizer, batches, and one step."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,27 +83,6 @@ def to_device(networks: list[nn.Module], data: Dataset, device: str) -> Dataset:
         raise BenchError(f"device: {device!r} can't be used here ({reason})") from error
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a run."""
-    # Fused: up to 1.3 times the speed of the default for Adam on the CPU, and as deterministic.
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        shared["momentum"] = config.momentum or 0
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return _without_compiler(kinds[config.optimizer])(parameters, **shared)
-
-
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """Return an optimizer that does not import PyTorch's compiler, which takes over a second.
-
-    PyTorch wraps these methods to keep the compiler out of them, and imports it for that. Here it
-    never sees them: only a model is compiled.
-    """
-    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad", "step")
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
-
-
 def total_steps(config: RunConfig, data: Dataset) -> int:
     """Return the number of steps of a whole run."""
     return math.ceil(len(data.train) / config.batch_size) * config.total_epochs
@@ -152,18 +129,6 @@ def batches(data: Dataset, config: RunConfig, epoch: int) -> Iterator[tuple[Tens
         if config.augment != "none":
             images = augment_batch(images, config.augment, data.mean, augmentation)
         yield images, labels
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: RunConfig, progress: float
-) -> float:
-    """Set and return the learning rate of a step; `progress` through the run is in [0, 1)."""
-    rate = config.lr
-    if config.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * progress)) / 2
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
 
 
 def set_leak(network: nn.Module, config: RunConfig, progress: float) -> None:

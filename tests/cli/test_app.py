@@ -51,7 +51,8 @@ def test_every_public_name_can_be_imported() -> None:
         ("sweep", "Missing argument 'FILE'."),
         (
             "list x",
-            "unknown kind 'x'; choose from: activations, gates, models, datasets, metrics, figures",
+            "unknown kind 'x'; choose from: activations, gates, models, datasets, optimizers,"
+            " schedules, metrics, figures",
         ),
     ],
 )

@@ -5,7 +5,15 @@ import pytest
 from helpers.command_line import ask
 
 from nsrelu_bench.activations import functional
-from nsrelu_bench.config import DATASETS, FIGURES, GATES, MODEL_SIZES, SITE_MEASURES
+from nsrelu_bench.config import (
+    DATASETS,
+    FIGURES,
+    GATES,
+    MODEL_SIZES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SITE_MEASURES,
+)
 from nsrelu_bench.plot import figure_specs
 
 
@@ -65,7 +73,9 @@ def test_ops_checks_its_folder_before_it_measures(tmp_path: Path) -> None:
         ("activations", ["relu", "nsrelu"]),
         ("gates", GATES),
         ("models", MODEL_SIZES),
-        ("datasets", DATASETS),
+        ("datasets", [*DATASETS, "package.module"]),
+        ("optimizers", OPTIMIZERS),
+        ("schedules", SCHEDULES),
         ("metrics", ["test_accuracy", "val_loss", *SITE_MEASURES]),
         ("figures", FIGURES),
     ],

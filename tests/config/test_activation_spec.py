@@ -20,12 +20,13 @@ from nsrelu_bench.config.activation_spec import (
     forget,
     parse_activation,
 )
+from nsrelu_bench.config.registry import PLUGIN_FORM
 from nsrelu_bench.errors import UsageError, unknown
 
 leaks = st.just(0.0) | st.floats(1.2e-38, 1)
 functions = st.sampled_from([name for name in FUNCTION_PARAMETERS if name not in LEARNABLE])
-FUNCTION_NAMES = ", ".join(FUNCTION_PARAMETERS)
-LISTED_NAMES = ", ".join(ACTIVATION_NAMES)
+FUNCTION_NAMES = ", ".join([*FUNCTION_PARAMETERS, PLUGIN_FORM])
+LISTED_NAMES = ", ".join([*ACTIVATION_NAMES, PLUGIN_FORM])
 gated = pytest.mark.parametrize("gate", [gate for gate in GATES if gate != "always"])
 
 
@@ -191,20 +192,24 @@ def cannot_gate(gate, pair):
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("gelo", {}, str(unknown("gelo", ACTIVATION_NAMES, "activation"))),
+        ("gelo", {}, str(unknown("gelo", [*ACTIVATION_NAMES, PLUGIN_FORM], "activation"))),
         ("0.1", {}, f"unknown activation '0.1'; choose from: {LISTED_NAMES}"),
         (
             "nsrelo",
             {},
             f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {LISTED_NAMES}",
         ),
-        ("relu/gelo", {}, str(unknown("gelo", FUNCTION_PARAMETERS, "backward"))),
+        ("relu/gelo", {}, str(unknown("gelo", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward"))),
         (
             "nsrelu/relu",
             {},
-            str(unknown("nsrelu", FUNCTION_PARAMETERS, "forward")),
+            str(unknown("nsrelu", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "forward")),
         ),
-        ("relu", {"backward": "gelo"}, str(unknown("gelo", FUNCTION_PARAMETERS, "backward"))),
+        (
+            "relu",
+            {"backward": "gelo"},
+            str(unknown("gelo", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward")),
+        ),
         ("", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
         ("  ", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
         (
@@ -274,7 +279,11 @@ def cannot_gate(gate, pair):
         ("nsrelu", {"gate": "Rescue"}, str(unknown("Rescue", GATES, "gate"))),
         ("nsrelu", {"gate": True}, "gate must be a name, got True"),
         ("relu", {"backward": 5}, "backward must be a name, got 5"),
-        ("relu/rescue", {}, str(unknown("rescue", FUNCTION_PARAMETERS, "backward"))),
+        (
+            "relu/rescue",
+            {},
+            str(unknown("rescue", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward")),
+        ),
         ("rescue@up", {}, "gate 'up' contradicts activation 'rescue'"),
         ("rescue(0.2)@always", {}, "gate 'always' contradicts activation 'rescue(0.2)'"),
         ("rescue", {"gate": "up"}, "gate 'up' contradicts activation 'rescue'"),
@@ -309,7 +318,7 @@ def test_any_text_is_a_label_or_a_one_line_error(text):
     [
         ("leaky_relu", (), "wrong number of parameters for leaky_relu: it takes 1 (leak), got 0"),
         ("leaky_relu", (2.0,), "leak must be from 0 to 1, got 2"),
-        ("nsrelu", (), str(unknown("nsrelu", FUNCTION_PARAMETERS, "function"))),
+        ("nsrelu", (), str(unknown("nsrelu", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "function"))),
     ],
 )
 def test_a_function_that_does_not_exist_is_refused(name, parameters, message):

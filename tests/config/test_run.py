@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from nsrelu_bench.config import activation_spec as labels
 from nsrelu_bench.config.activation_spec import FUNCTION_PARAMETERS, GATES
 from nsrelu_bench.config.reading import override, run_config
-from nsrelu_bench.config.registry import LATER_MEASURES, MODEL_SIZES, SITE_MEASURES
+from nsrelu_bench.config.registry import (
+    LATER_MEASURES,
+    MODEL_SIZES,
+    OPTIMIZERS,
+    PLUGIN_FORM,
+    SITE_MEASURES,
+)
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.errors import UsageError, unknown
 
@@ -128,7 +134,7 @@ NEEDS_SLOPE = (
     [
         (
             {"act": "gelo"},
-            f"--act: {unknown('gelo', labels.ACTIVATION_NAMES, 'activation')}",
+            f"--act: {unknown('gelo', [*labels.ACTIVATION_NAMES, PLUGIN_FORM], 'activation')}",
         ),
         ({"leak": -1}, "--leak: must be from 0 to 1, got -1"),
         ({"leak": float("nan")}, "--leak: must be from 0 to 1, got nan"),
@@ -140,13 +146,22 @@ NEEDS_SLOPE = (
         ({"seed": 2**64}, f"--seed: must be less than {2**63}, got {2**64}"),
         (
             {"model": "mpl"},
-            f"--model: {unknown('mpl', MODEL_SIZES, 'model')}",
+            f"--model: {unknown('mpl', [*MODEL_SIZES, PLUGIN_FORM], 'model')}",
         ),
         ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
-        ({"optimizer": "sgdx"}, "--optimizer: must be 'sgd', 'adam' or 'adamw', got 'sgdx'"),
+        (
+            {"optimizer": "sgdx"},
+            f"--optimizer: {unknown('sgdx', [*OPTIMIZERS, PLUGIN_FORM], 'optimizer')}",
+        ),
         ({"gate": "upp"}, f"--gate: {unknown('upp', GATES, 'gate')}"),
-        ({"backward": "gelo"}, f"--backward: {unknown('gelo', FUNCTION_PARAMETERS, 'backward')}"),
-        ({"act": "relu/gelo"}, f"--act: {unknown('gelo', FUNCTION_PARAMETERS, 'backward')}"),
+        (
+            {"backward": "gelo"},
+            f"--backward: {unknown('gelo', [*FUNCTION_PARAMETERS, PLUGIN_FORM], 'backward')}",
+        ),
+        (
+            {"act": "relu/gelo"},
+            f"--act: {unknown('gelo', [*FUNCTION_PARAMETERS, PLUGIN_FORM], 'backward')}",
+        ),
         ({"act": "rescue", "gate": "up"}, "--gate: 'up' contradicts activation 'rescue'"),
         ({"gate": "up", "act": "relu"}, f"--gate: 'up' {NEEDS_SLOPE}, got relu"),
         ({"gate": "up", "leak": 0}, f"--gate: 'up' {NEEDS_SLOPE}, got nsrelu(0)"),
@@ -235,7 +250,7 @@ def test_a_wrong_choice_of_measures_is_one_line(text: str) -> None:
 def test_an_unknown_measure_is_one_line() -> None:
     assert message(measures="dead_unit") == (
         "--measures: unknown measure 'dead_unit'; did you mean 'dead_units'? choose from: "
-        + ", ".join(SITE_MEASURES)
+        + ", ".join([*SITE_MEASURES, PLUGIN_FORM])
     )
 
 

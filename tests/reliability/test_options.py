@@ -6,7 +6,7 @@ import pytest
 from helpers.command_line import ask
 
 from nsrelu_bench.config import ACTIVATION_NAMES
-from nsrelu_bench.config.registry import DATASETS, MODEL_SIZES, SITE_MEASURES
+from nsrelu_bench.config.registry import DATASETS, MODEL_SIZES, PLUGIN_FORM, SITE_MEASURES
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.errors import unknown
 
@@ -59,7 +59,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--seeds=0", "--seeds: must be from 1 to 100000, got 0"),
         ("--leak=-1", "--leak: must be from 0 to 1, got -1"),
         ("--leak=nan", "--leak: must be from 0 to 1, got nan"),
-        ("--act=gelo", f"--act: {unknown('gelo', ACTIVATION_NAMES, 'activation')}"),
+        ("--act=gelo", f"--act: {unknown('gelo', [*ACTIVATION_NAMES, PLUGIN_FORM], 'activation')}"),
         ("--act=nsrelu(2)", "--act: leak must be from 0 to 1, got 2"),
         # Seeds.
         ("--seed=-1", "--seed: must be greater than or equal to 0, got -1"),
@@ -73,9 +73,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Names: empty, Unicode, paths, long, the wrong case.
         (
             "--act=",
-            f"--act: activation must not be empty; choose from: {', '.join(ACTIVATION_NAMES)}",
+            "--act: activation must not be empty; choose from: "
+            + ", ".join([*ACTIVATION_NAMES, PLUGIN_FORM]),
         ),
-        ("--act=résumé", f"--act: {unknown('résumé', ACTIVATION_NAMES, 'activation')}"),
+        (
+            "--act=résumé",
+            f"--act: {unknown('résumé', [*ACTIVATION_NAMES, PLUGIN_FORM], 'activation')}",
+        ),
         ("--act=nsrelu(inf)", "--act: leak must be from 0 to 1, got inf"),
         (
             f"--act={'x' * 300}",
@@ -85,9 +89,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--impl=NATIVE",
             "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'",
         ),
-        ("--dataset=../x", f"--dataset: {unknown('../x', DATASETS, 'dataset')}"),
-        ("--model=../x", f"--model: {unknown('../x', MODEL_SIZES, 'model')}"),
-        ("--measures=-", f"--measures: {unknown('', SITE_MEASURES, 'measure')}"),
+        ("--dataset=../x", f"--dataset: {unknown('../x', [*DATASETS, PLUGIN_FORM], 'dataset')}"),
+        ("--model=../x", f"--model: {unknown('../x', [*MODEL_SIZES, PLUGIN_FORM], 'model')}"),
+        ("--measures=-", f"--measures: {unknown('', [*SITE_MEASURES, PLUGIN_FORM], 'measure')}"),
         # Files and folders in each other's place.
         ("--config=.", ".: Is a directory"),
         ("--config=/dev/null", "/dev/null: null is not a regular file"),
