@@ -22,7 +22,7 @@ def export(
     table: Annotated[
         str,
         make_option(
-            *("--table", "Which rows: of runs, epochs, layers or quantiles", "metrics"),
+            *("--table", "Table to write: rows of runs, epochs, layers or quantiles", "metrics"),
             choices=("runs", "metrics", "layers", "quantiles"),
         ),
     ] = "metrics",
@@ -48,9 +48,7 @@ def merge(
     folders: Annotated[list[Path], make_argument("Folders of one study", "FOLDER")],
     out: Annotated[
         Path | None,
-        make_option(
-            "--out", "The study's folder", "RESULTS/NAME, as the folders are called", "DIR"
-        ),
+        make_option("--out", "The study's folder", "RESULTS/NAME of the folders", "DIR"),
     ] = None,
     results: ResultsDir = Path("results"),
 ) -> None:

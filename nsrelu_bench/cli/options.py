@@ -259,7 +259,7 @@ Threads = Annotated[int | None, setting_option("threads", within=(1, 1024))]
 Replicates = Annotated[
     int | None,
     make_option(
-        *("--replicates", "Number of rounding replicates, one run for each and each seed", "", "N"),
+        *("--replicates", "Number of rounding replicates per seed", "", "N"),
         within=(1, 100_000),
         section="training",
         variable=True,
@@ -309,7 +309,7 @@ Paths = Annotated[
     list[Path] | None, make_argument("Runs, studies or folders of them [default: results]", "PATH")
 ]
 AllRuns = Annotated[
-    bool, make_option("--all", "Also runs that the study's file no longer asks for")
+    bool, make_option("--all", "Include runs that the study's file no longer asks for")
 ]
 Baseline = Annotated[
     str,
@@ -334,14 +334,19 @@ Arm = Annotated[
 By = Annotated[
     list[str] | None,
     make_option(
-        *("--by", "Settings with a table or figure for each value, with commas", "", "NAMES"),
+        *("--by", "Settings with a table or figure per value, with commas", "", "NAMES"),
         names=SETTINGS,
     ),
 ]
 Where = Annotated[
     list[str] | None,
     make_option(
-        *("--where", "Only such runs, and the baseline, e.g. act=nsrelu", "", "KEY=VALUE"),
+        *(
+            "--where",
+            "Only runs with this value, and the baseline, e.g. act=nsrelu",
+            "",
+            "KEY=VALUE",
+        ),
         names=[f"{name}=" for name in SETTINGS],
     ),
 ]

@@ -41,7 +41,12 @@ FIGURE_STYLES = ("paper", "column", "talk")
 Primary = Annotated[
     str | None,
     make_option(
-        *("--primary", "Metric that counts most", "the study's, or test_accuracy", "NAME"),
+        *(
+            "--primary",
+            "Primary metric, whose differences are shown",
+            "the study's, or test_accuracy",
+            "NAME",
+        ),
         names=METRICS,
     ),
 ]
@@ -74,7 +79,7 @@ Columns = Annotated[
 ]
 Sort = Annotated[str | None, make_option("--sort", "Metric or setting to sort by", metavar="NAME")]
 TableFormat = Annotated[
-    str, make_option("--format", "Form of the table", "table", choices=TABLE_FORMATS)
+    str, make_option("--format", "Format of the table", "table", choices=TABLE_FORMATS)
 ]
 
 
@@ -165,7 +170,7 @@ def power(
     primary: Primary = None,
     margin: Margin = None,
     power: Annotated[
-        float | None, make_option("--power", "Chance of showing what is there", "0.8", "X")
+        float | None, make_option("--power", "Chance of showing a real difference", "0.8", "X")
     ] = None,
     baseline: Baseline = "relu",
     arm: Arm = None,
@@ -174,7 +179,7 @@ def power(
     all_runs: AllRuns = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many seeds a study needs, from a pilot with a few."""
+    """Estimate how many seeds a study needs, from a pilot."""
     from nsrelu_bench.compare import comparison as statistics
     from nsrelu_bench.compare import format_plan, scale_of
     from nsrelu_bench.records import CONFIG_COLUMNS, load_runs
@@ -239,7 +244,7 @@ Formats = Annotated[
     ),
 ]
 FigureStyle = Annotated[
-    str, make_option("--style", "Size and letters", "paper", choices=FIGURE_STYLES)
+    str, make_option("--style", "Size and fonts", "paper", choices=FIGURE_STYLES)
 ]
 
 
@@ -262,7 +267,7 @@ def plot(
     fmt: Formats = "png,svg",
     style: FigureStyle = "paper",
     out: Annotated[
-        Path | None, make_option("--out", "Folder to write", "figures/ beside the runs", "DIR")
+        Path | None, make_option("--out", "Folder to write", "figures/ next to the runs", "DIR")
     ] = None,
 ) -> None:
     """Draw the figures of each study.
@@ -332,7 +337,7 @@ def report(
     baseline: Baseline = "relu",
     tune: Tune = None,
     out: Annotated[
-        Path | None, make_option("--out", "File to write", "report.html beside the runs", "FILE")
+        Path | None, make_option("--out", "File to write", "report.html next to the runs", "FILE")
     ] = None,
 ) -> None:
     """Write an HTML page of verdicts, tables and figures.

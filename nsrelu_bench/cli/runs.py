@@ -119,7 +119,7 @@ Shard = Annotated[
 Engine = Annotated[
     str,
     make_option(
-        *("--engine", "What computes the runs", "local"),
+        *("--engine", "Where the runs are computed", "local"),
         choices=("local", "ray"),
         section=CLUSTER,
         variable=True,
@@ -135,7 +135,9 @@ Address = Annotated[
 ]
 Collect = Annotated[
     bool,
-    make_option("--collect", "The Ray nodes share no folder: send results back", section=CLUSTER),
+    make_option(
+        "--collect", "Send results back from Ray nodes that share no folder", section=CLUSTER
+    ),
 ]
 GpusPerRun = Annotated[
     float | None,

@@ -143,7 +143,7 @@ def ops(
         ),
     ] = "float32",
     compiled: Annotated[
-        bool, make_option("--compile/--no-compile", "Also compiled, some minutes more", "no")
+        bool, make_option("--compile/--no-compile", "Also compiled; takes some minutes more", "no")
     ] = False,
     device: Device = None,
     threads: Threads = None,
@@ -259,7 +259,7 @@ def doctor(
     results: ResultsDir = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Examine the installation and say what is wrong with it."""
+    """Examine the installation and report problems."""
     import json
 
     from nsrelu_bench.tools.doctor import examine, format_findings, is_well, to_json
