@@ -187,6 +187,7 @@ def test_dropout_is_at_its_documented_places(name: str, expected: int) -> None:
     assert used == [0.25] * expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch_norm"), [("resnet18", False), ("resnet18", True), ("vgg16", True)]
 )
@@ -323,6 +324,7 @@ def test_rais_deviation_solves_the_equation_of_its_source() -> None:
     assert left == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 3])
 def test_rai_makes_deep_narrow_networks_die_less_often(width: int) -> None:
     inputs = torch.linspace(-math.sqrt(3), math.sqrt(3), 51)[:, None]

@@ -66,6 +66,7 @@ def test_a_module_of_python_has_a_digest(name: str) -> None:
     assert len(source_digest(name)) == 64
 
 
+@pytest.mark.slow
 def test_an_installed_module_is_its_own_file() -> None:
     assert len(source_digest("rich.console:Console")) == 64
 

@@ -100,6 +100,7 @@ def epochs(**settings):
     return [(epoch.metrics, epoch.layers) for epoch in run(tiny(**settings))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS_IN_PLACE, ids=str)
 def test_a_run_in_place_has_the_numbers_of_one_out_of_place(settings, monkeypatch):
     # Of the probe too: it must see the pre-activation, which is overwritten.

@@ -85,6 +85,7 @@ def test_true_gradients_are_those_of_the_plain_layer(make, shape):
     assert all(map(torch.allclose, found, gradients(layer, nn.ReLU(), x, grad)))
 
 
+@pytest.mark.slow
 @every_layer
 def test_local_layers_work_compiled_stacked_and_twice(make, shape):
     _, local, x, grad = pair(make, shape)

@@ -107,6 +107,7 @@ def test_true_gradients_nest():
         assert all(map(torch.equal, outputs_and_gradients(model), inside))
 
 
+@pytest.mark.slow
 def test_true_gradients_reach_a_model_that_is_compiled():
     model = network("nsrelu")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

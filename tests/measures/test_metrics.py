@@ -28,7 +28,7 @@ from nsrelu_bench.metrics import (
     weight_update,
 )
 
-QUICK = settings(max_examples=40, deadline=None, derandomize=True)
+QUICK = settings(max_examples=20, deadline=None, derandomize=True)
 
 # Halves of small integers: many zeros and ties, and their squares are exact.
 HALVES = st.integers(-6, 6).map(lambda i: i / 2)

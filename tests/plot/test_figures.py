@@ -90,11 +90,8 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [LOST_RUNS, pytest.param(GRID_RUNS, marks=pytest.mark.slow)],
-    ids=["lost", "grid"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
 @pytest.mark.parametrize("kind", figure_specs.PLANS)
 def test_legends_cover_nothing_and_nothing_is_cut(kind: str, frames: MadeUp) -> None:
     try:
@@ -179,7 +176,7 @@ def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None
             assert path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("fmt", ["svg", "pdf"])
+@pytest.mark.parametrize("fmt", ["svg", pytest.param("pdf", marks=pytest.mark.slow)])
 def test_the_same_data_gives_the_same_bytes(fmt: str, tmp_path: Path) -> None:
     shuffled = replace(LOST_RUNS, runs=LOST_RUNS.runs.sample(frac=1, random_state=1))
     first, second = (
@@ -189,6 +186,7 @@ def test_the_same_data_gives_the_same_bytes(fmt: str, tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_styles_have_their_widths(tmp_path: Path) -> None:
     for style, width in (("paper", 3.3 * 300), ("talk", 8 * 120)):
         [path] = figures.draw_all(FRAMES, tmp_path, ["tradeoff"], ["png"], style)

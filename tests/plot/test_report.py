@@ -137,6 +137,7 @@ def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None
     assert Page(text).text.count("alert('&1')") > 8
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("tradeoff", "pairs"))
     few = replace(

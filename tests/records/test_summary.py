@@ -128,7 +128,7 @@ def test_a_killed_run_is_no_longer_running(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.yaml", "metrics.csv", "env.json"])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_passing_read_error_is_reported_and_not_saved(
     copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, known: bool
 ) -> None:

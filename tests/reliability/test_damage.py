@@ -340,6 +340,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_study_on_a_read_only_disk_is_compared(
     results: Path, mounted: Callable[..., Path], tmp_path: Path
 ) -> None:

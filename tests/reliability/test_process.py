@@ -273,6 +273,7 @@ def test_a_model_larger_than_memory_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(event.status.error)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_after_its_disk_was_full(
     tmp_path: Path,
 ) -> None:

@@ -41,7 +41,7 @@ from nsrelu_bench.text import printable
 from nsrelu_bench.training.loop import Epoch
 
 #: No deadlines: what else runs on the machine is no property of the code.
-settings.register_profile("here", deadline=None, max_examples=100)
+settings.register_profile("here", deadline=None, max_examples=50)
 settings.load_profile("here")
 
 
@@ -140,6 +140,7 @@ def test_run_ids_are_equal_where_the_numbers_are(first: Any, second: Any) -> Non
     assert (one.run_id == other.run_id) == (decisive[0] == decisive[1])
 
 
+@pytest.mark.slow
 def test_run_ids_do_not_depend_on_pythons_hash_seed() -> None:
     draw = random.Random(0)  # noqa: S311
     many = [
@@ -256,6 +257,7 @@ def whole_loss(whole: Path) -> float:
     return float(load(whole).runs["train_loss"].iloc[0])
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_run_is_never_read_wrong(

@@ -170,6 +170,7 @@ def test_the_quickstart_trains_what_the_readme_says() -> None:
     assert {run.dataset for run in study.runs} == {"mnist5k"}
 
 
+@pytest.mark.slow
 def test_the_figure_of_the_activations_is_as_the_code_computes(tmp_path: Path) -> None:
     script = ROOT / "docs" / "figures" / "activations.py"
     namespace: dict[str, Any] = {"__name__": "activations", "__file__": str(script)}

@@ -39,6 +39,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return os.environ | slurm | {"PATH": path, "SRUN_LOG": str(tmp_path / "srun.log")}
 
 
+@pytest.mark.slow
 def test_the_tasks_of_an_array_share_the_runs_of_a_study(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def words(row: dict) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CELLS)
 def test_a_verdict_of_findings_is_what_its_command_shows(
     number: int, monkeypatch: pytest.MonkeyPatch

@@ -229,6 +229,7 @@ def test_a_documented_difference_that_is_gone_is_detected(impl, case, monkeypatc
     assert result.outcome == "disagrees"
 
 
+@pytest.mark.slow
 def test_the_compiler_itself_agrees(monkeypatch):
     # With inductor, where there is a C++ compiler; on one form, for the sake of time.
     for impl in IMPLS.keys() - {"native"}:

@@ -58,6 +58,7 @@ def test_bits_are_the_same_in_another_process() -> None:
     assert not slow_imports
 
 
+@pytest.mark.slow
 def test_training_leaves_the_process_as_it_was() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     for _ in run(tiny(dropout=0.5, threads=2)):
@@ -199,7 +200,13 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
 
 @pytest.mark.parametrize(
     "shape",
-    [{"model": "mlp"}, {"model": "cnn", "batch_norm": True, "dropout": 0.3, "width": 4}],
+    [
+        {"model": "mlp"},
+        pytest.param(
+            {"model": "cnn", "batch_norm": True, "dropout": 0.3, "width": 4},
+            marks=pytest.mark.slow,
+        ),
+    ],
     ids=["mlp", "cnn"],
 )
 @pytest.mark.parametrize("act", labels.ACTIVATION_NAMES)
@@ -286,6 +293,7 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
