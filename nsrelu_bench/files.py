@@ -246,13 +246,15 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = find_broken_link(path) or _find_owner(error) or error_reason(error)
+        reason = find_broken_link(path) or _find_obstacle(error) or error_reason(error)
         raise BenchError(f"{path}: can't be written ({reason})") from error
 
 
-def _find_owner(error: OSError) -> str:
-    """Return which file of another user was in the way; empty where none was."""
+def _find_obstacle(error: OSError) -> str:
+    """Return which file of another user, or folder, was in the way; empty where none was."""
     path = Path(os.fsdecode(error.filename or "."))
+    if isinstance(error, IsADirectoryError) and path.name.startswith("."):
+        return f"{path.name} is a folder"
     with suppress(OSError, KeyError, NotImplementedError):  # gone, an unknown user, Windows
         effective = os.access in os.supports_effective_ids
         writable = os.access(path, os.W_OK, effective_ids=effective)

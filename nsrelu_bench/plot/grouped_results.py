@@ -18,7 +18,7 @@ from nsrelu_bench.compare import (
     varies,
     varying_settings,
 )
-from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.errors import BenchError, UsageError, lookup
 from nsrelu_bench.plot.panel_data import FINISHED, MAX_PANELS, add_unit_fractions, check_count
 from nsrelu_bench.records import Results
 
@@ -79,6 +79,8 @@ def group_results(
         BenchError: The runs can't be grouped.
     """
     read = results.runs[results.runs["act"].notna()]
+    if read.empty:
+        raise BenchError("no run has a configuration that can be read")
     runs, columns = name_arms(read, results.config_columns, arms)
     with_study = ["study", *columns] if varies(runs["study"]) else columns
     chosen = read_baseline(runs, baseline, with_study)

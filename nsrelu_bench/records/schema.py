@@ -40,7 +40,8 @@ COLUMNS = {
 REQUIRED = (CONFIG, "metrics.csv", "layers.csv", "timing.csv")
 
 #: A cell of these files, `layer` aside: a number as Python writes it, or nothing.
-CELL = re.compile(r"(?:-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)?")
+#: No longer ones: of 5,000 digits pandas makes text.
+CELL = re.compile(r"(?:-?[0-9]{1,18}(?:\.[0-9]{1,25})?(?:e[+-]?[0-9]{1,3})?)?")
 
 
 def csv_files(config: RunConfig) -> dict[str, tuple[str, ...]]:

@@ -286,6 +286,13 @@ def test_a_full_disk_leaves_a_failed_run(tmp_path: Path) -> None:
     assert "No space left on device" in str(status.error)
 
 
+def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(BenchError) as caught, RunWriter(tmp_path, tiny()):
+        pass
+    assert str(caught.value) == f"{tmp_path}: can't be written (.lock is a folder)"
+
+
 @pytest.fixture
 def of_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a run that root was making, where this process is another user's."""

@@ -10,6 +10,7 @@ import pytest
 from helpers.command_line import ask
 from helpers.tiny_runs import tiny
 
+from nsrelu_bench.files import file_sha256
 from nsrelu_bench.records import load, load_runs, read_status, write_summary
 
 RELU_RUN = tiny(act="relu").run_id
@@ -88,6 +89,31 @@ def test_a_setting_out_of_range_is_a_failed_run(results: Path, value: str) -> No
     error = load_runs(results).set_index("run_id").loc[RELU_RUN, "error"]
     assert str(error).startswith("config.yaml is not as it was written (width: ")
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "layers.csv"])
+def test_a_number_of_many_digits_is_no_number(results: Path, name: str) -> None:
+    folder = results / RELU_RUN
+    text = (folder / name).read_text().replace("\n1,", f"\n{'9' * 30},")
+    (folder / name).write_text(text)
+    status = json.loads((folder / "status.json").read_text())
+    status["sha256"][name] = file_sha256(folder / name)
+    (folder / "status.json").write_text(json.dumps(status))
+    error = load(results).runs.set_index("run_id").loc[RELU_RUN, "error"]
+    assert str(error).startswith(f"{name} can't be read (line ")
+    assert str(error).endswith(f" has {'9' * 30!r} as epoch, which is not a number)")
+
+
+def test_drawing_nothing_but_runs_that_can_not_be_read_is_one_line(results: Path) -> None:
+    for folder in results.glob("*/"):
+        put(folder / "layers.csv", "pipe")
+    for command in READING_COMMANDS[1:]:
+        answer = ask(*command)
+        assert answer.code == 1
+        assert answer.err.splitlines()[-1] in (
+            "nsrelu-bench: no run has a configuration that can be read",
+            "nsrelu-bench: no runs to compare",
+        )
 
 
 @pytest.mark.parametrize(("column", "value"), [("width", 10**19), ("epoch", "two"), ("seed", 0.5)])
