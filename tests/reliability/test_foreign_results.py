@@ -104,7 +104,7 @@ def test_a_number_of_many_digits_is_no_number(results: Path, name: str) -> None:
     assert str(error).endswith(f" has {'9' * 30!r} as epoch, which is not a number)")
 
 
-def test_drawing_nothing_but_runs_that_can_not_be_read_is_one_line(results: Path) -> None:
+def test_drawing_nothing_but_unreadable_runs_is_one_line(results: Path) -> None:
     for folder in results.glob("*/"):
         put(folder / "layers.csv", "pipe")
     for command in READING_COMMANDS[1:]:
