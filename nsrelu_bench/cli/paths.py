@@ -36,7 +36,8 @@ def choose_baseline(given: str, paths: Sequence[Path]) -> tuple[str, list[Path]]
         return given, list(paths)
     place = study.resolve()
     known = any(place in {s.resolve() for s in find_studies(path)} for path in paths)
-    return f"study={place}", [*paths, *([] if known else [study])]
+    named = place if study.name in ("", "..") else study
+    return f"study={named}", [*paths, *([] if known else [study])]
 
 
 def _is_activation(text: str) -> bool:

@@ -149,7 +149,13 @@ def compare(
     )
     write_or_print(text, out)
     if sys.stderr.isatty() and not as_json:
-        print_next(["plot", *chosen], ["report", *chosen])
+        _print_next(chosen, baseline)
+
+
+def _print_next(paths: Sequence[Path], baseline: str) -> None:
+    same = [] if baseline == "relu" else ["--baseline", baseline]
+    place = ["--out", "figures"] if baseline.startswith("study=") else []
+    print_next(["plot", *paths, *same, *place], ["report", *paths, *same])
 
 
 @command(
