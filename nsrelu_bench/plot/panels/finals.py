@@ -190,7 +190,7 @@ def setting_curve(
 
 
 def _draw_lines(axes: Axes, lines: dict[str, pd.DataFrame], metric: str) -> None:
-    """Draw lines over `x`, each in the colour of the activation that its key begins with.
+    """Draw lines over `x`, each in the colour of its activation, or that its key begins with.
 
     Raises:
         NothingToDrawError: No run has the metric.
@@ -207,7 +207,9 @@ def _draw_lines(axes: Axes, lines: dict[str, pd.DataFrame], metric: str) -> None
         table = means(values, ["act", "x"], metric, log=log).reset_index().sort_values("x")
         if metric.endswith(("diverged_fraction", "collapsed_fraction")):
             table[["low", "high"]] = np.nan
-        line, at = activation_style(name.split(" ")[0]), dodge(axes, place, len(lines))
+        acts = part["act"].unique()
+        line = activation_style(acts[0] if len(acts) == 1 else name.split(" ")[0])
+        at = dodge(axes, place, len(lines))
         axes.plot(table["x"], table["mean"], c=line.color, ls=line.dash, zorder=1, transform=at)
         for _, point in table.iterrows():
             if (point["act"], point["x"]) not in drawn:
