@@ -24,7 +24,7 @@ READMES = [ROOT / "FINDINGS.md", *sorted((ROOT / "findings").glob("*/README.md")
 STUDIES = [path.parent.name for path in sorted((ROOT / "findings").glob("*/summary.csv"))]
 
 #: The studies that were planned before they ran, with pages of the second form.
-PLANNED = ["mechanism", "depth", "tasks", "cures", "rounding"]
+PLANNED_STUDIES = ["mechanism", "depth", "tasks", "cures", "rounding"]
 
 #: A table and the command that printed it.
 README_TABLES = [
@@ -105,7 +105,7 @@ def test_a_table_in_a_studys_readme_is_what_its_command_prints(
 #: page that it links to; numbers of settings and versions aside.
 CHECKED_PAGES = [
     ROOT / "FINDINGS.md",
-    *(ROOT / "findings" / name / "README.md" for name in PLANNED),
+    *(ROOT / "findings" / name / "README.md" for name in PLANNED_STUDIES),
 ]
 SETTING_NUMBERS = {
     "0.02",
@@ -130,7 +130,7 @@ def test_a_number_in_the_text_is_in_a_table(page: Path) -> None:
     lines = [line for line in text.splitlines() if not line.startswith(("|", "    ", "**m", "!["))]
     prose = re.sub(r"`.*?`|\]\(.*?\)|arXiv \S+", "", "\n".join(lines), flags=re.S)
     missing = set(re.findall(r"\d+\.\d+", prose)) - known - SETTING_NUMBERS
-    assert not missing - set(POOLED.split())
+    assert not missing - set(POOLED_DIFFERENCE.split())
 
 
 def tables(text: str) -> set[str]:
@@ -140,10 +140,10 @@ def tables(text: str) -> set[str]:
 
 
 def test_what_findings_says_of_all_benign_cells_is_in_the_data() -> None:
-    parts = [pd.read_csv(ROOT / "findings" / study / "summary.csv") for study in FIRST_EDITION]
-    runs = pd.concat(parts, ignore_index=True).drop_duplicates([*CELL, "act", "seed"])
+    parts = [pd.read_csv(ROOT / "findings" / study / "summary.csv") for study in FIRST_STUDIES]
+    runs = pd.concat(parts, ignore_index=True).drop_duplicates([*CELL_SETTINGS, "act", "seed"])
     differences = {}
-    for cell, part in runs.groupby(CELL, dropna=False):
+    for cell, part in runs.groupby(CELL_SETTINGS, dropna=False):
         table = part.pivot_table(index="seed", columns="act", values="test_accuracy")
         states = part[part["act"].isin(["relu", NSRELU])]["state"]
         if {"relu", NSRELU} <= set(table) and set(states) == {"completed"}:
@@ -157,16 +157,16 @@ def test_what_findings_says_of_all_benign_cells_is_in_the_data() -> None:
     text = " ".join((ROOT / "FINDINGS.md").read_text(encoding="utf-8").split())
     assert f"in {lower} of {len(differences)} cells" in text
     assert f"{-mean.mean():.2f} ± {half:.2f} points" in text
-    assert f"{-mean.mean():.2f} {half:.2f}" == POOLED
+    assert f"{-mean.mean():.2f} {half:.2f}" == POOLED_DIFFERENCE
 
 
 #: How far NSReLU lies below ReLU over all benign cells, and the half-width of the interval.
-POOLED = "0.17 0.16"
-FIRST_EDITION = [
+POOLED_DIFFERENCE = "0.17 0.16"
+FIRST_STUDIES = [
     *("quickstart", "two_by_two", "leak_curve", "matched_lr", "both_mnist5k", "both_mnist"),
     *("both_mnist_cnn", "cifar10_cnn", "deep_narrow", "plasticity"),
 ]
-CELL = [
+CELL_SETTINGS = [
     *("dataset", "model", "width", "depth", "init", "epochs", "tasks", "optimizer", "lr"),
     "train_size",
 ]
