@@ -299,8 +299,16 @@ CheckpointAfter = Annotated[
         variable=True,
     ),
 ]
+Log = Annotated[
+    list[str] | None,
+    make_option(
+        *("--log", "Also log runs, with commas: tensorboard, mlflow", "", "NAMES"),
+        names=("tensorboard", "mlflow"),
+        section=RUNNING,
+    ),
+]
 TensorBoard = Annotated[
-    bool, make_option("--tensorboard", "Also write event files for TensorBoard", section=RUNNING)
+    bool, make_option("--tensorboard", "The same as --log tensorboard", section=RUNNING)
 ]
 Quiet = Annotated[bool, make_option("--quiet", "Show no progress", variable=True)]
 AsJson = Annotated[bool, make_option("--json", "Print JSON, for programs")]

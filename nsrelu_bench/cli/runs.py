@@ -12,8 +12,9 @@ import typer
 
 from nsrelu_bench.cli.paths import print_next
 from nsrelu_bench.config import SETTINGS
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import BenchError, UsageError, lookup
 from nsrelu_bench.machine import available_cores
+from nsrelu_bench.text import split_names
 
 if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig
@@ -26,6 +27,7 @@ from nsrelu_bench.cli.options import (
     CheckpointAfter,
     DataDir,
     Fresh,
+    Log,
     Quiet,
     Replicates,
     ResultsDir,
@@ -65,6 +67,7 @@ def train(
     workers: Workers = None,
     fresh: Fresh = False,
     checkpoint_after: CheckpointAfter = None,
+    log: Log = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -84,7 +87,9 @@ def train(
     folder = results / study.name
     policy = _policy(fresh, (), checkpoint_after)
     events = run_all(study.runs, folder, workers=workers or available_cores(), policy=policy)
-    _follow(study.runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
+    _follow(
+        study.runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json
+    )
 
 
 Changes = Annotated[
@@ -176,6 +181,7 @@ def sweep(
     collect: Collect = False,
     gpus: GpusPerRun = None,
     checkpoint_after: CheckpointAfter = None,
+    log: Log = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -209,7 +215,7 @@ def sweep(
         return
     save_study(study, folder)
     events = run_all(runs, folder, workers=workers, policy=policy, executor=executor)
-    _follow(runs, folder, events, tensorboard=tensorboard, quiet=quiet, as_json=as_json)
+    _follow(runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json)
 
 
 def _executor(
@@ -239,12 +245,35 @@ def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -
     return RunPolicy(fresh, retry, checkpoint_after)
 
 
+def _loggers(names: list[str] | None, tensorboard: bool) -> list[str]:
+    """Return the loggers that are asked for, each once."""
+    asked = [*(split_names(names or [])), *(["tensorboard"] if tensorboard else [])]
+    for name in asked:
+        lookup({"tensorboard": True, "mlflow": True}, name, "logger")
+    return list(dict.fromkeys(asked))
+
+
+def _log(
+    events: "Generator[Event, None, None]", folder: Path, loggers: Sequence[str]
+) -> "Generator[Event, None, None]":
+    """Return the events, which are logged as they pass."""
+    if "tensorboard" in loggers:
+        from nsrelu_bench.sweep import tensorboard
+
+        events = tensorboard.follow(events, folder)
+    if "mlflow" in loggers:
+        from nsrelu_bench.sweep import mlflow
+
+        events = mlflow.follow(events, folder)
+    return events
+
+
 def _follow(
     runs: "Sequence[RunConfig]",
     folder: Path,
     events: "Generator[Event, None, None]",
     *,
-    tensorboard: bool,
+    log: Sequence[str],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -253,10 +282,7 @@ def _follow(
     from nsrelu_bench.records import find_leftovers, write_summary
     from nsrelu_bench.sweep import progress
 
-    if tensorboard:
-        from nsrelu_bench.sweep import tensorboard as event_files
-
-        events = event_files.follow(events, folder)
+    events = _log(events, folder, log)
     varying = find_varying(runs) if len(runs) > 1 else ["lr"]
     with closing(events):
         try:

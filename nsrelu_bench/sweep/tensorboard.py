@@ -4,13 +4,13 @@ They have the content of metrics.csv and layers.csv, and are written from these,
 nothing about a run. Needs the extra ``tensorboard``.
 """
 
-import csv
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.sweep.execution import Event
+from nsrelu_bench.sweep.new_values import NewValues
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -45,26 +45,18 @@ def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event
 
 
 class _Log:
-    """The event file of one run, and the number of rows written to it."""
+    """The event file of one run."""
 
     def __init__(self, folder: Path) -> None:
         for old in folder.glob(EVENT_FILES):
             old.unlink()
-        self.folder = folder
         self.writer = SummaryWriter(str(folder))
-        self.written = dict.fromkeys(LOGGED_FILES, 0)
+        self.values = NewValues(folder)
 
     def update(self) -> None:
-        """Write the rows that are new since the last call."""
-        for name in LOGGED_FILES:
-            rows = _read(self.folder / name)
-            for row in rows[self.written[name] :]:
-                epoch, layer = int(row.pop("epoch")), row.pop("layer", None)
-                for column, cell in row.items():
-                    if cell:
-                        tag = f"{column}/{layer}" if layer else column
-                        self.writer.add_scalar(tag, float(cell), epoch)
-            self.written[name] = len(rows)
+        """Write the values that are new since the last call."""
+        for name, value, epoch in self.values:
+            self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
     def close(self) -> None:
@@ -72,14 +64,4 @@ class _Log:
         self.writer.close()
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """Read the whole rows of a CSV file that may still be written to."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-
-
 EVENT_FILES = "events.out.tfevents.*"
-LOGGED_FILES = ("metrics.csv", "layers.csv")

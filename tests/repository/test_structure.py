@@ -20,7 +20,10 @@ ROOMS = (
 GROUND = ("errors", "files", "machine", "plugins", "text")
 
 #: Rooms whose modules are used one by one: each is a door of its own.
-OPEN = ("tools", "sweep.executors", "sweep.plan", "sweep.progress", "sweep.tensorboard")
+OPEN = (
+    *("tools", "sweep.executors", "sweep.plan", "sweep.progress"),
+    *("sweep.mlflow", "sweep.tensorboard"),
+)
 
 #: What importing a room must not load.
 LIGHT = {
