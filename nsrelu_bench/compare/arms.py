@@ -39,7 +39,7 @@ def name_arms(
     for name in dict.fromkeys(folded):
         texts = runs[name].map(format_setting)
         said = runs[name].map(lambda value, name=name: _say(name, value))
-        act += np.where(texts == texts.mode().iloc[0], "", said)
+        act += np.where(texts.isin(texts.mode()[:1]), "", said)
     return runs.assign(act=act), [name for name in config_columns if name not in folded]
 
 
