@@ -8,8 +8,9 @@ from torch import nn
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import load_dataset
 from nsrelu_bench.training import run
+from nsrelu_bench.training.optimizers import make_optimizer
 from nsrelu_bench.training.redo import reset_dormant_units
-from nsrelu_bench.training.steps import build_network, make_optimizer
+from nsrelu_bench.training.steps import build_network
 
 
 def trained(**settings: Any) -> tuple[RunConfig, nn.Module, torch.optim.Optimizer]:
