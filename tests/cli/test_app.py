@@ -47,7 +47,10 @@ def test_every_public_name_can_be_imported() -> None:
     ("arguments", "line"),
     [
         ("trian", "No such command 'trian'. Did you mean 'train'?"),
-        ("train --epoch 3", "No such option: --epoch (Possible options: --depth, --epochs)"),
+        (
+            "train --epoch 3",
+            "No such option: --epoch (Possible options: --depth, --epochs, --redo)",
+        ),
         ("sweep", "Missing argument 'FILE'."),
         (
             "list x",

@@ -48,7 +48,7 @@ def test_the_schema_has_every_setting_with_its_limits() -> None:
     schema = json.loads(ask("schema").out)
     assert {*SETTINGS} < {*schema["properties"]}
     assert schema["properties"]["epochs"]["minimum"] == 1
-    assert schema["properties"]["optimizer"]["enum"][0] == "sgd"
+    assert schema["properties"]["impl"]["enum"][0] == "native"
     assert "nsrelu" in schema["properties"]["act"]["examples"]
     grid = schema["properties"]["grid"]["properties"]
     assert grid["lr"] == {"type": "array", "items": schema["properties"]["lr"], "minItems": 1}

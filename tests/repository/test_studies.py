@@ -24,7 +24,16 @@ READMES = [ROOT / "FINDINGS.md", *sorted((ROOT / "findings").glob("*/README.md")
 STUDIES = [path.parent.name for path in sorted((ROOT / "findings").glob("*/summary.csv"))]
 
 #: The studies that were planned before they ran, with pages of the second form.
-PLANNED_STUDIES = ["mechanism", "depth", "tasks", "cures", "cures_mnist", "rounding"]
+PLANNED_STUDIES = [
+    "mechanism",
+    "depth",
+    "tasks",
+    "cures",
+    "cures_mnist",
+    "cures_cnn",
+    "cures_cnn_confirm",
+    "rounding",
+]
 
 #: A table and the command that printed it.
 README_TABLES = [

@@ -119,7 +119,7 @@ def test_a_seed_has_the_files_of_a_single_run(tmp_path: Path, settings: dict[str
         for name in sorted(names & {"metrics.csv", "layers.csv", "steps.csv", "quantiles.csv"}):
             ours = rows(tmp_path / "stacked", config, name)
             theirs = rows(tmp_path / "alone", by_itself, name)
-            assert len(ours) == len(theirs) > 1
+            assert len(ours) == len(theirs) > 0
             for row, expected in zip(ours, theirs, strict=True):
                 assert row.keys() == expected.keys()
                 for column, value in row.items():
