@@ -130,7 +130,7 @@ def source_digest(name: str) -> str:
 
 
 def _digest(module_name: str) -> str:
-    """Return the SHA-256 of a module's source; empty if there is none."""
+    """Return the SHA-256 of a module's source, or an empty text if it has no source."""
     digest = hashlib.sha256()
     for path, content in sorted(_sources(module_name)):
         digest.update(f"{path}\0{len(content)}\0".encode() + content)

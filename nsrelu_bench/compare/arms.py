@@ -34,18 +34,17 @@ def name_arms(
     settings = settings_of(runs, config_columns)
     for name in arms:
         lookup(dict.fromkeys(settings), name, "setting")
-    folded = [name for name in (*ACT_SETTINGS, *arms) if name in settings]
+    folded = [name for name in dict.fromkeys((*ACT_SETTINGS, *arms)) if name in settings]
     act = runs["act"].astype(str)
-    for name in dict.fromkeys(folded):
+    for name in folded:
         texts = runs[name].map(format_setting)
-        said = runs[name].map(lambda value, name=name: _say(name, value))
-        act += np.where(texts.isin(texts.mode()[:1]), "", said)
+        suffixes = [_suffix(name, text) for text in texts]
+        act += np.where(texts.isin(texts.mode()[:1]), "", suffixes)
     return runs.assign(act=act), [name for name in config_columns if name not in folded]
 
 
-def _say(name: str, value: object) -> str:
-    """Write a setting behind a label: " local", " redo=100"; nothing for one that is not used."""
-    text = format_setting(value)
+def _suffix(name: str, text: str) -> str:
+    """Return what a setting adds to a label: " local", " redo=100"; nothing if it is not used."""
     if text == "true":
         return f" {name}"
     return f" {name}={text}" if text else ""

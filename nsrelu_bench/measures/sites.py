@@ -82,7 +82,6 @@ SURROGATE_MEASURES = {"surrogate_cosine", "sign_disagreement"}
 PRE_GRADIENT_MEASURES = {"pre_grad_norm", "zero_grad_units"}
 EXTRA_MEASURES = {"extra_grad_up", "extra_grad_down", "extra_grad_fraction"}
 GRADIENT_MEASURES = {"grad_norm", *PRE_GRADIENT_MEASURES, *EXTRA_MEASURES, *SURROGATE_MEASURES}
-WEIGHT_MEASURES = {"grad_norm", "weight_norm", *SURROGATE_MEASURES}
 PROBE_MEASURES = {
     name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - SURROGATE_MEASURES
 }

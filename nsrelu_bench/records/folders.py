@@ -12,7 +12,7 @@ def find_runs(path: Path) -> list[Path]:
     """Return the run folders at, in, or one level below the children of a folder, sorted.
 
     Raises:
-        BenchError: There are none.
+        BenchError: There is no run.
     """
     for depth in ("", "*/", "*/*/"):
         found = sorted(file.parent for file in path.glob(f"{depth}{CONFIG}"))

@@ -17,8 +17,8 @@ from nsrelu_bench.records.summary import write_summary
 def find_leftovers(*paths: Path) -> list[Path]:
     """Return the run folders that the studies at or in some folders do not ask for.
 
-    There are none in a study without a readable study.yaml, or whose study.yaml asks for none of
-    its runs: such runs come from elsewhere. A run folder among `paths` is never one.
+    A study has none if its study.yaml can't be read or asks for none of the runs: they come from
+    elsewhere. A run folder among `paths` is never one.
     """
     found: list[Path] = []
     for path in paths:

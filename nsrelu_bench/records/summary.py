@@ -124,11 +124,10 @@ def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFra
 def _known_rows(study: Path) -> tuple["pd.DataFrame", bool]:
     """Return the rows of the summary, and whether it has rows that can't be read at the moment.
 
-    There are none where there is no summary of this version.
+    Without a summary of this version the rows are empty.
     """
-    lost = False
     try:
-        return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS)), lost
+        return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS)), False
     except BenchError as error:
         lost = isinstance(error.__cause__, OSError) and (study / SUMMARY).is_file()
     return runs_frame([]).assign(fingerprint=""), lost

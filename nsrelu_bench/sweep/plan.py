@@ -76,7 +76,7 @@ def _time(costs: Sequence[float | None], workers: int, *, timed: bool) -> str:
         return ""
     known = [cost for cost in costs if cost is not None]
     if not known:
-        return "; no earlier run tells how long, --time times an epoch"
+        return "; no earlier runs to estimate the time from: use --time"
     processes = min(workers, len(costs))
     hours = sum(known) / processes / 3600
     amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(hours * 60, 0.1):.1f} minutes"

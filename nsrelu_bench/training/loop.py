@@ -70,8 +70,10 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
                 rate = set_learning_rate(optimizer, config.lr, schedule(step, steps))
                 set_leak(network, config, step / steps)
                 inputs = data.inputs(images)
-                how = config.precision, config.clip_norm
-                losses.append(train_step(forward, optimizer, inputs, labels, *how))
+                loss = train_step(
+                    forward, optimizer, inputs, labels, config.precision, config.clip_norm
+                )
+                losses.append(loss)
                 step += 1
                 if config.redo and step % config.redo == 0:
                     reset_dormant_units(network, optimizer, task.data, config, step)

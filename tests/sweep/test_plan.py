@@ -20,7 +20,9 @@ def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None
     study = tmp_path / "results" / "s"
     new = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()
     assert new[0].endswith("  batch_norm=false  lr=0.1")
-    assert new[-1].startswith("4 runs, 4 to run; no earlier run tells how long, --time")
+    assert new[-1].startswith(
+        "4 runs, 4 to run; no earlier runs to estimate the time from: use --time"
+    )
     make(tmp_path / "results" / "other", lr=0.3)
     # Batch norm costs time: only the runs without it are like the earlier one.
     timed = format_runs(list(plan_runs(runs, study)), study, 2).splitlines()[-1]
