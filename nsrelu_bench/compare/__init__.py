@@ -1,6 +1,5 @@
 """Comparing groups of runs: statistics over seeds, verdicts, tables."""
 
-from nsrelu_bench.compare.arms import ACT_SETTINGS, name_arms
 from nsrelu_bench.compare.baseline import (
     RELU_BASELINE,
     Baseline,
@@ -14,10 +13,12 @@ from nsrelu_bench.compare.conditions import select
 from nsrelu_bench.compare.declared_tests import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
+    ACT_SETTINGS,
     COUNTED_STATES,
     act_order,
     format_setting,
     join_settings,
+    name_arms,
     name_groups,
     parse_act,
     rank,
@@ -27,6 +28,7 @@ from nsrelu_bench.compare.grouping import (
 )
 from nsrelu_bench.compare.labels import is_percent, label, scale_of
 from nsrelu_bench.compare.notes import notes
+from nsrelu_bench.compare.outcomes import collapsed
 from nsrelu_bench.compare.power import format_plan, plan_seeds
 from nsrelu_bench.compare.sign_flips import sign_flip_interval, sign_flip_p, step_down_p
 from nsrelu_bench.compare.statistics import (
@@ -53,6 +55,7 @@ __all__ = [
     "act_order",
     "clopper_pearson",
     "cohen_dz",
+    "collapsed",
     "compare",
     "declared_family",
     "find_baseline",

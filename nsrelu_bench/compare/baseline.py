@@ -1,4 +1,4 @@
-"""The baseline of a comparison: an activation, a value of a setting such as init=he, or a study."""
+"""Find the baseline of a comparison: an activation, a value such as init=he, or a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from nsrelu_bench.errors import UsageError, unknown
 #: Settings that change what is measured, not what is trained.
 MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
 
-#: The most settings that a message names as keeping runs from being paired, and values of each.
+#: The most settings that a message lists as different, and the most values of each.
 MAX_REASONS = 3
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The runs that others are compared with: those with one value of one setting.
+    """The runs that others are compared with: all with a certain value of one setting.
 
     Attributes:
         setting: "act" for an activation, "study", or another setting.
@@ -36,15 +36,15 @@ class Baseline:
         return self.value if self.setting == "act" else f"{self.setting}={self.value}"
 
     def marks(self, runs: pd.DataFrame) -> "pd.Series[bool]":
-        """Return which of the runs are the baseline's."""
+        """Return which runs belong to the baseline."""
         return runs[self.setting].map(name_value) == self.value
 
     def kept_by(self, column: str) -> bool:
-        """Return whether a condition on a column keeps the baseline, which it says nothing of."""
+        """Return whether a condition on a column does not apply to the baseline."""
         return column == self.setting or {column, self.setting}.issubset(ACT_COLUMNS)
 
     def pair_columns(self, settings: Sequence[str], runs: pd.DataFrame) -> list[str]:
-        """Return the settings that paired runs have in common, besides seed and replicate."""
+        """Return the settings that paired runs share, besides seed and replicate."""
         if self.setting == "act":
             return list(settings)
         own = [c for c in ("act", "impl") if c in runs]
@@ -59,7 +59,7 @@ def settings_to_match(
 ) -> list[str]:
     """Return the configuration that runs must share to be compared with a baseline.
 
-    Two studies may measure in different ways what they train in the same way.
+    Two studies may train in the same way and measure in different ways.
     """
     if baseline.setting != "study":
         return list(config_columns)
@@ -93,7 +93,7 @@ def read_baseline(runs: pd.DataFrame, text: str, config_columns: Sequence[str]) 
 
 
 def find_baseline(runs: pd.DataFrame, baseline: str) -> str:
-    """Return the full label of an activation; that of the default need not be there."""
+    """Return the full label of an activation; only "relu" need not be among the runs."""
     labels = sorted(set(runs["act"]))
     fits = [label for label in labels if same_activation(label, baseline)]
     if len(fits) > 1:
@@ -114,16 +114,16 @@ def _find_study(runs: pd.DataFrame, text: str) -> str:
 
 
 def check_pairs(runs: pd.DataFrame, baseline: Baseline, settings: Sequence[str]) -> None:
-    """Raise where no run can be compared with a baseline that is not an activation.
+    """Check that some run can be compared with a baseline that is not an activation.
 
     Args:
         runs: The runs that are tested.
         baseline: What they are compared with.
-        settings: What the runs of a pair must have in common.
+        settings: The settings that paired runs must share.
 
     Raises:
-        UsageError: Every run is the baseline's, or none has a partner; the message names what
-            keeps them apart.
+        UsageError: All runs belong to the baseline, or none has a partner; the message names the
+            settings that differ.
     """
     if baseline.setting == "act":
         return

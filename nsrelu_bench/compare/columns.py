@@ -23,7 +23,7 @@ RUN_COUNTS = {
     "unfinished": "runs that were interrupted, or are still running",
 }
 
-#: What can be shown of the differences in a metric; those of the main one need no metric's name.
+#: Columns about the differences in a metric; for another than the main one, "metric:diff".
 COLUMN_TESTS = ("diff", "pairs", "p", "verdict")
 
 
@@ -33,8 +33,8 @@ class Column:
 
     Attributes:
         key: Its name in `--columns`: "runs", "test_accuracy", "diff", "zero_fraction:p".
-        header: What is written above it.
-        cells: Its texts, one per group.
+        header: The text above it.
+        cells: One text per group.
     """
 
     key: str
@@ -50,22 +50,22 @@ def column_names(comparison: Comparison) -> list[str]:
 
 
 def usual_columns(comparison: Comparison) -> list[str]:
-    """Return the default columns: counts, means, differences in the main metric.
+    """Return the default columns: counts, means, and the differences in the main metric.
 
-    Of the counts of failures, those that are not 0 everywhere, and diverged runs.
+    Counts that are 0 everywhere are left out, except for the diverged runs.
     """
     rows = comparison.rows
     counts = [c for c in RUN_COUNTS if c in ("runs", "diverged") or rows[c].any()]
     tests = list(COLUMN_TESTS) if rows["pairs"].any() else []
     if comparison.main_metric not in comparison.family.metrics:
-        tests = tests[:-1]  # there are no words for what is not tested
+        tests = tests[:-1]  # a metric that is not tested has no verdict
     return [*counts, *comparison.metrics, *tests]
 
 
 def choose_columns(
     comparison: Comparison, given: Sequence[str] | None, usual: Sequence[str]
 ) -> list[str]:
-    """Return the columns to show: those given, after a check, otherwise the usual ones.
+    """Return the columns to show: those given, otherwise the usual ones.
 
     Raises:
         UsageError: There is no such column.
@@ -99,13 +99,13 @@ def make_column(comparison: Comparison, rows: pd.DataFrame, key: str) -> Column:
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """Return the metric and the test of a column's name: ("zero_fraction", "p"), ("", "diff")."""
+    """Split a column's name into metric and test: ("zero_fraction", "p"), ("", "diff")."""
     metric, _, test = key.rpartition(":")
     return (metric, test) if test in COLUMN_TESTS else (key, "")
 
 
 def metrics_for(columns: Sequence[str], primary: str | None, runs: pd.DataFrame) -> list[str]:
-    """Return the metrics of runs to compare so that a table can have some columns."""
+    """Return the metrics to compare so that a table can have these columns."""
     named = [split_key(key)[0] for key in columns if key not in RUN_COUNTS]
     return list(dict.fromkeys([primary or PRIMARY, *(name for name in named if name in runs)]))
 
@@ -113,7 +113,7 @@ def metrics_for(columns: Sequence[str], primary: str | None, runs: pd.DataFrame)
 def _test_column(
     comparison: Comparison, rows: pd.DataFrame, metric: str, test: str
 ) -> tuple[str, list[str]]:
-    """Return the header and the cells of what is known of the differences in a metric."""
+    """Return the header and the cells of one of `COLUMN_TESTS`."""
     if test == "diff":
         unit = scale_of(metric)[1] if len(comparison.metrics) > 1 else ""
         cells = _format_differences(comparison, rows, metric)
@@ -121,7 +121,9 @@ def _test_column(
     if test == "pairs":
         return "pairs", [str(n) if n else "-" for n in rows["pairs"]]
     if test == "verdict":
-        return "verdict", [_brief(words) or "-" for words in rows["verdict"]]
+        words = rows["verdict"].str.replace("would need about ", "~")
+        words = words.str.replace("would need more than ", "> ")
+        return "verdict", list(words.replace("", "-"))
     tested = metric in comparison.family.metrics
     p = rows["p_adjusted" if tested else "p"]
     return "adj. p" if tested else "raw p", list(map(format_p, p))
@@ -130,11 +132,6 @@ def _test_column(
 def column_name(metric: str) -> str:
     """Return the header of a metric's column."""
     return SHORT_LABELS.get(metric, label(metric)) + " %" * is_percent(metric)
-
-
-def _brief(words: str) -> str:
-    """Shorten a verdict for a cell."""
-    return words.replace("would need about ", "~").replace("would need more than ", "> ")
 
 
 def _format_means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
@@ -147,9 +144,8 @@ def _format_means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> li
     for row in rows.to_dict("records"):
         if 0 < row["n"] < LEAST_VALUES:
             values = by_group[row["section"], row["group"], metric]
-            cells.append(
-                ", ".join(format_mean(metric, v, math.nan, math.nan, places) for v in values)
-            )
+            texts = (format_mean(metric, v, math.nan, math.nan, places) for v in values)
+            cells.append(", ".join(texts))
         else:
             cells.append(format_mean(metric, row["mean"], row["low"], row["high"], places))
     return cells
@@ -158,7 +154,7 @@ def _format_means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> li
 def values_of(
     comparison: Comparison, column: str, *metrics: str
 ) -> dict[tuple[str, str, str], list[float]]:
-    """Return the values of groups by seed; those of completed runs, or differences."""
+    """Return the column `value` (of completed runs) or `difference` by group, ordered by seed."""
     seeds = comparison.seeds[comparison.seeds["metric"].isin(metrics)]
     seeds = seeds[seeds[column].notna()].sort_values("seed")
     if column == "value":
@@ -170,7 +166,7 @@ def values_of(
 
 
 def format_mean(metric: str, mean: float, low: float, high: float, common: int) -> str:
-    """Write "93.1 ± 0.3", or "0.5 [0.0, 1.1]" where the interval is cut off."""
+    """Write "93.1 ± 0.3", or "0.5 [0.0, 1.1]" if the interval is cut off."""
     scale, _ = scale_of(metric)
     half = (high - low) / 2
     if math.isnan(mean):
@@ -187,7 +183,7 @@ def format_mean(metric: str, mean: float, low: float, high: float, common: int) 
 
 
 def _format_differences(comparison: Comparison, rows: pd.DataFrame, metric: str) -> list[str]:
-    """Write differences as "+1.5 [0.8, 2.2]", or all of them where they are too few for that."""
+    """Write differences as "+1.5 [0.8, 2.2]", or all values if they are too few for an interval."""
     scale, _ = scale_of(metric)
     common = decimal_places((rows["diff_high"] - rows["diff_low"]) / 2 * scale)
     by_group = values_of(comparison, "difference", metric) if rows["diff_low"].isna().any() else {}
@@ -209,7 +205,7 @@ def _format_differences(comparison: Comparison, rows: pd.DataFrame, metric: str)
 
 
 def two_digits(value: float, half: float) -> int | None:
-    """Return how many places show two digits of a half-width; None if that is no way to write."""
+    """Return how many decimals show two digits of a half-width; None if there is no such number."""
     if not half > 0 or not 1e-3 <= abs(value) < 1e5:
         return None
     return max(1 - math.floor(math.log10(half)), 0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.arms import ACT_SETTINGS, name_arms
 from nsrelu_bench.compare.baseline import (
     Baseline,
     check_pairs,
@@ -17,7 +16,9 @@ from nsrelu_bench.compare.conditions import select, split_condition
 from nsrelu_bench.compare.declared_tests import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
+    ACT_SETTINGS,
     COUNTED_STATES,
+    name_arms,
     name_groups,
     rank,
     settings_of,
@@ -65,29 +66,31 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-        rows: One row per group and metric. `section`, `group`, `act`, the settings that vary;
-            `runs`, and how many of them are `completed`, `diverged`, `failed`, `unfinished`, and
-            of the completed ones `collapsed`; `failed_to_train` (the share of finished runs that
-            diverged or collapsed) with `failed_low`, `failed_high`, and McNemar's `p_failed`;
-            `metric`; over the seeds of completed runs `n`, `mean`, `sd`, `low`, `high`; over all
-            finished runs, where a diverged one has the accuracy of chance, `itt_mean`, `itt_low`,
-            `itt_high`, `median`, `iqm`; with replicates `sd_seed`, `sd_rounding` and `rounding`,
-            the half-width of the differences that rounding alone gives; and the columns of
-            `family.assess_differences` for the differences to the baseline, by the same intention
-            to treat; `is_baseline`. NaN where there is no value.
-        seeds: One row per group, metric and seed: `value` over all finished runs, whether it
-            `survived` without divergence, and where it is paired `baseline` and `difference`.
+        rows: One row per group and metric; NaN where there is no value. The columns are:
+            `section`, `group`, `act`, the settings that vary, `is_baseline`, `metric`;
+            `runs`, and how many of them are `completed`, `diverged`, `failed` or `unfinished`, and
+            how many of the completed ones `collapsed`;
+            `failed_to_train`, the share of finished runs that diverged or collapsed, with
+            `failed_low`, `failed_high`, and McNemar's `p_failed`;
+            `n`, `mean`, `sd`, `low`, `high` over the seeds of completed runs;
+            `itt_mean`, `itt_low`, `itt_high`, `median`, `iqm` over all finished runs, where a
+            diverged one has the accuracy of chance;
+            with replicates `sd_seed`, `sd_rounding` and `rounding`, the half-width of the
+            differences that rounding alone gives;
+            and the columns of `assess_differences`, over all finished runs too.
+        seeds: One row per group, metric and seed: `value` over all finished runs, whether the run
+            `survived`, that is, did not diverge, and for pairs `baseline` and `difference`.
         metrics: The metrics of `rows`, in the order asked for.
         family: The metrics that are tested together, and their margins.
-        tests_of: The number of tests of each study, which its p values are adjusted for.
+        tests_of: The number of tests of each study, for which its p values are adjusted.
         baseline: The baseline's label, or its setting and value; there may be no run of it.
         confidence: The coverage of the intervals.
         shared: For each section, the settings that its runs have in common.
         tuned: The settings that were chosen by validation accuracy.
         datasets: The data sets of the runs.
-        environment: What the numbers depend on beside the configuration, such as the version of
-            torch, where it is the same for all runs that say.
-        mixed: The same where it differs, with its values.
+        environment: What the numbers depend on besides the configuration, such as the version of
+            torch, if it is the same for all runs that record it.
+        mixed: The values of what differs instead.
         copies: For pairs of studies, how many runs of the first train as one of the second.
         studies: The names of the studies.
         baseline_setting: The setting that the baseline is a value of: the activation, or another.

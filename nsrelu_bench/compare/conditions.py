@@ -14,7 +14,7 @@ from nsrelu_bench.errors import UsageError, unknown
 if TYPE_CHECKING:
     from nsrelu_bench.compare.baseline import Baseline
 
-#: What a condition calls a setting that a run does not have, such as the momentum of Adam.
+#: The value, in a condition, of a setting that a run does not have, such as the momentum of Adam.
 MISSING = "none"
 
 #: The most values of a column that a message lists.
@@ -29,8 +29,8 @@ def select(
 ) -> pd.DataFrame:
     """Return the runs that meet every condition ``column=value`` or ``column=value,value``.
 
-    A number is compared with numbers, whatever its spelling, and a text with texts. ``act=nsrelu``
-    takes every leak, ``momentum=none`` the runs without momentum. A condition on the baseline's own
+    Numbers are compared as numbers, however they are written, and texts as texts. ``act=nsrelu``
+    matches every leak, ``momentum=none`` runs without momentum. A condition on the baseline's own
     setting, such as the activation, or on one of the `arms`, keeps the runs of the baseline `keep`.
 
     Raises:
@@ -48,7 +48,7 @@ def select(
 
 
 def split_condition(condition: str) -> tuple[str, str]:
-    """Return the column of a condition, and the text of its values.
+    """Split a condition into its column and the text of its values.
 
     Raises:
         UsageError: There is no equals sign.
@@ -60,9 +60,9 @@ def split_condition(condition: str) -> tuple[str, str]:
 
 
 def find_values(column: "pd.Series[Any]", text: str) -> set[str]:
-    """Return the names of the values of a column that a text with commas chooses.
+    """Return the names of those values of a column that a text with commas lists.
 
-    A value may have commas itself: the longest part of the text that names a value is taken.
+    A value may contain commas: the longest part of the text that names a value is taken.
 
     Raises:
         UsageError: A part of the text names no value.
@@ -89,12 +89,12 @@ def find_values(column: "pd.Series[Any]", text: str) -> set[str]:
 
 
 def name_value(value: Any) -> str:
-    """Return what a condition calls a value."""
+    """Write a value as conditions do."""
     return format_setting(value) or MISSING
 
 
 def _is_value(column: Any, name: str, value: Any, wanted: str) -> bool:
-    """Return whether a condition on a column means a value, whose name is given too."""
+    """Return whether a condition's text `wanted` means a value, which is written as `name`."""
     if name.lower() == wanted.lower():
         return True
     if column == "act":

@@ -1,4 +1,4 @@
-"""The declared family of tests: its metrics and margins, its p values, and its verdicts."""
+"""Test the declared family of metrics: its margins, p values and verdicts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +25,11 @@ from nsrelu_bench.config import NUMBER, read_yaml
 from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.records import find_studies
 
-#: What is tested unless something else is declared.
+#: The metrics that are tested unless others are declared.
 PRIMARY = "test_accuracy"
 SECONDARY = ("zero_fraction", "dead_fraction")
 
-#: Differences that are small enough to call two activations equivalent.
+#: The default margins: smaller differences count as equivalent.
 ACCURACY_MARGIN = 0.01
 MARGINS = {"zero_fraction": 0.02}
 
@@ -42,9 +42,9 @@ class Family:
     """The metrics that are tested together, independent of what a table shows.
 
     Attributes:
-        primary: The metric that a table gives the difference of.
+        primary: The metric whose differences a table shows.
         secondary: The other metrics that are tested.
-        margins: By metric, differences that count as equivalent, in the metric's own unit.
+        margins: Given margins by metric, in the metric's own unit.
     """
 
     primary: str
@@ -89,13 +89,13 @@ def declare_family(
 
 
 def declared_family(*paths: Path, keys: Iterable[str] = ("primary", "secondary")) -> dict[str, Any]:
-    """Return what the studies at some paths declare under some `keys`, for `compare`.
+    """Return what the studies at some paths declare under `keys`, as arguments of `compare`.
 
     Raises:
         UsageError: Two studies declare different metrics, or a study.yaml can't be read.
     """
     found: dict[str, dict[Path, Any]] = {key: {} for key in keys}
-    for study in dict.fromkeys(study for path in paths for study in _studies(path)):
+    for study in dict.fromkeys(study for path in paths for study in find_studies(path)):
         file = study / "study.yaml"
         settings = read_yaml(file) if file.exists() else {}
         for key, declared in found.items():
@@ -112,14 +112,10 @@ def declared_family(*paths: Path, keys: Iterable[str] = ("primary", "secondary")
     return {key: next(iter(declared.values())) for key, declared in found.items() if declared}
 
 
-def _studies(path: Path) -> list[Path]:
-    return [path.parent] if (path / "config.yaml").exists() else list(find_studies(path))
-
-
 def read_margins(texts: Iterable[str], primary: str) -> dict[str, float]:
-    """Read margins such as ``0.5``, of the primary metric, or ``zero_fraction=2``.
+    """Read margins such as ``0.5``, for the primary metric, or ``zero_fraction=2``.
 
-    Those of percentages are in points.
+    Margins of percentages are in points.
 
     Raises:
         UsageError: A margin is not a number.
@@ -139,8 +135,8 @@ def assess_differences(
     """Test the differences of `pair_with_baseline`, and count the tests of each study.
 
     The tests of a study are a family: p is adjusted for all of them. The table has one row per
-    group and metric: `pairs`, `baseline_mean`, `diff`, `diff_sd`, `diff_low`, `diff_high`, `d_z`,
-    `p_better` with its ends; `p` for every metric; and for those of the family `p_holm`,
+    group and metric with `pairs`, `baseline_mean`, `diff`, `diff_sd`, `diff_low`, `diff_high`,
+    `d_z`, `p_better` with its interval, and `p`; for metrics of the family also `p_holm`,
     `p_adjusted`, `margin`, `p_equivalent` (adjusted too), `seeds_needed` and `verdict`.
     """
     studies = {
@@ -176,7 +172,7 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
     bounded = tested & np.isfinite(margins)
     room = margins[bounded, None]
     ends = np.vstack([differences[bounded] + room, room - differences[bounded]])
-    # Equivalent is what both one-sided tests show.
+    # Equivalence needs both one-sided tests.
     one_sided = step_down_p(ends, "greater").reshape(2, -1)
     table["p_equivalent"] = _where(bounded, one_sided.max(axis=0))
     count = int(tested.sum())
@@ -192,7 +188,7 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
 
 
 def _one_by_one(differences: Array, confidence: float) -> Array:
-    """Return low, high and p (K, 3) of each test separately, over the seeds that it has."""
+    """Return low, high and p (K, 3) of each test by itself, over the seeds that it has."""
     there = np.isfinite(differences)
     counts = there.sum(axis=1)
     found = np.full((len(differences), 3), np.nan)
@@ -222,7 +218,7 @@ def verdict(
     margin: float,
     needed: float,
 ) -> str:
-    """Return what a test shows, in words that depend only on the adjusted p values."""
+    """Return the result of a test in words, which depend only on the adjusted p values."""
     words = []
     if p_adjusted < ALPHA:
         words.append("higher" if difference > 0 else "lower")
@@ -240,11 +236,11 @@ def verdict(
 
 
 def format_margin(metric: str, margin: float) -> str:
-    """Write a margin: "1 pp" of a percentage."""
+    """Write a margin: "1 pp" for a percentage."""
     return f"{100 * margin:g} pp" if is_percent(metric) else f"{margin:g}"
 
 
 def round_up(number: float) -> int:
-    """Round up to two digits, as an estimated number of seeds is not more exact."""
+    """Round up to two digits: an estimated number of seeds is not more exact."""
     step = int(10 ** max(math.floor(math.log10(number)) - 1, 0))
     return math.ceil(number / step) * step

@@ -1,4 +1,7 @@
-"""Group the runs that differ only in the seed, and name the groups."""
+"""Group the runs that differ only in the seed, and name the groups.
+
+Settings can be part of an activation's name, to be compared like activations: "relu redo=100".
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,23 +12,26 @@ import numpy as np
 import pandas as pd
 
 from nsrelu_bench.config import NUMBER, format_number
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, lookup
+from nsrelu_bench.records import DONE
 
-#: The states that are counted separately; running and interrupted are both unfinished.
+#: The states that are counted separately; running and interrupted runs are both unfinished.
 COUNTED_STATES = ("completed", "diverged", "failed", "unfinished")
 
 #: Settings of the activation: its label `act` has all of them except `impl`.
 ACT_COLUMNS = ("act", "leak", "backward", "impl")
-#: What the runs of a group differ in: the seed, and the replicate, which differs in rounding alone.
+#: Settings of the activation that its label leaves out.
+ACT_SETTINGS = ("local", "leak_schedule")
+#: What the runs of a group differ in: the seed, and the replicate, which changes only rounding.
 REPEATS = ("seed", "replicate")
 
 #: Settings that don't decide a run's numbers.
 NEUTRAL_COLUMNS = ("data_dir",)
 
-#: The order of activations everywhere; others follow by name, each by its leak.
+#: The first activations in every table and figure; others follow by name, each by its leak.
 FAMILIES = ("relu", "leaky_relu", "nsrelu")
 
-#: The settings that a heading names where all runs share them.
+#: The settings that a heading names if all runs share them.
 HEADING = (
     *("dataset", "model", "train_size", "depth", "width", "epochs", "batch_size"),
     *("optimizer", "lr", "schedule"),
@@ -40,19 +46,50 @@ def parse_act(label: str) -> tuple[str, float | None]:
     return match[1], float(match[2])
 
 
+def name_arms(
+    runs: pd.DataFrame, config_columns: Sequence[str], arms: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[str]]:
+    """Make settings part of the activations' labels, so that they are compared with one baseline.
+
+    The value that most runs have is left out of the label: with ``arms=["redo"]``, the runs of relu
+    are "relu" and "relu redo=100".
+
+    Args:
+        runs: One row per run, each with a configuration.
+        config_columns: The columns of `runs` that are configuration.
+        arms: The settings, besides those of `ACT_SETTINGS`.
+
+    Returns:
+        The runs, with new labels in the column `act`, and the configuration without the settings.
+
+    Raises:
+        UsageError: There is no such setting.
+    """
+    settings = settings_of(runs, config_columns)
+    for name in arms:
+        lookup(dict.fromkeys(settings), name, "setting")
+    folded = [name for name in dict.fromkeys((*ACT_SETTINGS, *arms)) if name in settings]
+    act = runs["act"].astype(str)
+    for name in folded:
+        texts = runs[name].map(format_setting)
+        suffixes = [f" {name}={text}" if text else "" for text in texts]
+        suffixes = [suffix.removesuffix("=true") for suffix in suffixes]
+        act += np.where(texts.isin(texts.mode()[:1]), "", suffixes)
+    return runs.assign(act=act), [name for name in config_columns if name not in folded]
+
+
 def name_groups(
     runs: pd.DataFrame, config_columns: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Name the group of each run: runs that differ in nothing but the seed and the replicate.
 
-    Group runs once and pass the frame on: a part of it, such as the runs of one `setting`, is a
-    frame of the same kind, whose names are still right.
+    Group runs once and pass the frame on: in a part of it, such as the runs of one `setting`, the
+    names are still right.
 
-    Returns the runs, each once, in an order that doesn't depend on theirs, with five more
+    Returns each run once, in an order that doesn't depend on that of `runs`, with five more
     columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
-    have in common; `line`, the activation, and its implementation where it has several;
-    `setting`, those other settings that vary within the section ("lr=0.2"); and `group`, line
-    and setting.
+    have in common; `line`, the activation, and its implementation if it has several; `setting`, the
+    other settings that vary within the section ("lr=0.2"); and `group`, line and setting.
 
     Raises:
         BenchError: There is no run, two copies of a run have different results, or two runs of a
@@ -105,7 +142,7 @@ def _unique_runs(runs: pd.DataFrame, identity: list[str], settings: Sequence[str
     Raises:
         BenchError: Two copies have different results.
     """
-    done = runs[runs["state"].isin(COUNTED_STATES[:2])]
+    done = runs[runs["state"].isin(DONE)]
     copies = done[done.duplicated(identity, keep=False)]
     results = copies.select_dtypes("number").columns.difference([*settings, *ACT_COLUMNS])
     for name, copy in copies.groupby(identity, sort=False) if len(copies) else ():
@@ -150,9 +187,9 @@ def act_order(label: str) -> tuple[int, str, float]:
 
 
 def format_setting(value: Any) -> str:
-    """Write a setting as a config would: 0.1, 64, true; a missing one as an empty text.
+    """Write a setting as in a config file: 0.1, 64, true; empty if it is missing.
 
-    Different values have different texts: a number has all digits that tell it apart.
+    Different values have different texts: numbers have all their digits.
     """
     if pd.isna(value):
         return ""
@@ -171,7 +208,7 @@ def _lines(runs: pd.DataFrame) -> "pd.Series[str]":
 
 
 def join_settings(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Write each run's settings as "lr=0.2 width=64", leaving out those that it has not."""
+    """Write each run's settings as "lr=0.2 width=64", leaving out those that are missing."""
     texts = [[f"{c}={format_setting(v)}" * (not pd.isna(v)) for v in runs[c]] for c in columns]
     return [" ".join(filter(None, row)) for row in zip(*texts, strict=True)] or [""] * len(runs)
 

@@ -1,10 +1,10 @@
-"""The names of metrics for people, and which of them are percentages."""
+"""Name metrics in tables and figures, and write their values."""
 
 import math
 
 from nsrelu_bench.text import format_fixed
 
-#: Names of metrics in figures; a metric that is missing here is named by its column.
+#: Names of metrics in figures; others are named after their column.
 LABELS = {
     "train_loss": "train loss",
     "val_loss": "validation loss",
@@ -36,17 +36,17 @@ SHORT_LABELS = {
 
 
 def label(metric: str) -> str:
-    """Return the name of a metric for people."""
+    """Return the name of a metric in figures."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
 def is_percent(metric: str) -> bool:
-    """Return whether a metric is a fraction that people read in percent."""
+    """Return whether a metric is a fraction, which is shown in percent."""
     return metric.endswith(("accuracy", "fraction"))
 
 
 def best_of(metric: str) -> str | None:
-    """Return whether the "highest" or the "lowest" value of a metric is best; None for neither."""
+    """Return which value of a metric is best, the "highest" or the "lowest"; None for neither."""
     if metric.endswith("accuracy") or metric == "zero_fraction":
         return "highest"
     if metric.endswith("_loss") or metric.startswith(("dead_", "submerged_", "dormant_")):
@@ -60,12 +60,12 @@ def format_value(metric: str, value: float) -> str:
 
 
 def scale_of(metric: str) -> tuple[int, str]:
-    """Return what a difference in a metric is multiplied by for people, and its unit."""
+    """Return the factor by which a difference in a metric is shown, and its unit."""
     return (100, " pp") if is_percent(metric) else (1, "")
 
 
 def format_interval(metric: str, low: float, high: float, places: int) -> str:
-    """Write an interval as "[92.1, 94.0]"; nothing without one."""
+    """Write an interval as "[92.1, 94.0]"; empty if it is NaN."""
     if math.isnan(low) or math.isnan(high):
         return ""
     scale, _ = scale_of(metric)

@@ -1,16 +1,11 @@
-"""A comparison as tables of LaTeX that go into a paper as they are, with the package booktabs."""
+"""Format a comparison as LaTeX tables that can go into a paper as they are; they need booktabs."""
 
 import re
 from collections.abc import Sequence
 
 import pandas as pd
 
-from nsrelu_bench.compare.columns import (
-    Column,
-    choose_columns,
-    make_column,
-    split_key,
-)
+from nsrelu_bench.compare.columns import Column, choose_columns, make_column, split_key
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.declared_tests import format_margin
 from nsrelu_bench.compare.grouping import format_setting, join_settings, varies
@@ -19,14 +14,14 @@ from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.statistics import ALPHA
 from nsrelu_bench.compare.verdicts import verdicts
 
-#: How a cell says what an adjusted p below `ALPHA` shows, by the first letters of a verdict.
+#: The signs in a cell for the words of a verdict.
 VERDICT_SIGNS = {"higher": r"\uparrow", "lower": r"\downarrow", "equivalent": r"\approx"}
 
 
 def format_latex(comparison: Comparison, columns: Sequence[str] | None = None) -> str:
-    """Return one table per section, each with a caption and a label, and notes as comments.
+    """Return one table per section, each with a caption and a label, and the notes as comments.
 
-    By default it has the metrics that are tested, with signs for what the tests show, and the
+    By default the columns are the tested metrics, with signs for the results of the tests, and the
     difference in the main one.
 
     Raises:
@@ -87,7 +82,7 @@ def _table(
 
 
 def _settings(groups: pd.DataFrame) -> list[str]:
-    """Return the columns of settings, which are between the activation and the counts."""
+    """Return the columns of the settings, which are between the activation and the counts."""
     columns = list(map(str, groups))
     return columns[columns.index("act") + 1 : columns.index("runs")]
 
@@ -95,7 +90,7 @@ def _settings(groups: pd.DataFrame) -> list[str]:
 def _column(
     comparison: Comparison, rows: pd.DataFrame, key: str, blocks: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Return the header and the cells of a column; those of a metric with bold and signs."""
+    """Return the header and the cells of a column; those of metrics have bold type and signs."""
     column = make_column(comparison, rows, key)
     if key in comparison.metrics:
         return _header(column.header), _decorated(rows[rows["metric"] == key], column, blocks)
@@ -103,7 +98,7 @@ def _column(
 
 
 def _decorated(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> list[str]:
-    """Write means, the best one of each block in bold, each with the signs of its verdict."""
+    """Write means with the signs of their verdicts, the best one of each block in bold."""
     best = _best_cells(rows, column, blocks)
     cells = []
     for text, words, block in zip(column.cells, rows["verdict"], blocks, strict=True):
@@ -116,7 +111,7 @@ def _decorated(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> lis
 
 
 def _best_cells(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> dict[str, str]:
-    """Return the text of the best mean of each block, of groups without a run that failed."""
+    """Return the text of the best mean of each block, among groups in which no run failed."""
     direction = best_of(column.key)
     means = rows["mean"].where(rows["failed_to_train"] == 0).reset_index(drop=True)
     found = {}
@@ -129,7 +124,7 @@ def _best_cells(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> di
 
 
 def _caption(comparison: Comparison, section: str, rows: pd.DataFrame, keys: Sequence[str]) -> str:
-    """Say what the table shows, and what its signs mean."""
+    """Return the caption: what the table shows, and what its signs mean."""
     metrics = [key for key in keys if key in comparison.metrics]
     names = list(map(label, metrics))
     heading = ", ".join(filter(None, [section, comparison.shared[section]]))
@@ -178,7 +173,7 @@ def _slug(comparison: Comparison, section: str) -> str:
 
 
 def _header(text: str) -> str:
-    """Write a column's header: a unit in brackets, p as mathematics."""
+    """Write a column's header: the unit in brackets, p in math mode."""
     unit = re.search(r" (%|pp)$", text)
     name = text[: unit.start()] if unit else text
     words = _prose(name).replace("vs ", r"vs.\ ", 1) if name.startswith("vs ") else _prose(name)
@@ -192,7 +187,7 @@ def _cell(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Write text in which numbers and comparisons are mathematics."""
+    """Write text with its numbers and comparisons in math mode."""
     return "".join(
         _number(part) if LATEX_NUMBER.fullmatch(part) else _escape(part)
         for part in LATEX_PARTS.split(text)
@@ -216,7 +211,7 @@ def _escape(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-#: What LaTeX reads as something else.
+#: Characters with a special meaning in LaTeX.
 LATEX = {letter: rf"\{letter}" for letter in "%_&#${}"} | {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",

@@ -1,4 +1,4 @@
-"""The notes below a comparison's tables: how its numbers were computed."""
+"""Write the notes below a comparison's tables: how its numbers were computed."""
 
 import math
 
@@ -25,7 +25,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _legend(comparison: Comparison) -> list[str]:
-    """Say what each count and metric is."""
+    """Explain each count and metric."""
     counts = {key: RUN_COUNTS[key] for key in usual_columns(comparison) if key in RUN_COUNTS}
     metrics = {column_name(name): _definition(name) for name in comparison.metrics}
     return [f"{name}: {text}." for name, text in (counts | metrics).items() if text]
@@ -48,7 +48,8 @@ def _averages(comparison: Comparison) -> list[str]:
         f"Mean ± half-width of the {comparison.confidence:.0%} t interval over "
         f"{groups['completed'].sum()} of {groups['runs'].sum()} runs"
         + (f"; left out: {', '.join(left_out)}. " if left_out else ", all completed. ")
-        + f"[low, high] where 0 or 100 % cuts it off; under {LEAST_VALUES} values, the values."
+        + f"[low, high] where 0 or 100 % cuts it off; the values where there are fewer than "
+        f"{LEAST_VALUES}."
     ]
     if "sd_rounding" not in rows:
         lines += [
@@ -58,8 +59,8 @@ def _averages(comparison: Comparison) -> list[str]:
         ]
     if comparison.tuned:
         lines.append(
-            f"{', '.join(comparison.tuned)}: for each activation the one with the fewest runs that "
-            "failed to train, then the best mean validation accuracy; the test set had no say."
+            f"{', '.join(comparison.tuned)}: chosen for each activation by the fewest runs that "
+            "failed to train, then by the best mean validation accuracy, never by the test set."
         )
     return lines
 
@@ -73,44 +74,44 @@ def _failures(comparison: Comparison) -> list[str]:
         for name in comparison.datasets
     ]
     return [
-        "Failed to train: diverged, or collapsed (finite, but validation accuracy at or below "
-        "chance, or below half of its best so far). In differences and verdicts a diverged run "
-        f"has the accuracy of chance ({', '.join(dict.fromkeys(levels))}), and no other metric."
+        "Failed to train: diverged, or collapsed (finite, but no better than guessing, or with "
+        "less than half of its best validation accuracy). In differences and verdicts a diverged "
+        f"run has the accuracy of chance ({', '.join(dict.fromkeys(levels))}), and no other metric."
     ]
 
 
 def _tests(comparison: Comparison) -> list[str]:
     rows, family, baseline = comparison.rows, comparison.family, comparison.baseline
     if not rows["pairs"].any():
-        return [f"vs {baseline}: paired by settings and seed; none to pair."]
+        return [f"vs {baseline}: paired by settings and seed; there is no pair."]
     same = "" if comparison.baseline_setting == "act" else "with the same activation and "
     lines = [
         f"vs {baseline}: paired {same and same + 'settings '}by seed; the interval inverts the"
-        " sign-flip test of one difference."
+        " sign-flip test of a single difference."
     ]
     groups = rows[~rows["is_baseline"]].drop_duplicates(["section", "group"])
     alone = len(groups) - len(comparison.compared.drop_duplicates(["section", "group"]))
     if alone:
-        lines.append(f"{alone} of {len(groups)} other groups have no run of {baseline} to pair.")
+        lines.append(
+            f"{alone} of {len(groups)} other groups have no run of {baseline} to pair with."
+        )
     if comparison.tests:
         secondary = ", ".join(family.secondary) or "none"
         each = [f"{study} {count}" for study, count in comparison.tests_of.items() if count]
-        of_each = (
-            f"the tests of its study ({', '.join(each)})"
-            if each[1:]
-            else (f"the {comparison.tests} tests of the study")
-        )
+        of_each = f"the {comparison.tests} tests of the study"
+        if len(each) > 1:
+            of_each = f"the tests of its study ({', '.join(each)})"
         lines += [
             f"p is adjusted for {of_each}, shown or not: primary {family.primary}, secondary "
-            f"{secondary}; step-down maxT over joint sign flips of the seeds, all up to "
-            f"{MAX_EXACT} seeds and {DRAWN:,} with more.",
-            f"Verdict: what an adjusted p below {ALPHA} shows; ~N seeds: what it would take for a "
-            f"power of {POWER:.0%}, if the differences are as seen.",
+            f"{secondary}; step-down maxT over joint sign flips of the seeds, all of them "
+            f"up to {MAX_EXACT} seeds, {DRAWN:,} with more.",
+            f"Verdict: what an adjusted p below {ALPHA} shows; ~N seeds: how many would show it "
+            f"with a power of {POWER:.0%}, if the true differences are those observed.",
         ]
     fewest = int(rows.loc[rows["pairs"] > 0, "pairs"].min())
     if fewest < LEAST_SEEDS:
         lines.append(
-            f"Under {LEAST_SEEDS} pairs there is no test and no interval of differences: with "
+            f"With fewer than {LEAST_SEEDS} pairs there is neither a test nor an interval: with "
             f"{LEAST_SEEDS - 1} pairs p can't go below {least_p(LEAST_SEEDS - 1)}."
         )
     return lines
@@ -124,8 +125,8 @@ def _other_noise(comparison: Comparison) -> list[str]:
             images = TEST_IMAGES[name]
             error = math.sqrt(accuracy * (1 - accuracy) / images)
             lines.append(
-                f"{name}: its {images:,} test images are a sample too, which all seeds share; at "
-                f"{accuracy:.0%} an accuracy has a standard error of {100 * error:.2g} pp from it."
+                f"{name}: all seeds share its {images:,} test images, a sample that gives an "
+                f"accuracy of {accuracy:.0%} a standard error of {100 * error:.2g} pp."
             )
     if "sd_rounding" in rows:
         part = rows[rows["metric"] == comparison.main_metric]
@@ -144,13 +145,13 @@ def _other_noise(comparison: Comparison) -> list[str]:
 
 def _cautions(comparison: Comparison) -> list[str]:
     lines = [
-        f"Careful: these runs were made with {name} {' and '.join(values)}, which changes numbers."
+        f"Careful: these runs differ in {name} ({' and '.join(values)}), which changes numbers."
         for name, values in comparison.mixed.items()
     ]
     copies = comparison.copies if comparison.baseline_setting != "study" else {}
     lines += [
         f"Careful: {count} runs of {study} train the same configuration and seed as runs of "
-        f"{other}; they are no further evidence."
+        f"{other}; they are not additional evidence."
         for (study, other), count in copies.items()
     ]
     return lines

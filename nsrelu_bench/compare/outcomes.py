@@ -1,7 +1,7 @@
-"""The outcome of each run: its final metrics, or the accuracy of chance if it has diverged.
+"""Find the outcome of each run: its final metrics, or the accuracy of chance if it diverged.
 
-A mean over the runs that survived flatters an activation whose other runs diverged. So differences
-and verdicts are by intention to treat: every run that finished counts.
+A mean over the surviving runs flatters an activation whose other runs diverged. So differences and
+verdicts are by intention to treat: every run that finished counts.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.grouping import COUNTED_STATES
 from nsrelu_bench.compare.sign_flips import TIE
 from nsrelu_bench.config import CLASSES
+from nsrelu_bench.records import DONE
 
 #: The metric that is 1 for a run that failed to train, and 0 for others.
 FAILED = "failed_to_train"
@@ -20,19 +20,19 @@ KEYS = ["section", "group", "metric"]
 
 
 def chance_accuracy(dataset: str) -> float:
-    """Return the accuracy of guessing; 0 for a data set whose classes are not known here."""
+    """Return the accuracy of guessing; 0 for a data set whose number of classes is not known."""
     return 1 / CLASSES[dataset] if dataset in CLASSES else 0.0
 
 
 def failed_to_train(runs: pd.DataFrame) -> "pd.Series[float]":
-    """Return 1 for each run that diverged or collapsed, 0 for others, NaN if it didn't finish."""
-    finished = runs["state"].isin(COUNTED_STATES[:2])
+    """Return 1 for each run that diverged or collapsed, NaN for unfinished ones, otherwise 0."""
+    finished = runs["state"].isin(DONE)
     failed = (runs["state"] == "diverged") | collapsed(runs)
     return failed.astype(float).where(finished)
 
 
 def collapsed(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Return whether each run collapsed; False for runs of versions that did not record it."""
+    """Return whether each run collapsed; False for runs of older versions, which did not say."""
     if "collapsed" not in runs:
         return pd.Series(False, index=runs.index)
     return (pd.to_numeric(runs["collapsed"], errors="coerce") == 1) & (runs["state"] == "completed")
@@ -45,7 +45,7 @@ def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     `metric`, `value`, and `survived`. A diverged run has the accuracy of chance, and no other
     metric. `FAILED` is one of the metrics.
     """
-    finished = frame[frame["state"].isin(COUNTED_STATES[:2])]
+    finished = frame[frame["state"].isin(DONE)]
     lost = finished["state"] == "diverged"
     by_chance = finished["dataset"].map(chance_accuracy) if "dataset" in finished else 0.0
     wide = finished[["section", "group", "is_baseline", "pair", "seed"]].assign(
@@ -65,7 +65,7 @@ def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def mean_over_replicates(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return one row per group, metric and seed, with the mean of the other `columns`.
+    """Return the mean of some columns over replicates: one row per group, metric and seed.
 
     Replicates differ only in rounding; seeds are independent.
     """
@@ -88,7 +88,7 @@ def pair_with_baseline(table: pd.DataFrame) -> pd.DataFrame:
     )
     pairs = table[~table["is_baseline"]].merge(base, on=pair)
     difference = pairs["value"] - pairs["baseline"]
-    # Equal values whose sums were rounded differently are equal.
+    # Values that differ only because their sums were rounded differently count as equal.
     largest = pairs[["value", "baseline"]].abs().max(axis=1)
     pairs["difference"] = difference.where(difference.abs() > 1e-3 * TIE * largest, 0.0)
     names = pairs.groupby(KEYS, sort=False)[["baseline_group", "study"]].first()

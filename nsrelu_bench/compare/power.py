@@ -1,7 +1,8 @@
-"""How many seeds a study needs, from the spread of a pilot."""
+"""Estimate how many seeds a study needs, from the spread of a pilot."""
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,21 +12,21 @@ from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.declared_tests import MANY_SEEDS, format_margin, round_up
 from nsrelu_bench.compare.grouping import varies
 from nsrelu_bench.compare.labels import label, scale_of
-from nsrelu_bench.compare.statistics import ALPHA, POWER, Array, seeds_needed
+from nsrelu_bench.compare.statistics import ALPHA, POWER, seeds_needed
 from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.text import align, format_fixed, wrap
 
-#: How sure the upper end of the spread is.
+#: The confidence of the interval whose upper end is the careful spread.
 SURE = 0.8
 
 
 def plan_seeds(
     comparison: Comparison, difference: float | None = None, power: float = POWER
 ) -> pd.DataFrame:
-    """Return how many seeds each group needs in the main metric of a pilot, one row per group.
+    """Return how many seeds each group of a pilot needs in the main metric, one row per group.
 
-    `difference` is what is to be shown, in the metric's own unit; the margin where it is None.
-    The columns are `section`, `group`, `pairs`, `diff_sd`, `seeds_difference`, `seeds_equivalence`
+    `difference` is the difference to show, in the metric's own unit; None for the margin. The
+    columns are `section`, `group`, `pairs`, `diff_sd`, `seeds_difference`, `seeds_equivalence`
     and `seeds_careful`, the larger of the two if the spread is at the upper end of its interval.
 
     Raises:
@@ -36,7 +37,7 @@ def plan_seeds(
     margin = comparison.family.margin(metric)
     difference = margin if difference is None else difference
     if math.isnan(difference):
-        raise UsageError(f"{metric} has no margin; say which difference is to be shown")
+        raise UsageError(f"{metric} has no margin; give the difference to show")
     if not 0 < difference < math.inf:
         raise UsageError(f"difference must be above 0, got {difference:g}")
     if not 0.5 <= power < 1:
@@ -45,28 +46,19 @@ def plan_seeds(
     found = rows[(rows["metric"] == metric) & (rows["pairs"] > 1)].reset_index(drop=True)
     if found.empty:
         raise BenchError(
-            "no group has two seeds in common with the baseline, to take a spread from"
+            "no group has two seeds in common with the baseline, so there is no spread"
         )
     sd = found["diff_sd"].to_numpy(dtype=float)
     degrees = found["pairs"].to_numpy(dtype=float) - 1
     largest = sd * np.sqrt(degrees / special.chdtri(degrees, SURE))
     tests = len(found) * len(comparison.family.metrics)
-
-    def needed(spread: Array, wanted: float, within: float) -> Array:
-        return seeds_needed(
-            np.full(len(spread), wanted),
-            spread,
-            np.full(len(spread), within),
-            tests=tests,
-            power=power,
-        )
-
+    needed = partial(seeds_needed, tests=tests, power=power)
     return found[["section", "group", "pairs", "diff_sd"]].assign(
-        seeds_difference=needed(sd, difference, math.nan),
-        seeds_equivalence=needed(sd, 0.0, margin),
+        seeds_difference=needed(difference, sd, math.nan),
+        seeds_equivalence=needed(0.0, sd, margin),
         seeds_careful=np.maximum(
-            needed(largest, difference, math.nan),
-            np.nan_to_num(needed(largest, 0.0, margin), posinf=0.0),
+            needed(difference, largest, math.nan),
+            np.nan_to_num(needed(0.0, largest, margin), posinf=0.0),
         ),
         tests=tests,
     )
@@ -80,7 +72,7 @@ def format_plan(
     as_json: bool = False,
     width: int | None = None,
 ) -> str:
-    """Return what `plan_seeds` gives as a table with a sentence above and below, or as JSON."""
+    """Format what `plan_seeds` returns as a table with a sentence above and below, or as JSON."""
     plan = plan_seeds(comparison, difference, power)
     metric = comparison.main_metric
     margin = comparison.family.margin(metric)

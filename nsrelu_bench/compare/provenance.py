@@ -1,4 +1,4 @@
-"""Where the runs of a comparison come from: what they share, and which are counted twice."""
+"""Describe where the runs of a comparison come from: what they share, and which count twice."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,14 +30,14 @@ def _mixed_probes(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[str
 
 
 def _environment(runs: pd.DataFrame) -> dict[str, str]:
-    """Return what all runs were computed with, as far as recorded; without digests."""
+    """Return what all runs were computed with, if recorded and the same; without digests."""
     names = [name for name in ENVIRONMENT if name in runs and not name.endswith("digest")]
     values = {name: runs[name].dropna().unique() for name in names}
     return {name: str(there[0]) for name, there in values.items() if len(there) == 1}
 
 
 def _copies(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Count, for pairs of studies, the runs of the second that train as one of the first does."""
+    """Count, for pairs of studies, the runs of the first that train as one of the second does."""
     if "study" not in config_columns:
         return {}
     training = [c for c in config_columns if c in runs and c not in ("study", *MEASURING)]

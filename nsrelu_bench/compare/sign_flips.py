@@ -1,8 +1,8 @@
 """Permutation tests over sign flips of paired differences, and intervals that agree with them.
 
-If an activation changes nothing, the difference of a seed could equally have the other sign. A test
-counts the flips of the seeds' signs that give at least the observed mean. Up to 13 seeds all flips
-are counted; with more, a fixed set of them is drawn, the same on every call.
+If an activation has no effect, the difference of each seed could equally have the opposite sign. A
+test counts the sign flips that give at least the observed mean: all of them up to 13 seeds; with
+more, a fixed random set, the same on every call.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,7 @@ from nsrelu_bench.compare.statistics import LEAST_SEEDS, Array
 MAX_EXACT = 13
 DRAWN = 9_999
 
-#: Elements of a block of flips x tests that is held in memory at once: few, for the processor's
-#: cache.
+#: Elements of the block of flips x tests that is in memory at once; it fits the processor's cache.
 BLOCK = 250_000
 
 #: Values this close, relative to the largest difference, are ties. Accuracies are multiples of 1/N,
@@ -26,9 +25,9 @@ TIE = 1e-9
 
 
 def sign_flips(n: int) -> Array:
-    """Return flips of n signs, (B, n) of -1 and 1: the first flips nothing, the first sign stays.
+    """Return flips of n signs, (B, n) of -1 and 1; the first flips nothing, no one the first sign.
 
-    The mirror of a flip is left out: it gives a mean of the same size. B is 2^(n - 1) up to
+    The mirror image of a flip is left out: its mean has the same size. B is 2^(n - 1) up to
     `MAX_EXACT` signs, and `DRAWN` + 1 beyond.
     """
     if n <= MAX_EXACT:
@@ -47,7 +46,7 @@ def least_p(pairs: int) -> float:
 def sign_flip_p(differences: Array, alternative: str = "two-sided") -> Array:
     """Return the sign-flip p of the mean of paired differences (K, n), as (K,).
 
-    `alternative` is what the test may show: that the mean is not 0 ("two-sided"), or that it is
+    `alternative` is what the test can show: that the mean is not 0 ("two-sided") or that it is
     above 0 ("greater"). NaN for a single pair.
 
     Source: Fisher 1935, section 21.
@@ -70,11 +69,11 @@ def sign_flip_p(differences: Array, alternative: str = "two-sided") -> Array:
 def sign_flip_interval(differences: Array, confidence: float = 0.95) -> tuple[Array, Array]:
     """Return the ends (K,) of the interval of the mean of paired differences (K, n).
 
-    It holds every shift d whose removal the two-sided test doesn't reject: `sign_flip_p` of
+    It contains every shift d that the two-sided test does not reject: `sign_flip_p` of
     ``differences - d`` is at least 1 - confidence. So it contains 0 if and only if the p of the
     differences is at least that. Its ends are means of subsets of the differences: a flip's mean
-    is as large as the one seen where the mean of the flipped differences is at most d. NaN where
-    so few pairs can't exclude anything: under 6 for 95 %.
+    is as large as the observed one where the mean of the flipped differences is at most d. NaN if
+    there are too few pairs to exclude anything, for 95 % fewer than 6.
 
     Source: Hartigan 1969 (typical values).
     """
@@ -104,10 +103,10 @@ def sign_flip_interval(differences: Array, confidence: float = 0.95) -> tuple[Ar
 def step_down_p(differences: Array, alternative: str = "two-sided") -> Array:
     """Return the p values (K,) of K tests, adjusted for their number: step-down maxT.
 
-    `differences` (K, n) has a column per seed, NaN where a test lacks that seed. All tests flip
-    the sign of a seed together, so that correlated or equal tests cost nothing, and the smallest
-    possible p stays that of one test. The chance that any true null hypothesis gets a p below
-    alpha is at most alpha. Tests of fewer than `LEAST_SEEDS` pairs are left out, with NaN.
+    `differences` (K, n) has one column per seed, NaN where a test lacks that seed. All tests flip
+    the sign of a seed together, so equal tests cost nothing, correlated ones little, and the
+    smallest possible p is that of a single test. The probability that any true null hypothesis gets
+    a p below alpha is at most alpha. Tests with fewer than `LEAST_SEEDS` pairs are left out: NaN.
 
     Source: Westfall and Young 1993, algorithm 4.1.
     """
@@ -150,10 +149,10 @@ def _scale(differences: Array) -> Array:
 
 
 def _normal_score(ratio: Array, pairs: npt.NDArray[np.int64]) -> Array:
-    """Return t statistics as normal deviates, so that tests of unequal numbers of pairs compare.
+    """Return t statistics as normal deviates, so that tests with other numbers of pairs compare.
 
-    `ratio` (B, K) is sum / sqrt(n * sum of squares), which t is a rising function of: flips don't
-    change the squares.
+    `ratio` (B, K) is sum / sqrt(n * sum of squares). t rises with it, since flips don't change the
+    squares.
 
     Source: Wallace 1959 (bounds on normal approximations to Student's distribution).
     """

@@ -8,16 +8,16 @@ from scipy import special  # scipy.stats takes longer to import than `compare` t
 
 Array = npt.NDArray[np.float64]
 
-#: Below this an adjusted p value shows something.
+#: An adjusted p value below this is significant.
 ALPHA = 0.05
 
-#: The chance with which something is to be shown where it is there.
+#: The probability with which a test should show a real difference.
 POWER = 0.8
 
 #: With fewer pairs a two-sided sign-flip test can't fall below `ALPHA`: 2 / 2^5 is 0.0625.
 LEAST_SEEDS = 6
 
-#: Fewer values have no t interval: they are shown themselves.
+#: With fewer values there is no t interval; the values are shown instead.
 LEAST_VALUES = 5
 
 
@@ -34,7 +34,7 @@ def t_half_width(sd: Array, n: Array, confidence: float = 0.95) -> Array:
 
 
 def holm(p: Array) -> Array:
-    """Return the p values (K,) adjusted for their number; NaN are left out and stay NaN.
+    """Return the p values (K,) adjusted for their number; NaN values don't count and stay NaN.
 
     Source: Holm 1979, section 3.
     """
@@ -77,7 +77,7 @@ def mcnemar_p(only_first: npt.ArrayLike, only_second: npt.ArrayLike) -> Array:
 
 
 def interquartile_mean(values: Array) -> float:
-    """Return the mean of the middle half of the values (n,): a quarter is cut off at each end.
+    """Return the mean of the middle half of the values (n,), without a quarter at each end.
 
     Source: Agarwal et al. 2021, section 4.3.
     """
@@ -92,9 +92,9 @@ def probability_of_improvement(
 ) -> tuple[Array, Array, Array]:
     """Return P(A > B) of paired differences A - B (..., n), and the ends of its interval, as (...).
 
-    NaN is no pair, and a tie counts half. The interval is that of Clopper and Pearson, with ties
-    as losses for its lower end and as wins for its upper end, so that it is exact without ties and
-    wide with them.
+    NaN is no pair, and a tie counts half. The interval is Clopper and Pearson's; ties count as
+    losses for its lower end and as wins for its upper end, so it is exact without ties and wider
+    with them.
 
     Source: Agarwal et al. 2021, section 4.3; Bouthillier et al. 2021, section 4.1 (paired).
     """
@@ -106,10 +106,10 @@ def probability_of_improvement(
 
 
 def score_distribution(values: Array) -> tuple[Array, Array]:
-    """Return the share of runs above each score, of the final scores of runs (n,).
+    """Return the distinct final scores of runs (n,), sorted, and the share of runs above each.
 
-    The scores (m,) are sorted and distinct; the shares (m,) are steps: `shares[i]` of the runs
-    are above every threshold from `scores[i]` up to the next score, and all below `scores[0]`.
+    Both are (m,). The shares are steps: `shares[i]` of the runs are above every threshold from
+    `scores[i]` up to the next score. All runs are above a threshold below `scores[0]`.
 
     Source: Agarwal et al. 2021, section 4.2 (run-score distribution, a performance profile).
     """
@@ -127,19 +127,19 @@ def cohen_dz(mean: Array, sd: Array) -> Array:
 
 
 def seeds_needed(
-    difference: Array,
+    difference: Array | float,
     sd: Array,
-    margin: Array,
+    margin: Array | float,
     *,
     tests: int = 1,
     power: float = POWER,
 ) -> Array:
-    """Return about how many seeds show something with that power, rounded up, as (K,).
+    """Return about how many seeds show a result with that power, rounded up, as (K,).
 
-    If the true mean of the paired differences is `difference` (K,) and their standard deviation is
-    `sd` (K,), either a difference is shown or equivalence within `margin` (K,), whichever needs
-    fewer seeds; NaN is no margin. Each of `tests` tests has the level `ALPHA` / tests. Infinite
-    where neither can be shown; NaN where `sd` is.
+    `difference` is the true mean of the paired differences, `sd` (K,) their standard deviation. The
+    result is a difference or equivalence within `margin`, whichever needs fewer seeds; a margin of
+    NaN is none. Each of `tests` tests has the level `ALPHA` / tests. Infinite where neither can be
+    shown, NaN where `sd` is NaN.
 
     Source: Guenther 1981 (difference); Schuirmann 1987 (equivalence).
     """
@@ -157,11 +157,11 @@ def seeds_needed(
 
 
 def variance_components(values: Array, seeds: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Return the variances between seeds and between replicates of a seed, of values (n,).
+    """Return the variance of values (n,) between seeds, and that between replicates of a seed.
 
-    `seeds` (n,) says which values have the same seed and differ in rounding alone. One-way random
-    effects by analysis of variance; a negative estimate counts as 0. NaN where there are not
-    several seeds, or no seed has several values.
+    Values with the same entry in `seeds` (n,) differ only in rounding. One-way random effects by
+    analysis of variance; a negative estimate counts as 0. NaN unless there are several seeds and
+    some seed has several values.
 
     Source: Searle, Casella and McCulloch 1992, section 3.6.
     """

@@ -1,9 +1,9 @@
-"""A comparison as text: a table for a terminal or a pipe, csv, json, markdown, latex."""
+"""Format a comparison: as a table for a terminal or a pipe, CSV, JSON, Markdown or LaTeX."""
 
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,14 +27,17 @@ from nsrelu_bench.compare.latex import format_latex
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.statistics import LEAST_SEEDS, LEAST_VALUES
 from nsrelu_bench.compare.verdicts import verdicts
-from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.errors import UsageError, unknown
 from nsrelu_bench.records import to_csv
 from nsrelu_bench.text import format_p, split_columns
+
+#: csv has `Comparison.rows` alone; latex needs the package booktabs.
+FORMATS = ("table", "csv", "json", "md", "latex")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as texts: the first column names the rows."""
+    """A table of texts, whose first column names the rows."""
 
     heading: str
     header: list[str]
@@ -42,24 +45,9 @@ class Sheet:
 
     @property
     def widths(self) -> list[int]:
-        """The width of each column in characters; cells may have several lines."""
+        """The width of each column in characters; a cell may have several lines."""
         columns = zip(self.header, *self.rows, strict=True)
         return [max(map(len, "\n".join(column).split("\n"))) for column in columns]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What is asked of a table.
-
-    Attributes:
-        width: That of the terminal, into which it is fitted; None is for a pipe, and cuts nothing.
-        detail: Whether there are tables of failures, medians and chances of improvement.
-        columns: Names of `columns.column_names`; None for the usual ones.
-    """
-
-    width: int | None = None
-    detail: bool = False
-    columns: Sequence[str] | None = None
 
 
 def format_table(
@@ -70,30 +58,40 @@ def format_table(
     detail: bool = False,
     columns: Sequence[str] | None = None,
 ) -> str:
-    """Return the comparison as text: ``table``, ``csv``, ``json``, ``md`` or ``latex``.
+    """Return the comparison as text.
 
-    `width` is that of the terminal, into which a table is fitted; None is for a pipe, and cuts
-    nothing. `detail` adds tables of failures, medians and chances of improvement, which otherwise
-    are there only where a run failed to train; csv and json always have these numbers. csv is
-    `Comparison.rows` alone; latex needs the package booktabs. `columns` chooses the columns of a
-    table: those of `columns.column_names`.
+    Args:
+        comparison: What `compare` found.
+        fmt: One of `FORMATS`.
+        width: The width of the terminal, for ``table``; None for a pipe, where nothing is cut.
+        detail: Add the table of failures, medians and chances of improvement also where no run
+            failed to train. csv and json always have its numbers.
+        columns: The columns of a table: names of `columns.column_names`.
 
     Raises:
         UsageError: There is no such format or column.
     """
-    write = lookup(FORMATS, fmt, "format")
+    if fmt not in FORMATS:
+        raise unknown(fmt, FORMATS, "format")
     if columns is not None and fmt in ("csv", "json"):
         raise UsageError(f"columns are for the formats table, md and latex, not {fmt}")
-    return write(comparison, Layout(width, detail, columns))
+    if fmt == "csv":
+        return to_csv(comparison.rows)
+    if fmt == "json":
+        return _json(comparison)
+    if fmt == "latex":
+        return format_latex(comparison, columns)
+    sheets = sheets_of(comparison, detail=detail, columns=columns)
+    return _markdown(comparison, sheets) if fmt == "md" else _text(comparison, sheets, width)
 
 
 def sheets_of(
     comparison: Comparison, *, detail: bool = False, columns: Sequence[str] | None = None
 ) -> list[Sheet]:
-    """Return a comparison as tables: one per section, and one more with its failures.
+    """Return a comparison as tables: one per section, and a second one with its failures.
 
-    That one is there where a run failed to train, and everywhere with `detail`. `columns` are
-    names of `column_names`, all by default.
+    The second one is there if a run failed to train, and always with `detail`. `columns` are names
+    of `column_names`, the usual ones by default.
 
     Raises:
         UsageError: There is no such column.
@@ -143,13 +141,8 @@ def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> S
     return Sheet(f"{heading}: every run that finished", header, lines)
 
 
-def _sheets(comparison: Comparison, layout: Layout) -> list[Sheet]:
-    return sheets_of(comparison, detail=layout.detail, columns=layout.columns)
-
-
-def _text(comparison: Comparison, layout: Layout) -> str:
-    """Return tables, foot and verdicts, fitted to a terminal."""
-    sheets, width = _sheets(comparison, layout), layout.width
+def _text(comparison: Comparison, sheets: list[Sheet], width: int | None) -> str:
+    """Return tables, notes and verdicts, fitted to a terminal."""
     below = "\n".join([*notes(comparison), "", *verdicts(comparison)]).strip()
     if width is None:
         return "\n\n".join([*map(_aligned, sheets), below]) + "\n"
@@ -197,11 +190,7 @@ def _aligned(sheet: Sheet) -> str:
     return "\n".join(texts)
 
 
-def _csv(comparison: Comparison, _: Layout) -> str:
-    return to_csv(comparison.rows)
-
-
-def _json(comparison: Comparison, _: Layout) -> str:
+def _json(comparison: Comparison) -> str:
     rows = json.loads(comparison.rows.to_json(orient="records", double_precision=15))
     values = values_of(comparison, "value", *comparison.metrics)
     differences = values_of(comparison, "difference", *comparison.metrics)
@@ -232,9 +221,9 @@ def _json(comparison: Comparison, _: Layout) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _markdown(comparison: Comparison, layout: Layout) -> str:
+def _markdown(comparison: Comparison, sheets: list[Sheet]) -> str:
     blocks = []
-    for sheet in _sheets(comparison, layout):
+    for sheet in sheets:
         rule = ["---", *["---:"] * (len(sheet.header) - 1)]
         lines = [" | ".join(row) for row in (sheet.header, rule, *sheet.rows)]
         blocks += [f"**{sheet.heading}**" * bool(sheet.heading)]
@@ -242,16 +231,3 @@ def _markdown(comparison: Comparison, layout: Layout) -> str:
     for lines in (notes(comparison), verdicts(comparison)):
         blocks += ["\n".join(f"- {line}".replace("*", r"\*") for line in lines)]
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _latex(comparison: Comparison, layout: Layout) -> str:
-    return format_latex(comparison, layout.columns)
-
-
-FORMATS: dict[str, Callable[[Comparison, Layout], str]] = {
-    "table": _text,
-    "csv": _csv,
-    "json": _json,
-    "md": _markdown,
-    "latex": _latex,
-}

@@ -1,4 +1,4 @@
-"""The verdicts of a comparison: its numbers in words."""
+"""Put the numbers of a comparison into words."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -53,7 +53,7 @@ def verdict_clauses(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _clause(row: Row) -> str:
-    """Say one metric: "accuracy +1.5 pp [0.8, 2.2], adjusted p = 0.031: higher"."""
+    """Write about one metric: "accuracy +1.5 pp [0.8, 2.2], adjusted p = 0.031: higher"."""
     metric, pairs = str(row["metric"]), row["pairs"]
     name = "dead units" if metric == "dead_fraction" else SHORT_LABELS.get(metric, label(metric))
     scale, unit = scale_of(metric)
@@ -77,7 +77,7 @@ def _clause(row: Row) -> str:
 
 
 def _failures(row: Row, other: Row | None, baseline: str) -> list[str]:
-    """Return how many runs failed to train, and how many of the baseline, `other`."""
+    """Return how many runs failed to train, of the group and of the baseline, `other`."""
     finished = row["completed"] + row["diverged"]
     lost = row["diverged"] + row["collapsed"]
     beside = other["diverged"] + other["collapsed"] if other else 0

@@ -40,7 +40,7 @@ def test_words_name_both_sides_and_leave_out_what_has_no_partner() -> None:
         "relu init=rai vs relu init=he",
         "nsrelu(0.1) init=rai vs nsrelu(0.1) init=he",
     ]
-    assert "1 of 3 other groups have no run of init=he to pair." in notes(comparison)
+    assert "1 of 3 other groups have no run of init=he to pair with." in notes(comparison)
 
 
 def test_a_condition_on_the_setting_keeps_the_baseline() -> None:
@@ -60,7 +60,7 @@ def test_one_study_is_compared_with_another() -> None:
     assert compare(runs, INIT, baseline="study=/some/where/first").baseline == "study=first"
     careful = [line for line in notes(comparison) if line.startswith("Careful")]
     assert [line.split(",")[0] for line in careful] == [
-        "Careful: these runs were made with probe_size 1000 and 2000"
+        "Careful: these runs differ in probe_size (1000 and 2000)"
     ]
 
 

@@ -161,7 +161,7 @@ def test_one_seed_has_means_and_nothing_more() -> None:
 def test_a_baseline_that_is_not_there_is_said() -> None:
     only = make_runs("nsrelu(0.1)", BETTER)
     text = format_table(c.compare(only, MADE_UP_CONFIG))
-    assert "vs relu: paired by settings and seed; none to pair" in text
+    assert "vs relu: paired by settings and seed; there is no pair" in text
     with pytest.raises(UsageError, match="unknown baseline 'gelo'"):
         c.compare(only, MADE_UP_CONFIG, baseline="gelo")
 
@@ -296,7 +296,7 @@ def tunable() -> pd.DataFrame:
 def test_tuning_never_looks_at_the_test_set() -> None:
     comparison = c.compare(tunable(), MADE_UP_CONFIG, tune=["lr"])
     assert list(comparison.rows["group"].unique()) == ["relu lr=0.1", "nsrelu(0.1) lr=0.1"]
-    assert "test set had no say" in "\n".join(notes(comparison))
+    assert "never by the test set" in "\n".join(notes(comparison))
 
 
 def test_tuning_pairs_across_the_tuned_setting() -> None:

@@ -141,27 +141,29 @@ def test_the_foot_says_what_is_averaged_and_tested() -> None:
     ]
     assert notes(compare(TWO, MADE_UP_CONFIG))[6:] == [
         "Mean ± half-width of the 95% t interval over 12 of 12 runs, all completed. [low, high] "
-        "where 0 or 100 % cuts it off; under 5 values, the values.",
-        "vs relu: paired by seed; the interval inverts the sign-flip test of one difference.",
+        "where 0 or 100 % cuts it off; the values where there are fewer than 5.",
+        "vs relu: paired by seed; the interval inverts the sign-flip test of a single difference.",
         "p is adjusted for the 3 tests of the study, shown or not: primary test_accuracy, secondary"
-        " zero_fraction, dead_fraction; step-down maxT over joint sign flips of the seeds, all up "
-        "to 13 seeds and 9,999 with more.",
-        "Verdict: what an adjusted p below 0.05 shows; ~N seeds: what it would take for a power of"
-        " 80%, if the differences are as seen.",
-        "digits: its 360 test images are a sample too, which all seeds share; at 93% an accuracy "
-        "has a standard error of 1.3 pp from it.",
+        " zero_fraction, dead_fraction; step-down maxT over joint sign flips of the seeds, all of "
+        "them up to 13 seeds, 9,999 with more.",
+        "Verdict: what an adjusted p below 0.05 shows; ~N seeds: how many would show it with a "
+        "power of 80%, if the true differences are those observed.",
+        "digits: all seeds share its 360 test images, a sample that gives an accuracy of 93% a "
+        "standard error of 1.3 pp.",
     ]
 
 
 def test_the_foot_says_what_few_seeds_can_not_show() -> None:
-    line = "Under 6 pairs there is no test and no interval of differences: with 5 pairs p can't go"
+    line = (
+        "With fewer than 6 pairs there is neither a test nor an interval: with 5 pairs p can't go"
+    )
     assert f"{line} below 0.0625." in notes(compare(TWO.query("seed < 5"), MADE_UP_CONFIG))
     assert not any(line in note for note in notes(compare(TWO, MADE_UP_CONFIG)))
 
 
 def test_the_foot_says_what_failed_and_what_it_counts_for() -> None:
     foot = notes(compare(study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])), MADE_UP_CONFIG))
-    assert any("below half of its best so far" in line for line in foot)
+    assert any("less than half of its best validation accuracy" in line for line in foot)
     assert any("has the accuracy of chance (10 %), and no other" in line for line in foot)
 
 
@@ -179,18 +181,18 @@ def test_the_foot_warns_of_mixtures_and_of_runs_counted_twice() -> None:
     runs.loc[0, "torch"] = "2.15.0"
     foot = notes(compare(runs, MADE_UP_CONFIG))
     assert "Computed with cpu_capability AVX2." in foot
-    mixed = "Careful: these runs were made with torch 2.14.0 and 2.15.0, which changes numbers."
+    mixed = "Careful: these runs differ in torch (2.14.0 and 2.15.0), which changes numbers."
     assert mixed in foot
     copies = study(TWO, TWO.assign(study="t", run_id=TWO["run_id"] + "t"))
     assert (
-        "Careful: 12 runs of t train the same configuration and seed as runs of s; they are no "
-        "further evidence."
+        "Careful: 12 runs of t train the same configuration and seed as runs of s; they are not "
+        "additional evidence."
     ) in notes(compare(copies, MADE_UP_CONFIG))
 
 
 def test_the_foot_says_that_there_is_no_baseline() -> None:
     text = format_table(compare(make_runs("nsrelu(0.1)", BETTER), MADE_UP_CONFIG))
-    assert "vs relu: paired by settings and seed; none to pair." in text
+    assert "vs relu: paired by settings and seed; there is no pair." in text
 
 
 def test_metrics_have_names_for_people() -> None:
