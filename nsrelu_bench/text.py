@@ -45,6 +45,11 @@ def underflows(number: str) -> bool:
     return re.search("[1-9]", digits) is not None and float(number) == 0
 
 
+def join_words(words: Sequence[str]) -> str:
+    """Write an enumeration: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def format_ranges(numbers: Sequence[int]) -> str:
     """Write whole numbers in order, consecutive ones as a range: "0-5, 8"."""
     ranges: list[list[int]] = []

@@ -13,6 +13,7 @@ from nsrelu_bench.compare.labels import best_of, label
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.statistics import ALPHA
 from nsrelu_bench.compare.verdicts import verdicts
+from nsrelu_bench.text import join_words
 
 #: The signs in a cell for the words of a verdict.
 VERDICT_SIGNS = {"higher": r"\uparrow", "lower": r"\downarrow", "equivalent": r"\approx"}
@@ -133,7 +134,7 @@ def _caption(comparison: Comparison, section: str, rows: pd.DataFrame, keys: Seq
     low, high = counts.min(), counts.max()
     sentences = [f"{heading}; {low}{'' if low == high else f' to {high}'} seeds"]
     if names:
-        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        listed = join_words(names)
         sentences.append(
             f"{listed[:1].upper()}{listed[1:]}: mean ± half-width of the"
             f" {comparison.confidence:.0%} interval"

@@ -1,4 +1,4 @@
-"""What the panels do to their axes: labels, limits, scales, marks, a figure of their own."""
+"""Prepare the axes of panels: labels, limits, scales, marks."""
 
 import math
 from collections.abc import Iterable
@@ -32,9 +32,9 @@ def axes_for(ax: Axes | None) -> Axes:
 
 
 def finish(axes: Axes, given: Axes | None) -> Axes:
-    """Take names literally; give a panel's own figure its legend or colour bar.
+    """Finish a panel: without a caller's axes, its figure gets a legend or a colour bar.
 
-    A caller's axes get neither. Names may have dollar signs, which are not mathematics.
+    Texts are taken literally: a dollar sign in a name does not begin mathematics.
     """
     for text in axes.findobj(Text):
         text.set_parse_math(False)
@@ -46,7 +46,7 @@ def finish(axes: Axes, given: Axes | None) -> Axes:
 
 
 def limits_around(values: "pd.Series[float]") -> tuple[float, float]:
-    """Return limits that hold the runs; intervals over two seeds may reach far beyond."""
+    """Return limits around the runs; intervals over two seeds may go far beyond them."""
     low, high = float(values.min()), float(values.max())
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
@@ -65,7 +65,7 @@ def set_metric_axis(
     log: bool,
     which: Literal["x", "y"] = "y",
 ) -> None:
-    """Give an axis the name of a metric, limits around its values, and its scale."""
+    """Set the label, limits and scale of an axis for a metric."""
     set_label = axes.set_xlabel if which == "x" else axes.set_ylabel
     set_limits = axes.set_xlim if which == "x" else axes.set_ylim
     set_label(axis_label(metric))
@@ -78,7 +78,7 @@ def set_metric_axis(
 
 
 def set_log_scale(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "y") -> None:
-    """Make an axis logarithmic, with plain numbers on it even where it spans no decade."""
+    """Make an axis logarithmic, with plain numbers even if it spans less than a decade."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", subs=[])
     steps = (1, 2, 5) if high / low <= 1000 else (1,)
@@ -88,7 +88,7 @@ def set_log_scale(axes: Axes, low: float, high: float, which: Literal["x", "y"] 
 
 
 def dodge(axes: Axes, place: int, count: int) -> Transform:
-    """Return where to draw mark `place` of `count` that would hide one another: side by side."""
+    """Return the transform that draws mark `place` of `count` beside the others."""
     points = (place - (count - 1) / 2) * 0.8 * mpl.rcParams["lines.markersize"]
     figure = cast("Figure", axes.figure)
     return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
@@ -97,9 +97,9 @@ def dodge(axes: Axes, place: int, count: int) -> Transform:
 def mark_runs(
     axes: Axes, runs: pd.DataFrame, outcome: str, transform: Transform | None = None
 ) -> None:
-    """Mark runs, which have columns `x`, `value` and `act`, as diverged or collapsed.
+    """Mark runs, with columns `x`, `value` and `act`, as diverged or collapsed.
 
-    A mark beyond the limits of the axes is on the edge that it is beyond.
+    A mark beyond the limits of the axes is drawn on their edge.
     """
     low, high = axes.get_ylim()
     for act, x, value in zip(runs["act"], runs["x"], runs["value"], strict=True):
@@ -115,10 +115,10 @@ def mark_runs(
 def marks_along(
     axes: Axes, x: Iterable[float], y: Iterable[float], place: int, count: int, **style: Any
 ) -> None:
-    """Put up to five marks on a line, elsewhere than those of the other `count` lines.
+    """Put up to five marks on line `place` of `count`, to identify it.
 
-    They identify the line. They are between the points too: lines that coincide would otherwise
-    hide each other's marks.
+    Each line has its marks in other places, also between its points: otherwise, lines that coincide
+    would hide each other's marks.
     """
     xs, ys = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
     log = axes.get_yscale() == "log"

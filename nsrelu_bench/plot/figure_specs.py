@@ -1,6 +1,7 @@
-"""Choose the panels of each figure. `PLANS` has them by name; figures.py draws them side by side.
+"""Choose the panels of each figure; figures.py draws them side by side.
 
-A plan takes grouped results, and the metrics to draw instead of the figure's own.
+`PLANS` has a function for each figure. It takes grouped results, and the metrics to draw instead of
+the figure's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from nsrelu_bench.compare import Baseline, act_order, label
 from nsrelu_bench.plot import panels
 from nsrelu_bench.plot.grouped_results import GroupedResults
-from nsrelu_bench.plot.legend import diverged_cells, front_entry, outcome_entries
+from nsrelu_bench.plot.layout import diverged_cells, front_entry, outcome_entries
 from nsrelu_bench.plot.panel_data import (
     LOG_METRICS,
     MAX_LINES,
@@ -35,13 +36,14 @@ from nsrelu_bench.plot.panel_data import (
     split_by,
 )
 from nsrelu_bench.plot.style import linear_norm, log_norm
+from nsrelu_bench.text import join_words
 
-#: The metrics of a figure; where settings vary, with a panel for each, only the first ones.
-CURVES = ("test_accuracy", "train_loss", "zero_fraction", "dead_fraction")
-UNITS = ("dead_fraction", "revived_fraction", "submerged_fraction", "dormant_fraction")
+Panels = Sequence[tuple[str, Callable[..., Axes]]]
+
+#: The metrics of figures of final values; if settings vary, only the first one is drawn.
 FINALS = ("test_accuracy", "zero_fraction", "dead_fraction", "diverged_fraction")
 
-#: Pairs of settings that make a phase diagram; the first pair that both vary is taken.
+#: Pairs of settings for a phase diagram; the first pair of which both vary is taken.
 PHASE_AXES = (("leak", "lr"), ("depth", "width"), ("leak", "depth"), ("leak", "width"))
 
 
@@ -52,15 +54,15 @@ class FigureSpec:
     Attributes:
         panels: The title of each, and a function that draws it when it is called with `ax`.
         title: What the figure shows: its metrics, and over what.
-        foot: What marks and intervals are, and over how many seeds.
+        foot: What marks and intervals mean, and the number of seeds.
         legend: The grouped runs whose activations the legend names.
         marks: Makes further entries of the legend, once the style is known.
-        dashes: Whether the legend shows the activations' lines, or their markers alone.
+        dashes: Whether the legend shows the activations' lines, or only their markers.
         columns: The most panels side by side.
-        alike: Whether all show the same quantities, on axes that they share.
+        alike: Whether all panels show the same quantities, on shared axes.
     """
 
-    panels: Sequence[tuple[str, Callable[..., Axes]]]
+    panels: Panels
     title: str
     foot: str
     legend: pd.DataFrame | None = None
@@ -72,13 +74,26 @@ class FigureSpec:
 
 def name_metrics(metrics: Sequence[str]) -> str:
     """Name metrics as the beginning of a title: "Test accuracy, zeros and dead units"."""
-    names = list(dict.fromkeys(map(label, metrics)))
-    text = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    text = join_words(list(dict.fromkeys(map(label, metrics))))
     return text[:1].upper() + text[1:]
 
 
+def _each(
+    panel: Callable[..., Axes],
+    parts: Sequence[tuple[str, pd.DataFrame]],
+    metrics: Sequence[str],
+    *given: pd.DataFrame,
+) -> Panels:
+    """Return a panel for each part and metric; `given` are further arguments of `panel`."""
+    return [
+        (setting, partial(panel, part, *given, metric=metric))
+        for setting, part in parts
+        for metric in metrics
+    ]
+
+
 def describe_means(groups: pd.DataFrame, metrics: Sequence[str] = ()) -> str:
-    """Describe what is drawn: "mean and 95 % interval over 12 seeds"."""
+    """Describe what is drawn: "mean, 95 % interval, 12 seeds"."""
     seeds = count_seeds(groups)
     logs = [metric in LOG_METRICS for metric in metrics]
     mean = "geometric mean" if logs and all(logs) else "mean"
@@ -90,19 +105,19 @@ def describe_means(groups: pd.DataFrame, metrics: Sequence[str] = ()) -> str:
 
 
 def plan_curves(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Accuracy, loss and sparsity over the epochs; one of them where settings vary."""
-    few = CURVES[: None if len(results.facets()) == 1 else 1]
-    return _plan_epochs(results, metrics or few)
+    """Plan accuracy, loss and sparsity over the epochs; only accuracy if settings vary."""
+    usual = ("test_accuracy", "train_loss", "zero_fraction", "dead_fraction")
+    return _plan_epochs(results, metrics or usual[: None if len(results.facets()) == 1 else 1])
 
 
 def plan_units(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Units that are dead, came back, submerged or dormant over the epochs."""
-    few = UNITS[: None if len(results.facets()) == 1 else 2]
-    return _plan_epochs(results, metrics or few)
+    """Plan units that are dead, came back, are submerged or dormant over the epochs."""
+    usual = ("dead_fraction", "revived_fraction", "submerged_fraction", "dormant_fraction")
+    return _plan_epochs(results, metrics or usual[: None if len(results.facets()) == 1 else 2])
 
 
 def plan_cosine(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """The cosine between the surrogate and the true gradient over the epochs."""
+    """Plan the cosine between the surrogate and the true gradient over the epochs."""
     if not metrics:
         values = epoch_values(results.groups, results.metrics, "surrogate_cosine")["value"]
         if len(values) and (values > 1 - 1e-9).all():
@@ -111,7 +126,7 @@ def plan_cosine(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureS
 
 
 def _plan_epochs(results: GroupedResults, wanted: Sequence[str]) -> FigureSpec:
-    """Plan a panel for each setting and metric that there is."""
+    """Plan a panel for each setting and each metric that has values."""
     groups = results.groups
     metrics = [m for m in wanted if not epoch_values(groups, results.metrics, m).empty]
     if not metrics:
@@ -119,24 +134,24 @@ def _plan_epochs(results: GroupedResults, wanted: Sequence[str]) -> FigureSpec:
     check_count(groups["line"].nunique(), MAX_LINES, "lines")
     if len(results.facets()) * len(metrics) > MAX_PANELS:
         metrics = metrics[:1]
-    drawn = [
-        (setting, partial(panels.curves, part, results.metrics, metric=metric))
-        for setting, part in results.facets(len(metrics))
-        for metric in metrics
-    ]
     return FigureSpec(
-        drawn,
+        _each(panels.curves, results.facets(len(metrics)), metrics, results.metrics),
         f"{name_metrics(metrics)} over the epochs",
         f"Line and band: {describe_means(groups, metrics)}. Marks only identify the lines.",
         legend=groups,
         marks=partial(outcome_entries, groups, lines=True),
-        columns=2 if len(metrics) % 3 else 3,
+        columns=_columns(metrics),
         alike=len(metrics) == 1,
     )
 
 
+def _columns(metrics: Sequence[str]) -> int:
+    """Return the most panels side by side: three for a multiple of three metrics, otherwise two."""
+    return 2 if len(metrics) % 3 else 3
+
+
 def plan_layers(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """A metric over the epochs, a panel for each layer; of many layers some evenly spaced."""
+    """Plan a metric over the epochs, a panel per layer; of many layers some, evenly spaced."""
     groups, layers = results.groups, results.layers
     facets, wanted = results.facets(), metrics or ("dead_fraction",)
     there = [m for m in wanted if not epoch_values(groups, _any_layer(layers), m).empty]
@@ -173,16 +188,15 @@ def _any_layer(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Accuracy against sparsity."""
+    """Plan accuracy against sparsity."""
     wanted = metrics or ("test_accuracy",)
-    drawn = [
-        (setting, partial(panels.tradeoff, part, y=metric))
-        for setting, part in results.facets(len(wanted))
-        for metric in wanted
-    ]
     means = describe_means(results.groups)
     return FigureSpec(
-        drawn,
+        _each(
+            lambda part, metric, ax: panels.tradeoff(part, y=metric, ax=ax),
+            results.facets(len(wanted)),
+            wanted,
+        ),
         f"{name_metrics(wanted)} against {label('zero_fraction')}",
         f"Large marks: {means}. Dots: single runs.",
         legend=results.groups,
@@ -196,7 +210,7 @@ def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> Figur
 
 
 def plan_gradient_depth(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """The gradient's norm by layer and epoch, a panel for each group."""
+    """Plan the gradient's norm by layer and epoch, a panel per group."""
     metric, layers = _only("gradient_depth", metrics, "grad_norm"), results.layers
     parts = [part for _, part in results.groups.groupby("group", sort=False)]
     check_count(len(parts), MAX_PANELS, "panels")
@@ -220,14 +234,14 @@ def plan_gradient_depth(results: GroupedResults, metrics: Sequence[str] = ()) ->
 
 
 def _only(kind: str, metrics: Sequence[str], default: str) -> str:
-    """Return the metric of a figure that has one colour scale."""
+    """Return the metric of a figure with one colour scale."""
     if len(metrics) > 1:
         raise NothingToDrawError(f"{kind} shows one metric at a time, not {' and '.join(metrics)}")
     return metrics[0] if metrics else default
 
 
 def plan_leak(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Accuracy, sparsity, dead units and divergence over the leak."""
+    """Plan accuracy, sparsity, dead units and divergence over the leak."""
     families = leak_families(results.groups)
     if not any(map(has_several_leaks, families.values())):
         raise NothingToDrawError("no activation has several leaks")
@@ -242,7 +256,7 @@ def plan_leak(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpe
 
 
 def plan_line(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Final metrics over a numeric setting, such as the learning rate."""
+    """Plan final metrics over a numeric setting, such as the learning rate."""
     groups, numeric = results.groups, numeric_settings(results.groups, results.varying)
     x = results.x or next(iter(numeric), None)
     if x is None:
@@ -265,7 +279,7 @@ def _plan_finals(
     over: str,
     panel: Callable[..., Axes],
 ) -> FigureSpec:
-    """Plan a panel of final metrics over something for each part and metric that there is."""
+    """Plan a panel of final metrics for each part and each metric that has values."""
     wanted = metrics or FINALS[: None if len(parts) == 1 else 1]
     there = [m for m in wanted if final_values(groups, m).notna().any()]
     if not metrics and (groups["state"] != "diverged").all():
@@ -286,13 +300,13 @@ def _plan_finals(
         f"Marks: {describe_means(groups, there)}.",
         legend=groups,
         marks=partial(outcome_entries, groups, lines=False),
-        columns=2 if len(there) % 3 else 3,
+        columns=_columns(there),
         alike=same and len(there) == 1,
     )
 
 
 def plan_phase(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """A final metric over two settings, the first pair of `PHASE_AXES` that vary."""
+    """Plan a final metric over two settings, the first pair of `PHASE_AXES` that vary."""
     metric, groups = _only("phase", metrics, "test_accuracy"), results.groups
     families = leak_families(groups)
     by_leak = {name: runs for name, runs in families.items() if has_several_leaks(runs)}
@@ -319,7 +333,7 @@ def plan_phase(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSp
     return FigureSpec(
         drawn,
         f"{name_metrics([metric])} over {setting_label(x)} and {setting_label(y)}",
-        f"Number and colour: mean over {count_seeds(groups)}. White: no run was completed.",
+        f"Number and colour: mean over {count_seeds(groups)}. White: no run completed.",
         marks=partial(diverged_cells, pd.concat(part for _, part in parts)),
         columns=2,
         alike=False,
@@ -327,18 +341,12 @@ def plan_phase(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSp
 
 
 def plan_profile(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """The share of the runs that end above each value of a metric."""
+    """Plan the share of the runs that end above each value of a metric."""
     wanted = metrics or ("test_accuracy",)
-    facets = results.facets(len(wanted))
+    one = f"share of the runs above each {label(wanted[0])}"
     return FigureSpec(
-        [
-            (setting, partial(panels.profile, part, metric=metric))
-            for setting, part in facets
-            for metric in wanted
-        ],
-        f"Every run: share of the runs above each {label(wanted[0])}"
-        if len(wanted) == 1
-        else f"Every run: {name_metrics(wanted)}",
+        _each(panels.profile, results.facets(len(wanted)), wanted),
+        f"Every run: {one if len(wanted) == 1 else name_metrics(wanted)}",
         f"Each mark is one run, {count_seeds(results.groups)}. A line further right is better where"
         " more is better; diverged runs are above nothing.",
         legend=results.groups,
@@ -349,7 +357,7 @@ def plan_profile(results: GroupedResults, metrics: Sequence[str] = ()) -> Figure
 
 
 def plan_pairs(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """Each run beside the baseline's run of the same seed."""
+    """Plan each run beside the baseline's run of the same seed."""
     wanted, baseline = metrics or ("test_accuracy",), results.baseline
     others = [c for c in results.varying if c != baseline.setting]
     parts = [(text, _paired(part, baseline)) for text, part in split_by(results.groups, others)]
@@ -360,11 +368,7 @@ def plan_pairs(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSp
     drawn = pd.concat([part for _, part in parts])
     another = "activation" if baseline.setting == "act" else setting_label(baseline.setting)
     return FigureSpec(
-        [
-            (setting, partial(panels.pairs, part, baseline=baseline, metric=metric))
-            for setting, part in parts
-            for metric in wanted
-        ],
+        _each(partial(panels.pairs, baseline=baseline), parts, wanted),
         f"{name_metrics(wanted)} of each seed with {baseline} and with another {another}",
         f"Each line joins two runs of one seed, {count_seeds(drawn)}. Marks: means of completed"
         " runs.",
@@ -386,7 +390,7 @@ def _paired(runs: pd.DataFrame, baseline: Baseline) -> pd.DataFrame:
 
 
 def plan_histogram(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:
-    """The distribution of the pre-activations at each site after the last epoch, over all seeds."""
+    """Plan the distribution of the pre-activations at each site after the last epoch."""
     if metrics:
         raise NothingToDrawError("it has no other metric")
     if results.quantiles.empty:
@@ -412,17 +416,17 @@ def plan_figure(kind: str, results: GroupedResults, metrics: Sequence[str] = ())
     """Plan one of the `FIGURES`.
 
     Raises:
-        NothingToDrawError: The runs lack what it shows, or have too much of it.
+        NothingToDrawError: The runs have no data for it, or too much.
     """
     if kind in FROM_RUN_FOLDERS and results.only_summaries:
         raise NothingToDrawError("it needs run folders, and here is only summary.csv")
     return PLANS[kind](results, metrics)
 
 
-#: Figures of what summary.csv does not have: epochs, layers and inputs of the activations.
+#: Figures that summary.csv has no data for: epochs, layers and inputs of the activations.
 FROM_RUN_FOLDERS = ("curves", "units", "layers", "cosine", "gradient_depth", "histogram")
 
-#: How each of the `FIGURES` is planned.
+#: The function that plans each of the `FIGURES`.
 PLANS: dict[str, Callable[[GroupedResults, Sequence[str]], FigureSpec]] = {
     "curves": plan_curves,
     "tradeoff": plan_tradeoff,

@@ -20,6 +20,7 @@ from nsrelu_bench.files import replace_file, wrap_write_errors
 from nsrelu_bench.plot.figure_specs import PLANS, FigureSpec, plan_figure
 from nsrelu_bench.plot.grouped_results import GroupedResults, group_results
 from nsrelu_bench.plot.layout import (
+    activation_entries,
     add_colorbar,
     add_frame,
     freeze_layout,
@@ -27,7 +28,6 @@ from nsrelu_bench.plot.layout import (
     new_figure,
     share_limits,
 )
-from nsrelu_bench.plot.legend import activation_entries
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import ENVIRONMENT, Results
@@ -41,7 +41,7 @@ IMAGE_FILES: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
 }
 
-#: Columns of the frames that are not metrics.
+#: Columns of the frames, besides the configuration, that are not metrics.
 NOT_METRICS = (
     *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
     *("epoch", "step", "task", "layer", "units", "collapsed", "gradient_lost_step"),
@@ -69,7 +69,7 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
         axes: list[Axes] = []
         for place, (title, panel) in enumerate(spec.panels):
             ax = drawn.add_subplot(math.ceil(count / columns), columns, place + 1)
-            # Set here, or the number of ticks follows from the style at the time of saving.
+            # Set here; otherwise the number of ticks depends on the style when the file is saved.
             ax.tick_params(labelsize=mpl.rcParams["font.size"])
             panel(ax=ax)
             # A letter is some 0.6 of its height wide, and the axes have 0.85 of the panel's width.
@@ -111,13 +111,13 @@ def draw_all(
         formats: Keys of `IMAGE_FILES`. The bytes of an SVG or PDF depend on the data alone.
         style: A key of `STYLES`.
         metric: One or several metrics to draw in place of a figure's own.
-        tell: Called with one line for each figure without data.
+        tell: Called with a line for each figure that has no data.
         arms: Settings that are compared like activations, as in `compare`.
         where: Conditions that runs must meet, as in `compare`; the baseline always stays.
-        by: Settings with figures of their own for each value: <kind>-<setting>-<value>.<format>.
+        by: Settings with a figure for each value: <kind>-<setting>-<value>.<format>.
         baseline: What others are paired with, as in `compare`.
-        x: The numeric setting that the figure `line` goes over, or the first that varies. Only
-            that figure is drawn unless others are asked for.
+        x: The numeric setting on the x axis of the figure `line`, otherwise the first that varies.
+            With it, only that figure is drawn unless `kinds` names others.
 
     Raises:
         UsageError: There is no such kind, format, style, metric or setting.
@@ -156,7 +156,7 @@ def _known_metrics(frames: Results, sections: Sequence[GroupedResults]) -> list[
 
 
 def _suffixes(sections: Sequence[GroupedResults]) -> list[str]:
-    """Return what the names of a section's files end in: "-lr-0.1"; nothing for a single one."""
+    """Return the end of the file names of each section: "-lr-0.1"; empty for a single section."""
     if len(sections) == 1:
         return [""]
     slugs = ["-" + re.sub(r"[^\w.+-]+", "-", results.section) for results in sections]
@@ -177,9 +177,9 @@ def _save(drawn: Figure, stem: Path, formats: Sequence[str], style: str) -> list
 
 
 def to_svg(spec: FigureSpec, prefix: str, style: str = "paper") -> str:
-    """Draw a figure as an SVG element for an HTML page, as wide as there is room.
+    """Draw a figure as an SVG element for an HTML page, as wide as the page allows.
 
-    Its ids begin with `prefix`, so that a page may have several, and it refers to nothing outside
+    Its ids begin with `prefix`, so that a page can have several, and it refers to nothing outside
     itself. The bytes depend on the data alone.
     """
     buffer = io.StringIO()

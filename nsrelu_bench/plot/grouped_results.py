@@ -19,13 +19,13 @@ from nsrelu_bench.compare import (
     varying_settings,
 )
 from nsrelu_bench.errors import BenchError, UsageError, lookup
-from nsrelu_bench.plot.panel_data import FINISHED, MAX_PANELS, add_unit_fractions, check_count
-from nsrelu_bench.records import Results
+from nsrelu_bench.plot.panel_data import MAX_PANELS, add_unit_fractions, check_count
+from nsrelu_bench.records import DONE, Results
 
 
 @dataclass(frozen=True)
 class GroupedResults:
-    """Results whose runs have been grouped.
+    """The results of runs that have been grouped.
 
     Attributes:
         groups: The runs as `name_groups` returns them.
@@ -33,9 +33,9 @@ class GroupedResults:
         layers: One row per run, epoch and layer.
         quantiles: Quantiles of the pre-activations by run and layer.
         varying: The settings that vary, without the activation.
-        section: What the runs have in common that others don't: "lr 0.1"; "" for all runs.
+        section: The values of the settings `by`, which only these runs share: "lr 0.1".
         baseline: What others are paired with.
-        x: The setting that `line` goes over; None for the first that varies.
+        x: The setting on the x axis of `line`; None for the first that varies.
     """
 
     groups: pd.DataFrame
@@ -50,13 +50,13 @@ class GroupedResults:
     @property
     def only_summaries(self) -> bool:
         """Whether the runs come from the summary of a study without run folders."""
-        return bool(self.metrics.empty and self.groups["state"].isin(FINISHED).any())
+        return bool(self.metrics.empty and self.groups["state"].isin(DONE).any())
 
     def facets(self, each: int = 1) -> list[tuple[str, pd.DataFrame]]:
         """Split the runs by the settings that vary, for `each` panels per setting.
 
         Raises:
-            NothingToDrawError: That would be more panels than can be read.
+            NothingToDrawError: That would be too many panels.
         """
         parts = [(str(name), part) for name, part in self.groups.groupby("setting", sort=False)]
         check_count(len(parts) * each, MAX_PANELS, "panels")

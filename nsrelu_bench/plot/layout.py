@@ -1,4 +1,4 @@
-"""Lay out a figure: title, legend, foot, colour bar, shared limits and names."""
+"""Lay out a figure: title, legend, the line below it, colour bar, shared limits and names."""
 
 import math
 import textwrap
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,11 +17,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+from nsrelu_bench.plot.panel_data import group_label, outcomes
+from nsrelu_bench.plot.style import FRONT, HATCH, WARNING, activation_style, run_mark
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """Return a figure of that size in inches that lays itself out."""
+    """Return a figure of this size in inches, with the constrained layout."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -29,7 +35,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 def add_frame(
     figure: Figure, handles: Sequence[Artist] = (), title: str = "", foot: str = ""
 ) -> None:
-    """Add a title above the panels, a legend and a foot below them, and make room for all."""
+    """Add a title above the panels, a legend and a foot below them, and make room for these."""
     width, height = figure.get_size_inches()
     size = mpl.rcParams["font.size"]
     letters = int(0.96 * width * 72 / (0.53 * size))  # a letter is some 0.53 of its height wide
@@ -57,7 +63,7 @@ def add_frame(
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist]) -> Legend:
-    """Add a legend as wide as the figure allows, in as few columns as its rows need."""
+    """Add a legend with as few rows, and then as few columns, as the figure's width allows."""
     make = partial(
         figure.legend, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0), borderaxespad=0
     )
@@ -71,8 +77,45 @@ def _add_legend(figure: Figure, handles: Sequence[Artist]) -> Legend:
     return make(ncols=math.ceil(len(handles) / rows))
 
 
+def activation_entries(groups: pd.DataFrame, *, dashes: bool) -> list[Line2D]:
+    """Return an entry per activation, with the number of its runs that did not end well."""
+    entries = []
+    for _, runs in groups.groupby("line", sort=False):
+        style = activation_style(runs["act"].iloc[0])
+        dash = style.dash if dashes else "none"
+        entries.append(Line2D([], [], ls=dash, label=group_label(runs, "line"), **style.point))
+    return entries
+
+
+def outcome_entries(
+    groups: pd.DataFrame, *, lines: bool, marked: Sequence[str] = ("diverged", "collapsed")
+) -> list[Artist]:
+    """Return entries for the marks of these runs; `lines` for figures over the epochs."""
+    width = mpl.rcParams["lines.linewidth"] / 2 if lines else 0
+    ended, entries = outcomes(groups), list[Artist]()
+    for outcome in marked:
+        if (ended == outcome).any():
+            mark = run_mark(outcome)
+            entries.append(Line2D([], [], color="0.3", lw=width, label=f"{outcome} run", **mark))
+    if lines and "gradient_lost_step" in groups and groups["gradient_lost_step"].notna().any():
+        entries.append(Line2D([], [], color="0.3", label="gradient lost", **WARNING))
+    return entries
+
+
+def front_entry() -> Line2D:
+    """Return the entry for a Pareto front."""
+    return Line2D([], [], **FRONT)
+
+
+def diverged_cells(groups: pd.DataFrame) -> Sequence[Artist]:
+    """Return the entry for hatched cells, if there are any."""
+    there = [o for o in ("diverged", "collapsed") if (outcomes(groups) == o).any()]
+    short = {"diverged": "div.: share that diverged", "collapsed": "coll.: share that collapsed"}
+    return [Patch(**HATCH, label="; ".join(short[o] for o in there))] if there else []
+
+
 def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Add the one colour bar of all heat maps, which share their scale."""
+    """Add one colour bar for all heat maps, which share their scale."""
     meshes = [mesh for ax in axes for mesh in ax.collections if isinstance(mesh, QuadMesh)]
     if meshes:
         norm, text = meshes[0].norm, str(meshes[0].get_label())[1:]
@@ -95,7 +138,7 @@ def add_colorbar(figure: Figure, axes: Sequence[Axes]) -> None:
 def freeze_layout(figure: Figure) -> None:
     """Lay the figure out now, and not again when it is saved.
 
-    Positions are rounded: the solver's last digits depend on where its variables are in memory.
+    Positions are rounded, since the solver's last digits depend on memory addresses.
     """
     cast("ConstrainedLayoutEngine", figure.get_layout_engine()).execute(figure)
     figure.set_layout_engine(None)  # "none" leaves one behind, for which a file is drawn twice
@@ -104,10 +147,10 @@ def freeze_layout(figure: Figure) -> None:
 
 
 def share_limits(axes: Sequence[Axes], columns: int) -> bool:
-    """Give all panels limits that hold the data of each, and tick labels only to the outer ones.
+    """Give all panels the same limits, and only the outer ones tick labels.
 
-    An axis is not shared if some panel's data would take less than a quarter of it. Return whether
-    both axes are shared.
+    An axis is not shared if the data of some panel would take up less than a quarter of it. Return
+    whether both axes are shared.
     """
     x = _union([ax.get_xlim() for ax in axes], {ax.get_xscale() for ax in axes})
     y = _union([ax.get_ylim() for ax in axes], {ax.get_yscale() for ax in axes})
@@ -122,7 +165,7 @@ def share_limits(axes: Sequence[Axes], columns: int) -> bool:
 
 
 def _union(limits: Sequence[tuple[float, float]], scales: set[str]) -> tuple[float, float] | None:
-    """Return limits around all, with a margin, or None if they are too different to be shared."""
+    """Return limits around all of these, with a margin, or None if they are too different."""
     log = scales == {"log"}
     ends = np.log10(limits) if log else np.asarray(limits)
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
@@ -135,7 +178,7 @@ def _union(limits: Sequence[tuple[float, float]], scales: set[str]) -> tuple[flo
 
 
 def name_outer_axes(axes: Sequence[Axes], columns: int) -> None:
-    """Remove names of axes that the panel below or to the left also has."""
+    """Remove the name of an axis if the panel below or to the left has the same."""
     for ax, below in zip(axes, axes[columns:], strict=False):
         if ax.get_xlabel() == below.get_xlabel():
             ax.set_xlabel("")

@@ -1,8 +1,8 @@
 """Import matplotlib even if the user's settings for it are broken.
 
-A matplotlibrc or style file that is not text, or an `MPLBACKEND` whose package is not installed,
-ends `import matplotlib` with a traceback. No figure here depends on them. They are respected if
-they work, since a notebook relies on them.
+`import matplotlib` fails if a matplotlibrc or style file is not text, or if the package of an
+`MPLBACKEND` is not installed. No figure here depends on these settings. They are kept if they work,
+since a notebook relies on them.
 """
 
 import importlib
@@ -24,7 +24,7 @@ def import_matplotlib() -> None:
             with _own_settings():
                 _import()
         except (ValueError, OSError):
-            # Only now, because a new configuration folder has to search for fonts again.
+            # Last, because matplotlib searches for fonts again in a new configuration folder.
             with tempfile.TemporaryDirectory() as folder, _own_settings(MPLCONFIGDIR=folder):
                 _import()
 

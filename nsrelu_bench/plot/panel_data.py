@@ -1,7 +1,7 @@
-"""The numbers that panels draw, taken from runs that are grouped already.
+"""Compute the numbers that panels draw.
 
-`groups` is always a frame of runs as `nsrelu_bench.compare.name_groups` returns it: grouped once,
-then handed from panel to panel.
+`groups` is always a frame of runs, or a part of it, as `nsrelu_bench.compare.name_groups` returns
+it.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import pandas as pd
 
 from nsrelu_bench.compare import (
     COUNTED_STATES,
+    collapsed,
     is_percent,
     join_settings,
     parse_act,
@@ -19,33 +20,30 @@ from nsrelu_bench.compare import (
     summarise,
 )
 from nsrelu_bench.errors import BenchError
+from nsrelu_bench.records import DONE
 
-#: What can be read in one figure; more is refused.
+#: More than this can't be read in one figure, and is refused.
 MAX_PANELS = 12
 MAX_LINES = 12
 
-#: Settings whose names differ from what people call them.
+#: Labels of settings whose names are abbreviated.
 SETTING_LABELS = {"lr": "learning rate", "batch_size": "batch size"}
 
 #: Metrics that spread over orders of magnitude. They are drawn on a logarithmic axis, with
 #: geometric means and with intervals of the logarithms.
 LOG_METRICS = ("grad_norm", "pre_grad_norm", "train_loss", "val_loss", "test_loss")
 
-FINISHED = ("completed", "diverged")
 OUTCOMES = ("completed", "collapsed", *COUNTED_STATES[1:])
 
 
 class NothingToDrawError(BenchError):
-    """The runs lack what a figure shows, or have too much of it; the message says what."""
+    """The runs have no data for a figure, or too much; the message says which."""
 
 
 def outcomes(groups: pd.DataFrame) -> "pd.Series[str]":
     """Return how each run ended, one of `OUTCOMES`: a completed run may have collapsed."""
     states = groups["state"].where(groups["state"].isin(COUNTED_STATES), "unfinished")
-    if "collapsed" not in groups:
-        return states
-    collapsed = pd.to_numeric(groups["collapsed"], errors="coerce") == 1
-    return states.mask((states == "completed") & collapsed, "collapsed")
+    return states.mask(collapsed(groups), "collapsed")
 
 
 def epoch_values(groups: pd.DataFrame, metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -79,7 +77,7 @@ def add_unit_fractions(metrics: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFr
 
 
 def warning_epochs(groups: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs whose gradient has lost the true one, and the `epoch` when, a fraction."""
+    """Return the runs whose gradient lost the true one, with the `epoch` of that, a fraction."""
     column = "gradient_lost_step"
     if column not in groups or not {"run_id", "epoch", "step"}.issubset(metrics):
         return groups.iloc[:0].assign(epoch=0.0)
@@ -101,7 +99,7 @@ def final_values(groups: pd.DataFrame, metric: str) -> "pd.Series[float]":
     for outcome in ("diverged", "collapsed"):
         if metric == f"{outcome}_fraction":
             ended = (outcomes(groups) == outcome).astype(float) * 100
-            return ended.where(groups["state"].isin(FINISHED))
+            return ended.where(groups["state"].isin(DONE))
     if metric not in groups:
         return pd.Series(np.nan, index=groups.index)
     return in_percent(groups[metric], metric).where(groups["state"] == "completed")
@@ -122,7 +120,7 @@ def layer_grid(groups: pd.DataFrame, layers: pd.DataFrame, metric: str) -> pd.Da
     values = groups[["run_id", "state"]].merge(layers, on="run_id")
     values["value"] = in_percent(values[metric], metric)
     values = values[np.isfinite(values["value"])]
-    for state in FINISHED:
+    for state in DONE:
         runs = values[values["state"] == state]
         if not runs.empty:
             grid: pd.DataFrame = runs.pivot_table(index="layer", columns="epoch", values="value")
@@ -132,8 +130,8 @@ def layer_grid(groups: pd.DataFrame, layers: pd.DataFrame, metric: str) -> pd.Da
 
 
 def cell_means(runs: pd.DataFrame, x: str, y: str, metric: str) -> pd.DataFrame:
-    """Return the mean of a final metric by two settings; NaN where there is no such run."""
-    finished = runs[runs["state"].isin(FINISHED)]
+    """Return the mean of a final metric by two settings; NaN for combinations without a run."""
+    finished = runs[runs["state"].isin(DONE)]
     values = finished.assign(value=final_values(finished, metric))
     means: pd.DataFrame = values.pivot_table(index=y, columns=x, values="value", dropna=False)
     return means
@@ -154,22 +152,21 @@ def has_several_leaks(runs: pd.DataFrame) -> bool:
 
 
 def setting_label(setting: str) -> str:
-    """Name a setting for people."""
+    """Return the label of a setting."""
     return SETTING_LABELS.get(setting, setting.replace("_", " "))
 
 
 def numeric_settings(groups: pd.DataFrame, varying: Sequence[str]) -> list[str]:
-    """Return those of the settings that are numbers, which a line can go over."""
-    return [
-        c for c in varying if pd.api.types.is_numeric_dtype(groups[c]) and groups[c].dtype != bool
-    ]
+    """Return those of the settings that are numbers."""
+    is_numeric = pd.api.types.is_numeric_dtype
+    return [c for c in varying if is_numeric(groups[c]) and groups[c].dtype != bool]
 
 
 def means(values: pd.DataFrame, keys: Sequence[str], metric: str, *, log: bool) -> pd.DataFrame:
     """Return `mean`, `low`, `high` of `value` by keys, with the 95 % t interval.
 
-    With `log`, the mean is the geometric one and the interval that of the logarithms. The interval
-    of a fraction is cut at 0 and 100 %, which a t interval knows nothing of.
+    With `log`, the mean is the geometric mean, and the interval is that of the logarithms. The
+    interval of a fraction is cut off at 0 and 100 %.
     """
     if log:
         table = summarise(values.assign(value=np.log10(values["value"])), keys)
@@ -181,14 +178,14 @@ def means(values: pd.DataFrame, keys: Sequence[str], metric: str, *, log: bool) 
 
 
 def group_label(runs: pd.DataFrame, column: str = "group") -> str:
-    """Name a group, and count its runs that did not end well: "relu (2/6 diverged)"."""
+    """Name a group, with the number of its runs that did not end well: "relu (2/6 diverged)"."""
     ended = outcomes(runs)
     counts = [f"{(ended == o).sum()}/{len(runs)} {o}" for o in OUTCOMES[1:] if (ended == o).any()]
     return str(runs[column].iloc[0]) + (f" ({', '.join(counts)})" if counts else "")
 
 
 def label_column(groups: pd.DataFrame) -> str:
-    """Return the column with the groups' names: only the activation if they share settings."""
+    """Return the column with the groups' names: that of the activation if they share settings."""
     return "line" if len(groups["setting"].unique()) == 1 else "group"
 
 
@@ -212,7 +209,7 @@ def split_by(groups: pd.DataFrame, settings: Sequence[str]) -> list[tuple[str, p
 
 
 def check_count(count: int, limit: int, kind: str) -> None:
-    """Raise NothingToDrawError if there are too many of a kind to be readable."""
+    """Raise NothingToDrawError if there are more than `limit` of a kind."""
     if count > limit:
         raise NothingToDrawError(
             f"{count} {kind} are more than the {limit} that can be read;"

@@ -1,4 +1,4 @@
-"""The report: one HTML page with the verdicts, tables, figures and what made them. No torch."""
+"""Write the report, an HTML page with verdicts, tables, figures and their provenance. No torch."""
 
 import shlex
 from collections import Counter
@@ -35,13 +35,13 @@ ORDER = (
     *("cosine", "gradient_depth", "histogram"),
 )
 
-#: More lost runs than this are counted, not listed.
+#: The most lost runs that are listed; the others are counted.
 MAX_LOST = 200
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure for wide and narrow windows, or the reason why it is missing."""
+    """A figure for wide and for narrow windows, or the reason why it is missing."""
 
     name: str
     caption: str = ""
@@ -62,10 +62,10 @@ def write_report(
     without: Collection[Path] = (),
     all_runs: bool = False,
 ) -> Path:
-    """Write the report on the runs at some paths to one HTML file; returns its path.
+    """Write the report on the runs at some paths to one HTML file, and return its path.
 
-    The page needs no network. Its bytes depend only on the runs, the paths and the options. The
-    runs in the folders `without` are left out; `all_runs` only notes that the user asked for all.
+    The page needs no network. Its bytes depend only on the runs, the paths and the options. Runs in
+    the folders `without` are left out; `all_runs` only adds --all to the command on the page.
 
     Raises:
         BenchError: There are no runs, they can't be compared, or the file can't be written.
@@ -113,17 +113,17 @@ def render(
     """Return the page as text.
 
     Args:
-        frames: What `nsrelu_bench.load` gives.
-        environments: What the runs' env.json files hold.
-        command: What makes the page again.
+        frames: What `nsrelu_bench.load` returns.
+        environments: The contents of the runs' env.json files.
+        command: The command line that writes this page.
         baseline: As for `compare`.
         tune: As for `compare`.
         metric: As for `compare`; figures draw them too.
         arms: As for `compare`.
         by: As for `compare`; each value has figures of its own.
         where: As for `compare`.
-        family: What `declared_family` gives.
-        question: What the study asks; otherwise the project's own question.
+        family: What `declared_family` returns.
+        question: The question of the study; otherwise the project's own.
 
     Raises:
         BenchError: The runs can't be compared.
@@ -158,7 +158,7 @@ def render(
 def _describe_runs(
     sections: Sequence[GroupedResults], frames: Results, environments: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the page says of the runs: how many, how they ended, their settings."""
+    """Return what the page says about the runs: how many, how they ended, their settings."""
     groups = pd.concat(results.groups for results in sections)
     unreadable = frames.runs[frames.runs["act"].isna()]
     lost = pd.concat([_worrying(groups), unreadable])
@@ -242,7 +242,7 @@ def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[tuple[s
     return sorted(found, key=lambda setting: not setting[2])
 
 
-#: Entries of env.json that are not versions, but how a run was started.
+#: Entries of env.json about how a run was started, which are not versions.
 NOT_VERSIONS = ("command", "packages", "resumed_after", "refused")
 
 

@@ -1,17 +1,18 @@
-"""The beginning of a report: one sentence that answers the question, and the verdicts."""
+"""Write the beginning of a report: a sentence that answers the question, and the verdicts."""
 
 import pandas as pd
 
 from nsrelu_bench.compare import Comparison, label, verdict_clauses
+from nsrelu_bench.text import join_words
 
 Verdict = tuple[str, list[str]]
 
 
 def answer(comparison: Comparison) -> str:
-    """Return one sentence: how many groups differ from the baseline in each tested metric.
+    """Return a sentence that says how many groups differ from the baseline in each tested metric.
 
-    It names those that differ in the main metric. The words depend on the adjusted p values, as in
-    the verdicts.
+    It names the groups that differ in the main metric. Like the verdicts, it depends on the
+    adjusted p values.
     """
     rows, baseline = comparison.compared, comparison.baseline
     rows = rows[rows["verdict"] != ""]
@@ -33,24 +34,25 @@ def answer(comparison: Comparison) -> str:
 
 
 def _outcome(rows: pd.DataFrame, *, named: bool) -> str:
-    """Say in how many groups a metric is higher, lower, equivalent, or none of these, and where."""
+    """Return in how many groups a metric is higher, lower, equivalent or none of these."""
     words = rows["verdict"].str.split(", ").str[0].str.partition(":")[0]
     words = words.replace("not shown", "not shown to differ")
     parts = []
-    for word in dict.fromkeys(sorted(words, key=_strength)):
+    order = {"higher": 0, "lower": 1, "not shown to differ": 3}
+    for word in dict.fromkeys(sorted(words, key=lambda word: order.get(word, 2))):
         names = list(rows.loc[words == word, "group"])
         listed = named and word in DIFFERENCES and len(names) <= MAX_NAMED
         parts.append(f"{word} in {len(names)}" + (f" ({', '.join(names)})" if listed else ""))
-    return _enumerate(parts)
+    return join_words(parts)
 
 
-#: Words for a difference, and how many groups a sentence names.
+#: Words for a difference, and the most groups that a sentence names.
 DIFFERENCES = ("higher", "lower")
 MAX_NAMED = 4
 
 
 def split_verdicts(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
-    """Return the verdicts that show some difference, and the others."""
+    """Return the verdicts that show a difference, and the others."""
     parts = comparison.compared.groupby(["section", "group"], sort=False)
     differs = [part["verdict"].str.startswith(DIFFERENCES).any() for _, part in parts]
     shown, others = list[Verdict](), list[Verdict]()
@@ -59,20 +61,8 @@ def split_verdicts(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]
     return shown, others
 
 
-def _strength(word: str) -> int:
-    return (
-        DIFFERENCES.index(word)
-        if word in DIFFERENCES
-        else len(DIFFERENCES) + word.startswith("not")
-    )
-
-
-def _enumerate(parts: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-
-
 def _failures(comparison: Comparison) -> str:
-    """Say how many runs failed to train, where some did."""
+    """Return how many runs failed to train, if any did."""
     groups = comparison.rows.drop_duplicates(["section", "group"])
     failed = int((groups["diverged"] + groups["collapsed"]).sum())
     finished = int((groups["completed"] + groups["diverged"]).sum())

@@ -1,4 +1,4 @@
-"""The style of figures: one per activation everywhere, sizes and fonts, colour scales."""
+"""Define the style of figures: that of each activation, sizes and fonts, colour scales."""
 
 import re
 import zlib
@@ -14,8 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_he
 
 from nsrelu_bench.compare import parse_act
 
-#: The colours of a family of activations at the cube roots of the leaks 0, 0.01, 0.1, 0.3 and 1,
-#: which are the leaks that people choose; they get darker, so that they differ in grey too.
+#: The colours of a family of activations at the cube roots of the leaks 0, 0.01, 0.1, 0.3 and 1;
+#: they get darker, so that they differ in grey too.
 SHADES = {
     "leaky_relu": ("#ffd166", "#f2b134", "#e0661a", "#a83c0a", "#4f1a00"),
     "nsrelu": ("#b5e48c", "#4fc3a1", "#2a8fe0", "#5a2fb5", "#2a0845"),
@@ -39,7 +39,7 @@ DASHES: dict[str, Dash] = {
 }
 #: The hues of other activations.
 OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
-#: These are compared with each other: each has the colour of `OTHERS` at its place.
+#: Activations that are compared with each other: each gets the colour of `OTHERS` at its position.
 NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
 
 HEAT = "viridis"
@@ -52,7 +52,7 @@ FRONT: dict[str, Any] = {
     "zorder": 0,
 }
 
-#: A tick on the axis of epochs: there the gradient of a run lost the true one.
+#: The tick on the axis of epochs where the gradient of a run lost the true one.
 WARNING: dict[str, Any] = {
     "ls": "none",
     "marker": 2,  # matplotlib's TICKUP
@@ -90,11 +90,11 @@ class ActivationStyle:
 
 
 def activation_style(act: str) -> ActivationStyle:
-    """Return how an activation is drawn: the same in every figure, whatever else is in it.
+    """Return how an activation is drawn, the same in every figure.
 
-    relu is black and solid. A family of `SHADES` has its own hues and dash; shade and marker follow
-    the leak. Others get a colour by their name, those in `NAMED` one of their own, a dash by their
-    gate, and a marker by their whole label.
+    relu is black and solid. A family of `SHADES` has its own hues and dash; shade and marker depend
+    on the leak. The colour of others depends on their name, their dash on the gate, and their
+    marker on the whole label.
     """
     family, leak = parse_act(act)
     if act == "relu":
@@ -139,7 +139,7 @@ def run_mark(outcome: str) -> dict[str, Any]:
 
 
 def hatch_background(axes: Axes) -> None:
-    """Show cells without a value as hatched."""
+    """Hatch cells without a value."""
     axes.patch.set(facecolor="white", hatch=HATCH["hatch"], edgecolor=HATCH["ec"], lw=0)
 
 

@@ -1,9 +1,9 @@
-"""Panels that a paper would print: one function draws one.
+"""Draw single panels, one function for each kind.
 
-Each takes runs as `nsrelu_bench.compare.name_groups` returns them and an optional `ax`, and returns
-the axes; `figures` puts panels side by side. An activation has one colour, marker and dash
-everywhere (`style.activation_style`), and runs that diverged are drawn or counted, never left out
-in silence. No pyplot: nothing here touches a global figure.
+Each function takes runs as `nsrelu_bench.compare.name_groups` returns them and an optional `ax`,
+and returns the axes; `figures` puts panels side by side. An activation has the same colour, marker
+and dash everywhere (`style.activation_style`). Runs that diverged are drawn or counted, never
+silently left out. Nothing here uses pyplot or a global figure.
 """
 
 from nsrelu_bench.plot.panels.epochs import curves

@@ -37,9 +37,9 @@ def curves(
 ) -> Axes:
     """Draw a metric over the epochs: the mean of the completed runs with its 95 % t band.
 
-    Each diverged run is a thin line of its own that ends in a cross, so that the mean is over the
-    same runs at every epoch. A collapsed run has a line too, and counts in the mean. A tick on the
-    axis is where the gradient of a run lost the true one.
+    Each diverged run has a thin line of its own that ends in a cross, so the mean is over the same
+    runs at every epoch. A collapsed run has a line too, and counts in the mean. A tick on the axis
+    shows where the gradient of a run lost the true one.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -77,11 +77,11 @@ def curves(
 
 
 def _shown(values: pd.DataFrame, metric: str) -> "pd.Series[float]":
-    """Return the values that must be within the limits: of completed runs, where there are some."""
+    """Return the values that the limits must include: those of completed runs, if there are any."""
     completed = values[values["state"] == "completed"]
     trained = completed[completed["epoch"] > 0]
     if metric.endswith("accuracy") and trained["epoch"].nunique() > 2:
-        completed = trained  # that an untrained net guesses would flatten all the rest
+        completed = trained  # the accuracy of an untrained network would flatten the rest
     return (values if completed.empty else completed)["value"]
 
 
@@ -99,7 +99,7 @@ def _draw_lost_runs(axes: Axes, values: pd.DataFrame) -> None:
 
 
 def _draw_warnings(axes: Axes, lost: pd.DataFrame) -> None:
-    """Put a tick on the axis of epochs where the gradient of a run lost the true one."""
+    """Draw a tick on the axis of epochs where the gradient of a run lost the true one."""
     for act, runs in lost.groupby("act", sort=False):
         style: dict[str, Any] = WARNING | {"color": activation_style(str(act)).color}
         axes.plot(runs["epoch"], [0] * len(runs), transform=axes.get_xaxis_transform(), **style)

@@ -1,4 +1,4 @@
-"""Panels of final metrics: one against another, and over a setting."""
+"""Draw final metrics: one against another, and over a setting."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -47,8 +47,8 @@ def tradeoff(
 ) -> Axes:
     """Draw one final metric against another: means with 95 % t intervals, and each seed's point.
 
-    The Pareto front goes through the means that no other one beats in both. Collapsed runs have
-    marks in place of points.
+    The Pareto front goes through the means that no other mean beats in both. Collapsed runs have
+    marks instead of points.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -95,7 +95,7 @@ def _draw_middle(
         [[side["mean"] - side["low"]], [side["high"] - side["mean"]]] for side in (across, along)
     ]
     style = activation_style(seeds["act"].iloc[0])
-    # A rim, so that a mark that covers another can be told from it.
+    # A rim distinguishes a mark from one that it covers.
     mark = style.point | ({"markeredgecolor": "white"} if style.fill == style.color else {})
     axes.errorbar(
         [across["mean"]],
@@ -122,9 +122,9 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 def leak_curve(
     groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | None = None
 ) -> Axes:
-    """Draw a final metric over the leak, one line per family; relu is the leak 0 of each.
+    """Draw a final metric over the leak, one line per family, with relu as leak 0 of each.
 
-    Marks and intervals as in `setting_curve`.
+    Marks and intervals are those of `setting_curve`.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -155,8 +155,8 @@ def setting_curve(
 ) -> Axes:
     """Draw a final metric over a numeric setting, one line per activation.
 
-    Means with 95 % t intervals over completed runs, of several activations side by side; a cross on
-    the axis where none was completed; a mark for each collapsed run. The metric
+    Means and 95 % t intervals are over completed runs, those of several activations side by side. A
+    cross on the axis means that no run completed; each collapsed run has a mark. The metric
     ``diverged_fraction`` is the share of the finished runs that diverged.
 
     Args:
@@ -190,7 +190,7 @@ def setting_curve(
 
 
 def _draw_lines(axes: Axes, lines: dict[str, pd.DataFrame], metric: str) -> None:
-    """Draw lines over `x`, each in the colour of its activation, or that its key begins with.
+    """Draw lines over `x`, each in the style of its only activation, or of the one in its key.
 
     Raises:
         NothingToDrawError: No run has the metric.
@@ -223,7 +223,7 @@ def _draw_lines(axes: Axes, lines: dict[str, pd.DataFrame], metric: str) -> None
 
 
 def _mark_missing(axes: Axes, runs: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Put a cross on the axis where no run was completed."""
+    """Draw a cross on the axis where no run completed."""
     there = set(zip(table["act"], table["x"], strict=True))
     for act, x in dict.fromkeys(zip(runs["act"], runs["x"], strict=True)):
         if (act, x) not in there:

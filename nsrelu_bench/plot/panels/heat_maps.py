@@ -1,4 +1,4 @@
-"""Heat maps: a metric by layer and epoch, a final metric over two settings."""
+"""Draw heat maps: a metric by layer and epoch, a final metric over two settings."""
 
 import math
 
@@ -22,7 +22,7 @@ from nsrelu_bench.plot.style import HATCH, HEAT, hatch_background, linear_norm, 
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 
-#: How a cell names runs that did not end well.
+#: How a cell calls runs that did not end well.
 ABBREVIATIONS = {"diverged": "div.", "collapsed": "coll."}
 
 
@@ -36,8 +36,8 @@ def gradient_depth(
 ) -> Axes:
     """Draw a heat map of a metric by epoch and layer, the first layer at the bottom.
 
-    The mean is over the completed runs of one group, or, where there are none, over the diverged
-    ones as far as they go. Hatched: no value; grey: zero.
+    The mean is over the completed runs of one group, or if there are none, over the diverged ones
+    up to their end. Hatched cells have no value, grey ones are zero.
 
     Args:
         groups: The runs of one group.
@@ -80,8 +80,8 @@ def phase(
 ) -> Axes:
     """Draw a final metric over two settings: a cell is the mean over its completed runs.
 
-    A cell some of whose runs diverged or collapsed is hatched and says which share; one without a
-    completed run has no colour.
+    If some of its runs diverged or collapsed, a cell is hatched and gives their share. A cell
+    without a completed run has no colour.
 
     Args:
         runs: Runs as `name_groups` returns them; for ``x="leak"`` those of one family, with relu
@@ -108,10 +108,10 @@ def phase(
     hatch_background(axes)
     mesh = axes.pcolormesh(means, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
     mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
-    colors = mpl.colormaps[HEAT](norm(means))
+    colors, number = mpl.colormaps[HEAT](norm(means)), ".1f" if is_percent(metric) else ".3g"
     for (row, column), mean in np.ndenumerate(means):
         empty = math.isnan(mean)
-        texts = [] if empty or grid.shape[1] > 6 else [_cell_text(mean, metric)]
+        texts = [] if empty or grid.shape[1] > 6 else [f"{mean:{number}}"]
         shares = {text: share[row, column] for text, share in lost.items()}
         texts += [f"{share:.0f}% {text}" for text, share in shares.items() if share > 0]
         color = "white" if empty else to_hex(colors[row, column])
@@ -123,7 +123,7 @@ def phase(
 
 
 def _check_unmixed(runs: pd.DataFrame, x: str, y: str) -> None:
-    """Raise NothingToDrawError where a cell would be the mean over several groups."""
+    """Raise NothingToDrawError if a cell would be the mean over several groups."""
     for column in ["setting"] if x == "leak" else ["line", "setting"]:
         for _, values in runs.groupby([x, y], dropna=False)[column]:
             if len(values.unique()) > 1:
@@ -135,7 +135,7 @@ def _check_unmixed(runs: pd.DataFrame, x: str, y: str) -> None:
 def _mark_cell(
     axes: Axes, place: tuple[int, int], texts: list[str], color: str, *, hatched: bool
 ) -> None:
-    """Write lines of text into a cell of that colour, over a hatching if there is one."""
+    """Write lines of text into a cell of this colour, over its hatching if it has one."""
     box = {"facecolor": color, "edgecolor": "none", "pad": 1} if hatched else None
     if hatched:
         axes.add_patch(Rectangle(place, 1, 1, **HATCH))
@@ -150,7 +150,3 @@ def _mark_cell(
         bbox=box,
         fontsize="x-small",
     )
-
-
-def _cell_text(mean: float, metric: str) -> str:
-    return f"{mean:.1f}" if is_percent(metric) else f"{mean:.3g}"

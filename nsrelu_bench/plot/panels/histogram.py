@@ -1,4 +1,4 @@
-"""The distribution of pre-activations."""
+"""Draw the distribution of pre-activations."""
 
 from collections.abc import Mapping
 
@@ -15,10 +15,11 @@ from nsrelu_bench.plot.style import activation_style
 def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | None = None) -> Axes:
     """Draw the distribution of pre-activations, one line per activation.
 
-    The axis holds the middle 98 % of the values of each activation. One whose values spread more
-    than five times as far as the median activation's, because its pre-activations run away, does
-    not stretch it; the share of its values that is beyond is written in its colour. The legend
-    says which share is <= 0 and how many values are not finite, which are not drawn.
+    The axis covers the middle 98 % of the values of each activation. An activation whose values
+    spread more than five times as far as those of the median activation, because they run away,
+    does not stretch the axis; the share of its values beyond the axis is written in its colour. The
+    legend gives the share of values <= 0, and the number of values that are not finite and so are
+    not drawn.
 
     Args:
         values: The inputs of an activation's sites, of any shape, by the activation's label.

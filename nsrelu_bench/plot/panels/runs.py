@@ -1,4 +1,4 @@
-"""Panels that show every run: score distributions, and seeds paired with the baseline."""
+"""Draw every run: score distributions, and seeds paired with the baseline."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from nsrelu_bench.compare import ACT_COLUMNS, Baseline, join_settings, score_distribution, varies
 from nsrelu_bench.plot.axes import axes_for, finish, mark_runs, needs_log, set_metric_axis
 from nsrelu_bench.plot.panel_data import (
-    FINISHED,
     MAX_LINES,
     NothingToDrawError,
     check_count,
@@ -24,9 +23,9 @@ from nsrelu_bench.plot.style import activation_style
 
 
 def profile(groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | None = None) -> Axes:
-    """Draw the share of a group's runs that end above each value: each run is one step.
+    """Draw the share of a group's runs that end above each value: each run is a step.
 
-    A diverged run ends above no value, so that its group begins below 100 %.
+    A diverged run ends above no value, so its group begins below 100 %.
 
     Args:
         groups: Runs as `name_groups` returns them.
@@ -49,7 +48,7 @@ def profile(groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | N
     left, right = axes.get_xlim()
     for _, part in runs.groupby("group", sort=False):
         style = activation_style(part["act"].iloc[0])
-        finished = part[part["state"].isin(FINISHED) & (part["x"].notna() | _lost(part))]
+        finished = part[part["x"].notna() | (part["state"] == "diverged")]
         label = group_label(part, name)
         axes.plot([], [], ls=style.dash, label=label, **style.point)
         if finished.empty:
@@ -70,10 +69,6 @@ def profile(groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | N
     return finish(axes, ax)
 
 
-def _lost(runs: pd.DataFrame) -> "pd.Series[bool]":
-    return runs["state"] == "diverged"
-
-
 def pairs(
     groups: pd.DataFrame,
     *,
@@ -83,11 +78,11 @@ def pairs(
 ) -> Axes:
     """Draw each run beside the baseline's run of the same seed, joined by a line.
 
-    Marks are means over the pairs. A diverged run has a cross on the lower edge.
+    Marks are means over the pairs. A diverged run is a cross on the lower edge.
 
     Args:
-        groups: Runs as `name_groups` returns them, that differ in activation, seed and the
-            baseline's setting alone.
+        groups: Runs as `name_groups` returns them, which differ only in the activation, the seed
+            and the baseline's setting.
         baseline: What the runs are paired with: the label of an activation, or a `Baseline`.
         metric: A final metric.
         ax: Where to draw; otherwise a new figure.
@@ -96,7 +91,7 @@ def pairs(
         NothingToDrawError: No run has the metric or a partner, or there are more than 12 groups.
     """
     runs = groups.assign(value=final_values(groups, metric), outcome=outcomes(groups))
-    runs = runs[runs["state"].isin(FINISHED) & (runs["value"].notna() | _lost(runs))]
+    runs = runs[runs["value"].notna() | (runs["state"] == "diverged")]
     baseline = Baseline("act", baseline) if isinstance(baseline, str) else baseline
     key = [*baseline.pair_columns([], runs), "seed"]
     marked = baseline.marks(runs)
@@ -125,7 +120,7 @@ def pairs(
 
 
 def _named(runs: pd.DataFrame, baseline: Baseline) -> pd.DataFrame:
-    """Name what is paired with the baseline: the activation, and its setting if it has several."""
+    """Name what is paired with the baseline: the activation, with its setting if that varies."""
     if baseline.setting in ACT_COLUMNS or not varies(runs[baseline.setting]):
         return runs.assign(name=runs["line"])
     values = join_settings(runs, [baseline.setting])
@@ -133,7 +128,7 @@ def _named(runs: pd.DataFrame, baseline: Baseline) -> pd.DataFrame:
 
 
 def _others_label(others: pd.DataFrame, baseline: Baseline) -> str:
-    """Name what is on the right of each pair."""
+    """Return what is on the right of each pair."""
     if baseline.setting == "act":
         return "each activation"
     values = dict.fromkeys(join_settings(others, [baseline.setting]))
