@@ -1,7 +1,8 @@
 """Checkpoints: the state of a run between two epochs, in a file with its own hash.
 
-The file has a line that names the format, the SHA-256 of the rest, a line of JSON that describes
-the state, and the state as `torch.save` writes it. A truncated or changed file is not loaded.
+The file has a line with the format, a line with the SHA-256 of the rest, a line of JSON that
+describes the state, and the state as `torch.save` writes it. A truncated or changed file is not
+loaded.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from nsrelu_bench.files import file_sha256
 from nsrelu_bench.records.environment import DECISIVE
 from nsrelu_bench.records.schema import csv_files
 
-#: The number goes up by one when what `training.run` saves, or how it is saved, changes.
+#: The number goes up by one when the content or the format of a checkpoint changes.
 FORMAT = b"nsrelu-bench checkpoint 2\n"
 
 
@@ -24,7 +25,7 @@ def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
     """Return a checkpoint file's content.
 
     Args:
-        about: Which run and epoch the state belongs to; plain values.
+        about: The run and the epoch of the state, and more, as plain values.
         state: Tensors and plain values.
     """
     import torch
@@ -36,7 +37,7 @@ def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return which run and epoch a state belongs to, and its bytes for `load_state`.
+    """Return the description of a state, and its bytes for `load_state`.
 
     Raises:
         ValueError: `pack` did not write these bytes.

@@ -14,9 +14,9 @@ from nsrelu_bench.records.summary_rows import read_run as read_row
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """Return the id, state, settings, final metrics and files of a run.
+    """Return the id, the state, settings, final metrics and files of a run.
 
-    Settings with their default are left out, except for the activation, data set and model.
+    Settings that have their default are left out, except for activation, data set, model and seed.
 
     Raises:
         UsageError: Its config.yaml can't be read.

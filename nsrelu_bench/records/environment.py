@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its configuration: env.json."""
+"""Record what a run's numbers depend on besides its configuration: env.json."""
 
 import functools
 import importlib.metadata
@@ -22,10 +22,10 @@ from nsrelu_bench.text import printable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-#: What a run was given: its data, and the source of each plug-in.
+#: Digests of a run's data, and of the source of each plug-in.
 INPUTS = ("data_digest", "source_digest")
 
-#: Columns of summary.csv for what a run's numbers depend on besides its configuration.
+#: Columns of summary.csv that record what a run's numbers depend on besides its configuration.
 ENVIRONMENT = (
     *("torch", "cpu_capability", "processor", "instruction_set", "blas", "rounding", "stacked"),
     *INPUTS,
@@ -79,7 +79,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the columns `ENVIRONMENT` of an env.json, None where it has no text."""
+    """Return the columns `ENVIRONMENT` of an env.json; None for those that it has no text for."""
     packages = content.get("packages")
     found = {**content, **(packages if isinstance(packages, dict) else {})}
     texts = {name: found.get(name) for name in ENVIRONMENT}
@@ -87,19 +87,19 @@ def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def instruction_set(flags: str) -> str:
-    """Return the best instruction set of a processor, in oneDNN's names; "" if unknown.
+    """Return the best instruction set of a processor by its name in oneDNN; "" if unknown.
 
-    MKL and oneDNN choose their code by it, and so their rounding.
+    MKL and oneDNN choose their code, and so their rounding, by it.
 
     Args:
-        flags: The features that the system lists, separated by blanks.
+        flags: The features that the system lists, separated by spaces.
     """
     have = set(flags.split())
     return next((name for name, needed in INSTRUCTION_SETS.items() if needed <= have), "")
 
 
 def blas_versions(build: str) -> str:
-    """Return the libraries that multiply matrices from PyTorch's description of its build."""
+    """Find the libraries that multiply matrices in PyTorch's description of its build."""
     found = re.findall(r"BLAS_INFO=(\w+)", build)
     names = [name.upper() if name == "mkl" else name for name in found[:1]]
     if "MKL" in names and (version := re.search(r"Kernel Library Version ([\d.]+)", build)):
@@ -110,7 +110,7 @@ def blas_versions(build: str) -> str:
 
 
 def _rounding() -> str:
-    """Return the settings outside a configuration that change how sums are rounded."""
+    """Return settings outside the configuration that change how sums are rounded."""
     import torch
 
     settings = [f"{name}={os.environ[name][:40]}" for name in ROUNDING if os.environ.get(name)]
@@ -150,15 +150,15 @@ def _cpu_info() -> str:
 
 @functools.cache
 def git_commit(package: Path = PACKAGE) -> str | None:
-    """Return the commit of the checkout that holds the package, with "-dirty" if it was changed.
+    """Return the commit of the checkout that has this package, with "-dirty" if it was changed.
 
-    None without git, and where the package is installed: a checkout of something else around it,
-    for example around a virtual environment, does not track its files.
+    None without git, and for an installed package: another checkout around it, for example around
+    a virtual environment, does not track its files.
     """
     git = ["git", "-C", str(package)]
     tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
     describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    # Inside a git hook, these variables name the hook's repository.
+    # Inside a git hook, these variables refer to the hook's repository.
     variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     options: dict[str, Any] = {"env": variables, "capture_output": True, "text": True}
     try:
@@ -188,8 +188,8 @@ INSTRUCTION_SETS: dict[str, set[str]] = {
     "ASIMD": {"asimd"},
 }
 
-#: Operations whose single precision may be lowered (torch.set_float32_matmul_precision and
-#: torch.backends), with the usual ones.
+#: Operations whose single precision can be lowered (torch.set_float32_matmul_precision and
+#: torch.backends), with their usual precisions.
 PRECISIONS = {
     **dict.fromkeys(("mkldnn.matmul", "mkldnn.conv", "cuda.matmul"), ("none", "ieee")),
     "cudnn.conv": ("tf32",),

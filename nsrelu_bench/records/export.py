@@ -1,19 +1,15 @@
-"""Runs with their settings as one table in one file, for R, spreadsheets and other tools."""
+"""Export runs with their settings as one table in one file, for R, spreadsheets and other tools."""
 
 import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nsrelu_bench.errors import BenchError, UsageError, lookup
 from nsrelu_bench.records.frames import to_csv
 from nsrelu_bench.records.reader import load, load_runs
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-#: The tables that can be exported, and what a row is.
+#: The tables that can be exported, with what a row is.
 TABLES = {
     "runs": "one row per run: how it ended, its settings, its final metrics",
     "metrics": "one row per run and epoch",
@@ -23,9 +19,9 @@ TABLES = {
 
 
 def export(paths: Sequence[Path], table: str, form: str) -> bytes:
-    """Return a table of the runs at some paths as the content of a file.
+    """Return the content of a file with a table of the runs at some paths.
 
-    Each row has its study, run id and settings.
+    Each row has the study, the run id and the settings.
 
     Args:
         paths: Runs, studies or folders of them.
@@ -43,7 +39,7 @@ def export(paths: Sequence[Path], table: str, form: str) -> bytes:
         raise BenchError(
             "Parquet needs pyarrow, which is not installed; pip install 'nsrelu-bench[parquet]'"
         )
-    frame = load_runs(*paths) if table == "runs" else _load_table(paths, table)
+    frame = load_runs(*paths) if table == "runs" else getattr(load(*paths), table)
     if frame.empty:
         raise BenchError(f"no run has {table}.csv")
     if form == "csv":
@@ -51,8 +47,3 @@ def export(paths: Sequence[Path], table: str, form: str) -> bytes:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()
-
-
-def _load_table(paths: Sequence[Path], table: str) -> "pd.DataFrame":
-    found: pd.DataFrame = getattr(load(*paths), table)
-    return found

@@ -9,7 +9,7 @@ from nsrelu_bench.records.schema import CONFIG, SUMMARY
 
 
 def find_runs(path: Path) -> list[Path]:
-    """Return the run folders at, in, or one level below the children of a folder, sorted.
+    """Return the run folders that a path is, has, or has one level deeper, sorted.
 
     Raises:
         BenchError: There is no run.
@@ -22,7 +22,7 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def find_drawable(path: Path) -> list[Path]:
-    """Return what can be drawn: the folder itself if it is a run, otherwise the studies in it.
+    """Return what can be drawn: the path itself if it is a run, otherwise the studies there.
 
     Raises:
         BenchError: There is no run.
@@ -36,7 +36,7 @@ def find_drawable(path: Path) -> list[Path]:
 
 
 def find_studies(path: Path) -> dict[Path, list[Path]]:
-    """Return the run folders of each study at or in a folder; some have only a summary."""
+    """Return the run folders of each study at or in a path; a study may have only a summary."""
     summaries = sorted([*path.glob(SUMMARY), *path.glob(f"*/{SUMMARY}")])
     studies: dict[Path, list[Path]] = {file.parent: [] for file in summaries}
     with suppress(BenchError):
@@ -46,13 +46,11 @@ def find_studies(path: Path) -> dict[Path, list[Path]]:
 
 
 def find_places(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the run folders at or in a path, and the studies that are only a summary.
+    """Return the run folders at or in a path, and the studies that have only a summary.
 
     Raises:
         BenchError: There is neither.
     """
-    if (path / CONFIG).exists():
-        return [path], []
     studies = find_studies(path)
     if not studies:
         raise no_runs(path)

@@ -1,13 +1,12 @@
-"""Runs as a frame with one type per column, and such frames as CSV."""
+"""Convert runs to frames with one type per column, and such frames to CSV and back."""
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from nsrelu_bench.config import ADDED, RunConfig
+from nsrelu_bench.config import ADDED, SETTINGS, RunConfig
 from nsrelu_bench.records.environment import ENVIRONMENT, INPUTS
 from nsrelu_bench.records.schema import COLUMNS
 from nsrelu_bench.records.status import Status
@@ -19,49 +18,31 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def _configuration_columns() -> Iterator[str]:
-    for name in RunConfig.model_fields:
-        yield name
-        if name == "act":
-            yield "leak"
+#: The settings of a run; `leak`, which is part of `act`, has a column too.
+CONFIG_COLUMNS = ("act", "leak", *(name for name in RunConfig.model_fields if name != "act"))
 
-
-CONFIG_COLUMNS = tuple(_configuration_columns())
-
-#: Columns of metrics.csv that say where a row belongs, and are not results.
+#: Columns of metrics.csv that are not results, but say where a row belongs.
 COUNTERS = ("lr", "task")
 
 _ENDED = tuple(field.name for field in fields(Status))
 _METRICS = tuple(name for name in COLUMNS["metrics.csv"] if name not in (*COUNTERS, *_ENDED))
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """Return the plain types of a setting: {int, NoneType} for ``Annotated[int, ...] | None``."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return set().union(*map(_kinds, arguments))
-    return _kinds(arguments[0]) if origin is Annotated else {origin or annotation}
-
-
-def _column_types() -> dict[str, str]:
-    """Return the type of each column that is known, by name."""
-    types = dict.fromkeys(("epoch", "diverged_epoch", "diverged_step", "leak", *_METRICS), FLOAT)
-    for name, field in RunConfig.model_fields.items():
-        kinds = _kinds(field.annotation)
-        if kinds & {str, Literal}:
-            types[name] = TEXT
-        elif int in kinds:
-            types[name] = WHOLE
-        elif float in kinds:
-            types[name] = FLOAT
-    return types | dict.fromkeys(IDENTIFIERS, TEXT)
-
-
-#: Text stays text, even where it looks like a number or a missing value. Whole numbers stay whole
-#: where others are missing: a seed has more digits than a float.
+#: Text stays text, even if it looks like a number or a missing value. Whole numbers stay whole
+#: beside missing ones: a seed has more digits than a float.
 TEXT, WHOLE, FLOAT = "str", "Int64", "float64"
 IDENTIFIERS = ("study", "run_id", "state", "error", "backward", "fingerprint", *ENVIRONMENT)
-TYPES = _column_types()
+
+#: The types of the columns that are known; a bool has none that can be missing.
+TYPES: dict[str, str] = {
+    **dict.fromkeys(("epoch", "diverged_epoch", "diverged_step", "leak", *_METRICS), FLOAT),
+    **{
+        name: {str: TEXT, int: WHOLE, float: FLOAT}[SETTINGS[name].kind]
+        for name in RunConfig.model_fields
+        if SETTINGS[name].kind is not bool
+    },
+    **dict.fromkeys(IDENTIFIERS, TEXT),
+}
 
 
 def runs_frame(rows: Sequence[Row]) -> "pd.DataFrame":
@@ -78,7 +59,7 @@ def runs_frame(rows: Sequence[Row]) -> "pd.DataFrame":
 def complete(table: "pd.DataFrame") -> "pd.DataFrame":
     """Return a frame of runs with every column of the schema, in its order and with its type.
 
-    Whole numbers have a type that can be missing, so that such frames can be put together.
+    The type of whole numbers allows missing values, so that such frames can be concatenated.
     Settings that did not exist when a run was made get the value that all runs had then.
     """
     known = ["study", "run_id", *_ENDED, *CONFIG_COLUMNS, *ENVIRONMENT]
@@ -92,7 +73,7 @@ def complete(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def with_plain_types(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a frame of runs whose whole numbers have a plain type where that loses nothing."""
+    """Return a frame of runs whose whole numbers have a plain type if that loses no digits."""
     whole = [name for name, kind in TYPES.items() if kind == WHOLE and name in table]
     return table.astype({name: _plain_type(table[name]) for name in whole})
 
@@ -104,9 +85,9 @@ def _plain_type(column: "pd.Series[Any]") -> str:
 
 
 def find_mixed(runs: "pd.DataFrame") -> dict[str, list[str]]:
-    """Return what differs between runs and may change numbers, besides settings, with its values.
+    """Return what else than settings differs between runs and may change numbers, with its values.
 
-    Data are compared per data set, and sources per plug-in.
+    Data are compared by data set, and sources by plug-in.
     """
     found = {
         name: set(runs[name].dropna())
@@ -124,7 +105,7 @@ def find_mixed(runs: "pd.DataFrame") -> dict[str, list[str]]:
 
 
 def read_csv(text: str) -> "pd.DataFrame":
-    """Read a CSV of `to_csv` or of a run, each column with its type.
+    """Read a CSV file of `to_csv` or of a run, each column with its type.
 
     Raises:
         ValueError: It is damaged, or a cell has another type.
@@ -137,7 +118,7 @@ def read_csv(text: str) -> "pd.DataFrame":
 
 
 def make_printable(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a table in which the texts have escapes for what a terminal would act on."""
+    """Escape the control characters in the texts of a table."""
     changed = {}
     for name in _text_columns(table):
         values = [value for value in table[name].unique() if isinstance(value, str)]
@@ -150,7 +131,7 @@ def make_printable(table: "pd.DataFrame") -> "pd.DataFrame":
 def to_csv(table: "pd.DataFrame") -> str:
     """Format a table as CSV in which no text is a formula that a spreadsheet would run.
 
-    A text that begins like a formula gets an apostrophe before it, which `read_csv` removes.
+    A text that begins like a formula gets a leading apostrophe, which `read_csv` removes.
     """
     texts = {str(name): table[name].map(_escape) for name in _text_columns(table)}
     return table.assign(**texts).to_csv(index=False, lineterminator="\n")
@@ -169,5 +150,5 @@ def _unescape(value: Any) -> Any:
     return value[1:] if escaped else value
 
 
-#: What a spreadsheet takes for a formula, and what `to_csv` writes for it.
+#: What a spreadsheet takes for a formula, with any apostrophes that `to_csv` has put before it.
 FORMULA = re.compile(r"'*([=@\t]|[+-].*[(|!])", re.DOTALL)

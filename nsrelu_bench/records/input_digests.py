@@ -1,4 +1,4 @@
-"""Digests of a run's inputs: its data, and the source of the user's own parts."""
+"""Compute digests of a run's inputs: its data, and the source of the user's own parts."""
 
 import re
 
@@ -11,11 +11,11 @@ def input_digests(config: RunConfig, *, imported: bool = False) -> dict[str, str
 
     Args:
         config: The run.
-        imported: Import the plug-ins, so that the sources are those that this process runs.
+        imported: Import the plug-ins, so that the digests are of the sources that are run here.
 
     Raises:
-        BenchError: The data set can't be loaded, or a plug-in can't be found; with `imported`, it
-            fails, or was changed since it was imported.
+        BenchError: The data set can't be loaded or a plug-in can't be found; with `imported`, a
+            plug-in fails or was changed since it was imported.
     """
     from nsrelu_bench.data import data_digest
 
@@ -27,7 +27,7 @@ def input_digests(config: RunConfig, *, imported: bool = False) -> dict[str, str
 
 
 def plugins(config: RunConfig) -> list[tuple[str, str]]:
-    """Return the user's own parts that a run uses: setting and name, ``package.module:name``."""
+    """Return the user's own parts that a run uses, as (setting, ``package.module:name``)."""
     texts = {
         setting: value
         for setting, value in config.settings.items()
@@ -45,7 +45,7 @@ def may_change(config: RunConfig) -> bool:
 
 
 def shorten(digests: str) -> str:
-    """Return a text with each SHA-256 cut to what a person compares."""
+    """Shorten each SHA-256 in a text to its first 12 digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", digests)
 
 

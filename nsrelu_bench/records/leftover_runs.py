@@ -1,4 +1,4 @@
-"""Runs in the folder of a study that its study.yaml no longer asks for."""
+"""Find and remove runs in a study's folder that its study.yaml no longer asks for."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from nsrelu_bench.records.summary import write_summary
 def find_leftovers(*paths: Path) -> list[Path]:
     """Return the run folders that the studies at or in some folders do not ask for.
 
-    A study has none if its study.yaml can't be read or asks for none of the runs: they come from
-    elsewhere. A run folder among `paths` is never one.
+    If a study.yaml can't be read, or asks for none of the runs, they come from elsewhere and are
+    not leftovers. A run folder among `paths` is never one.
     """
     found: list[Path] = []
     for path in paths:
@@ -42,9 +42,9 @@ def _asked_ids(study: Path) -> set[str]:
 
 
 def remove_runs(folders: Iterable[Path]) -> list[Path]:
-    """Remove run folders and their rows in summary.csv; returns those removed.
+    """Remove run folders and their rows in summary.csv; return those removed.
 
-    Runs that a process is running stay.
+    Runs that are still running stay.
 
     Raises:
         BenchError: A folder can't be removed.

@@ -20,8 +20,8 @@ class Merged:
 
     Attributes:
         copied: The ids of the runs that were copied.
-        kept: Those of the runs that the folder had already.
-        running: Those of runs that are still running, and were left out.
+        kept: The ids of the runs that the folder already had.
+        running: The ids of runs that are still running and were left out.
     """
 
     copied: list[str] = field(default_factory=list)
@@ -44,8 +44,8 @@ class _Candidate:
 def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
     """Copy the runs of several folders into one study, which may be one of them.
 
-    A run that several folders have is taken where it got furthest. Nothing is copied if two
-    folders have different results of a run. A merge that was interrupted can be repeated.
+    If several folders have a run, the one that got furthest is copied. Nothing is copied if two
+    folders have different results of a run. An interrupted merge can be repeated.
 
     Args:
         sources: Folders of one study, or runs of it.
@@ -80,7 +80,7 @@ def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
 
 
 def study_name(sources: Sequence[Path]) -> str | None:
-    """Return the name that all the folders share; None if they have several."""
+    """Return the name of the folders of a study; None if they have different names."""
     names = {find_runs(source)[0].absolute().parent.name for source in sources}
     return names.pop() if len(names) == 1 else None
 
@@ -105,7 +105,7 @@ def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
 
 
 def _copy_run(source: Path, target: Path) -> None:
-    """Copy the files of a run, its status last, so that a copy cut short counts as unfinished."""
+    """Copy the files of a run, its status last, so that an incomplete copy counts as unfinished."""
     target.mkdir(exist_ok=True)
     try:
         lock = run_lock(target).acquire()
@@ -122,7 +122,7 @@ def _copy_run(source: Path, target: Path) -> None:
 
 
 def _copy_study(sources: Sequence[Path], target: Path) -> None:
-    """Copy study.yaml where the folders agree on it and the target has none."""
+    """Copy study.yaml if the folders agree on it and the target has none."""
     places = {find_runs(source)[0].parent / STUDY for source in sources}
     texts = {read_bytes(place) for place in places if place.is_file()}
     if len(texts) == 1 and not (target / STUDY).exists():

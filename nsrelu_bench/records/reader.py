@@ -1,4 +1,4 @@
-"""Runs as frames, from their folders or from the summaries of their studies. No torch.
+"""Read runs as frames, from their folders or from the summaries of their studies. No torch.
 
 `load` reads every file of every run; `load_runs` only the runs that summary.csv does not cover.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsrelu_bench.files import read_bytes
-from nsrelu_bench.records.duplicate_runs import merge_places
+from nsrelu_bench.files import read_bytes, shortest_ends
+from nsrelu_bench.records.environment import ENVIRONMENT
 from nsrelu_bench.records.folders import find_places, find_studies, no_runs
 from nsrelu_bench.records.frames import (
     CONFIG_COLUMNS,
@@ -24,6 +24,7 @@ from nsrelu_bench.records.schema import CONFIG
 from nsrelu_bench.records.status import DONE
 from nsrelu_bench.records.summary import study_runs
 from nsrelu_bench.records.summary_rows import read_run, unreadable_run
+from nsrelu_bench.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,14 +37,14 @@ FRAME_FILES = ("metrics.csv", "layers.csv", "quantiles.csv")
 
 @dataclass(frozen=True)
 class Results:
-    """Runs as frames; each row has its `study`, its `run_id` and its settings.
+    """Runs as frames; each row has the `study`, the `run_id` and the settings.
 
     Attributes:
         runs: One row per run, as in summary.csv: how it ended, its settings, and the metrics
             after its last epoch (empty for diverged runs).
-        metrics: The rows of every done run's metrics.csv; `lr` is the rate of that epoch.
-        layers: The same of layers.csv.
-        quantiles: The same of quantiles.csv: the pre-activations of each site after the last epoch.
+        metrics: The rows of metrics.csv of every done run; `lr` is the rate of the epoch.
+        layers: Those of layers.csv.
+        quantiles: Those of quantiles.csv: the pre-activations of each site after the last epoch.
         config_columns: The names of the settings.
     """
 
@@ -57,10 +58,10 @@ class Results:
 def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     """Read all runs in run folders, studies or folders of studies.
 
-    A study without run folders, as in findings/, is what its summary says: it has `runs` only.
+    A study without run folders, as in findings/, has only the `runs` of its summary.
 
-    Studies of one name in several folders are one study, unless they hold different results of a
-    run: then their names are told apart by their folders, as in "a/study" and "b/study".
+    Studies of the same name in several folders are one study, unless they have different results of
+    a run. Then their folders become part of their names: "a/study" and "b/study".
 
     Args:
         paths: Where to look.
@@ -89,17 +90,17 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     parts += [study_runs(study, []).assign(place=str(study)) for study in sorted(summaries)]
     parts = [part for part in parts if len(part)] or parts[:1]
     runs = with_plain_types(complete(pd.concat(parts, ignore_index=True)))
-    runs = merge_places(runs.assign(number=range(len(runs))))
+    runs = _merge_places(runs.assign(number=range(len(runs))))
     chosen = [tables[number] if number < len(rows) else {} for number in runs.pop("number")]
     metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FRAME_FILES)
     return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 
 
 def load_runs(*paths: str | Path, without: Collection[Path] = ()) -> "pd.DataFrame":
-    """Read what `load` gives as `runs`, using the summaries of the studies where they are current.
+    """Read the `runs` of `load`, from the summaries of the studies if these are up to date.
 
-    Summaries that are out of date are updated where they can be written. A study without run
-    folders, as in findings/, is what its summary says.
+    Other summaries are updated if they can be written. A study without run folders, as in
+    findings/, has the runs of its summary.
 
     Raises:
         BenchError: There is no run, or a study without run folders has a damaged summary.
@@ -121,7 +122,32 @@ def load_runs(*paths: str | Path, without: Collection[Path] = ()) -> "pd.DataFra
     left_out = {(str(folder.parent.resolve()), folder.name) for folder in without}
     places = zip(runs["place"], runs["run_id"], strict=True)
     runs = runs[[place not in left_out for place in places]]
-    return with_plain_types(complete(merge_places(runs)))
+    return with_plain_types(complete(_merge_places(runs)))
+
+
+def _merge_places(runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Keep each run of a study once; drop the column `place`, the folder of the study."""
+    identity = ["study", "run_id"]
+    if runs.duplicated(identity).any():
+        runs = runs.assign(study=_name_apart(runs))
+        unfinished = (~runs["state"].isin(DONE)).sort_values(kind="stable").index
+        runs = runs.loc[unfinished].drop_duplicates(identity).sort_index()
+    return runs.drop(columns="place").reset_index(drop=True)
+
+
+def _name_apart(runs: "pd.DataFrame") -> "pd.Series[str]":
+    """Return the studies' names, with their folders if their results contradict each other."""
+    results = runs[runs["state"].isin(DONE)]
+    given = [*CONFIG_COLUMNS, *ENVIRONMENT, "place", "number"]
+    results = results.drop(columns=given, errors="ignore").drop_duplicates()
+    clashes = results.loc[results.duplicated(["study", "run_id"]), "study"].unique()
+    names = runs["study"].copy()
+    for study in clashes:
+        places = runs.loc[runs["study"] == study, "place"]
+        paths = [Path(place) for place in places.unique()]
+        ends = [printable(end.as_posix()) for end in shortest_ends(paths)]
+        names.loc[places.index] = places.map(dict(zip(places.unique(), ends, strict=True)))
+    return names
 
 
 def _single_run(folder: Path) -> "pd.DataFrame":
@@ -133,7 +159,7 @@ def _single_run(folder: Path) -> "pd.DataFrame":
 
 
 def _read_tables(folder: Path) -> "Tables":
-    """Read the CSV files of a run; names of layers are text, even if they look like numbers."""
+    """Read the CSV files of a run; names of layers stay text, even if they look like numbers."""
     import pandas as pd
 
     tables = {}
@@ -146,9 +172,9 @@ def _read_tables(folder: Path) -> "Tables":
 
 
 def _stack(runs: "pd.DataFrame", tables: Sequence["Tables"], name: str) -> "pd.DataFrame":
-    """Put the tables of one name, one per run at most, below each other, with each run's settings.
+    """Concatenate the tables of one name, at most one per run, and add the settings of each run.
 
-    A column that both have, as `lr`, is the table's.
+    A column that both have, such as `lr`, is taken from the table.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Check that a folder holds the run that is asked for, with the same inputs."""
+"""Check that a folder has the run that is asked for, with the same inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from nsrelu_bench.records.schema import CONFIG
 def check_configuration(folder: Path, config: RunConfig) -> None:
     """Check that the run in a folder has the settings of `config`; a new or damaged one passes.
 
-    Eight hex digits of two run ids can agree by chance.
+    The eight hex digits of two run ids can be equal by chance.
 
     Raises:
-        BenchError: It has others.
+        BenchError: It has other settings.
         OSError: Its config.yaml can't be read.
     """
     try:
@@ -31,18 +31,18 @@ def check_configuration(folder: Path, config: RunConfig) -> None:
     differ = [name for name in ours if name != "data_dir" and theirs[name] != ours[name]]
     if differ:
         raise BenchError(
-            f"{folder}: holds another run, with {_join(theirs, differ)} in place of"
-            f" {_join(ours, differ)}; use another --results or name of the study"
+            f"{folder}: has another run, with {_join(theirs, differ)} instead of"
+            f" {_join(ours, differ)}; use another --results or another name of the study"
         )
 
 
 def check_inputs(folder: Path, config: RunConfig) -> None:
-    """Check that a done run had the data and the sources that are there now.
+    """Check that the data and the sources of a done run have not changed.
 
-    Passes if they can't have changed, were not recorded, or are missing now.
+    Passes if they can't change, were not recorded, or are missing now.
 
     Raises:
-        BenchError: They changed.
+        BenchError: They have changed.
         OSError: Its env.json can't be read.
     """
     if not may_change(config):
@@ -57,8 +57,8 @@ def check_inputs(folder: Path, config: RunConfig) -> None:
         if isinstance(before, str) and after is not None and before != after:
             what = "data" if name == "data_digest" else "source"
             raise BenchError(
-                f"{folder}: is done, but its {what} changed since: SHA-256 {shorten(after)} in"
-                f" place of {shorten(before)}; repeat it with --fresh"
+                f"{folder}: is done, but its {what} has changed: SHA-256 {shorten(after)} instead"
+                f" of {shorten(before)}; rerun it with --fresh"
             )
 
 

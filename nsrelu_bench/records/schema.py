@@ -1,4 +1,4 @@
-"""The files of a run folder, and the columns of each."""
+"""Define the files of a run folder and their columns."""
 
 import math
 import re
@@ -23,7 +23,7 @@ _SPLITS = tuple(
 _FIRST = tuple(SITE_MEASURES)[: 1 + list(SITE_MEASURES).index("surrogate_cosine")]
 _FURTHER = tuple(SITE_MEASURES)[len(_FIRST) :]
 
-#: How training goes: 1 for a collapsed network, and the step of the early warning.
+#: How training went: 1 for a collapsed network, and the step of the early warning.
 _OUTCOME = ("collapsed", "gradient_lost_step")
 
 #: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv exists only
@@ -39,8 +39,8 @@ COLUMNS = {
 #: The files that every done run must have.
 REQUIRED = (CONFIG, "metrics.csv", "layers.csv", "timing.csv")
 
-#: A cell of these files, `layer` aside: a number as Python writes it, or nothing.
-#: No longer ones: of 5,000 digits pandas makes text.
+#: A cell of these files, except for `layer`: a number as Python writes it, or nothing. Numbers with
+#: more digits are refused: pandas turns 5,000 digits into text.
 CELL = re.compile(r"(?:-?[0-9]{1,18}(?:\.[0-9]{1,25})?(?:e[+-]?[0-9]{1,3})?)?")
 
 
@@ -55,7 +55,7 @@ def csv_files(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 
 def format_cell(value: float | int | str | None) -> str:
-    """Format a value so that it reads back the same; None and what is not finite are empty."""
+    """Format a value so that it reads back the same; empty for None and what is not finite."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     return repr(value) if isinstance(value, float) else str(value)

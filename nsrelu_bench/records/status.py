@@ -1,4 +1,4 @@
-"""How a run ended, and whether its files are still those that it wrote."""
+"""Read and write how a run ended, and check that its files are still those that it wrote."""
 
 import json
 from collections.abc import Callable
@@ -25,10 +25,10 @@ from nsrelu_bench.text import printable
 STATES = ("running", "completed", "diverged", "failed", "interrupted")
 DONE = ("completed", "diverged")
 
-#: Part of the error of a done run one of whose files has another hash than its status records.
+#: Part of the error of a done run if a file has another hash than the one in its status.
 CHANGED = "is not as it was written"
 
-#: How long to try for the lock of a run: others hold it for a moment to see whether it is free.
+#: Seconds to try to lock a run: others lock it for a moment to see whether it is free.
 LOCK_S = 0.2
 
 
@@ -38,7 +38,7 @@ class RunLockedError(BenchError):
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run and, where these apply, where it diverged or why it failed."""
+    """The state of a run and, if it diverged or failed, where or why."""
 
     state: str
     epoch: int | None = None
@@ -61,14 +61,14 @@ class RunDoneError(BenchError):
 
 
 def failed(status: Status, error: Exception) -> Status:
-    """Return the status of a run that was ended by an error, described in one line."""
+    """Return the status of a run that an error ended, with the error in one line."""
     return replace(status, state="failed", error=describe_error(error))
 
 
 def write_status(folder: Path, state: str, error: str | None = None) -> Status:
-    """Record how a run ended whose own process could not.
+    """Record how a run ended if its own process could not.
 
-    A run that is done, or that another process has claimed, is left as it is.
+    Nothing is written if the run is done or another process has claimed it.
     """
     ended = Status(state, error=error)
     if not folder.is_dir():
@@ -85,12 +85,12 @@ def write_status(folder: Path, state: str, error: str | None = None) -> Status:
 def read_status(folder: Path, *, strict: bool = False) -> Status | None:
     """Return the status of the run in a folder, or None where there never was one.
 
-    A run that claims to be done but whose files have other hashes has failed; one that claims to
-    be running while no process holds its lock was interrupted.
+    A run that is done according to its file has failed if its files have other hashes. One that is
+    running according to its file was interrupted if no process holds its lock.
 
     Args:
         folder: The run's folder.
-        strict: Raise an error of the disk, which may pass, instead of calling the run failed.
+        strict: Raise an error of the disk, which may be temporary, instead of returning "failed".
 
     Raises:
         OSError: With `strict`, a file exists and can't be read.
@@ -122,7 +122,7 @@ def _read_status(folder: Path) -> Status | None:
 
 
 def parse_status(content: bytes) -> tuple[Status, dict[str, str]]:
-    """Parse a status.json into the status and the SHA-256 of each file, without checking these.
+    """Parse a status.json into the status and the SHA-256 of each file, without checking the files.
 
     Raises:
         ValueError: It is something else.
@@ -156,7 +156,7 @@ def _is_count(value: Any) -> bool:
     return value is None or (type(value) is int and 0 <= value < 2**63)
 
 
-#: What each entry of status.json may be.
+#: The allowed values of each entry of status.json, in words and as a check.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "state": (f"one of {', '.join(STATES)}", lambda value: value in STATES),
     "epoch": ("a whole number", _is_count),
@@ -174,5 +174,5 @@ def _hash_or_none(path: Path) -> str | None:
 
 
 def run_lock(folder: Path) -> FileLock:
-    """Return the lock of the process that writes a run."""
+    """Return the lock that a process holds while it writes a run."""
     return file_lock(folder / ".lock", LOCK_S)

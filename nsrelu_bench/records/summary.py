@@ -1,7 +1,7 @@
 """summary.csv: one row per run of a study, derived from its run folders.
 
-A row is up to date as long as its fingerprint is that of the run's status.json and env.json. What
-can't be read at the moment is reported, but not written down.
+A row is up to date as long as its fingerprint is that of the run's status.json and env.json. Runs
+that can't be read at the moment are reported, but not recorded.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def write_summary(study: Path) -> "pd.DataFrame":
-    """Bring a study's summary.csv up to date with its run folders; returns its rows.
+    """Update a study's summary.csv from its run folders; return its rows.
 
     Raises:
         BenchError: There is no run, or the summary can't be written.
@@ -48,8 +48,8 @@ def write_summary(study: Path) -> "pd.DataFrame":
 def study_runs(study: Path, folders: Sequence[Path]) -> "pd.DataFrame":
     """Return one row per run of a study, reading only the runs that summary.csv does not cover.
 
-    The summary is brought up to date where it can be written, unless it would lose rows: those
-    of runs whose folders are elsewhere. A study without run folders is what its summary says.
+    The summary is updated if it can be written, unless it would lose the rows of runs whose folders
+    are elsewhere. A study without run folders has the runs of its summary.
 
     Raises:
         BenchError: There are no run folders, and the summary can't be read.
@@ -93,7 +93,7 @@ def _current_rows(
 def _save(
     study: Path, current: "pd.DataFrame", known: "pd.DataFrame", unreadable: Sequence[Row]
 ) -> None:
-    """Write the current rows, and those that were known of runs that can't be read now."""
+    """Write the current rows, and the known rows of runs that can't be read now."""
     import pandas as pd
 
     before = known[known["run_id"].isin([row["run_id"] for row in unreadable])]
@@ -104,7 +104,7 @@ def _save(
 
 
 def _remove_checkpoints(study: Path, runs: "pd.DataFrame") -> None:
-    """Remove the checkpoints of done runs that were killed between their last two steps."""
+    """Remove the checkpoints of done runs that were killed before they could remove them."""
     for run_id in runs.loc[runs["state"].isin(DONE), "run_id"]:
         path = study / str(run_id) / CHECKPOINT
         if path.exists():
@@ -113,7 +113,7 @@ def _remove_checkpoints(study: Path, runs: "pd.DataFrame") -> None:
 
 
 def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFrame":
-    """Return the rows to show, those of runs that can't be read as failed."""
+    """Return the rows to show; runs that can't be read are failed."""
     import pandas as pd
 
     parts = [current, runs_frame(unreadable)] if unreadable else [current]
@@ -122,9 +122,9 @@ def _all_rows(current: "pd.DataFrame", unreadable: Sequence[Row]) -> "pd.DataFra
 
 
 def _known_rows(study: Path) -> tuple["pd.DataFrame", bool]:
-    """Return the rows of the summary, and whether it has rows that can't be read at the moment.
+    """Return the rows of the summary, and whether it exists but can't be read at the moment.
 
-    Without a summary of this version the rows are empty.
+    There are no rows without a summary of this version.
     """
     try:
         return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS)), False

@@ -1,4 +1,4 @@
-"""One run folder as a row of summary.csv."""
+"""Read a run folder as a row of summary.csv."""
 
 import csv
 import hashlib
@@ -19,11 +19,11 @@ from nsrelu_bench.text import printable
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of what status.json and env.json say; a row with the same one is up to date.
+    """Return a hash of the content of status.json and env.json; equal if a row is up to date.
 
-    Hashes of files that measure time are left out: the same run gives the same fingerprint. It is
-    empty, and then means nothing, where status.json is missing or damaged, and for a running
-    run, which ends without changing a file when its process is killed.
+    The hash of timing.csv does not count, so the same run always gives the same fingerprint. Empty,
+    which means unknown, if status.json is missing or damaged, and for a running run: if its process
+    is killed, it ends without changing a file.
 
     Raises:
         OSError: A file exists and can't be read.
@@ -44,7 +44,7 @@ def read_run(
 ) -> Row:
     """Return how a run ended, its configuration and, if it is done, its final metrics.
 
-    A run has failed if one of its files `needed` is damaged, whatever its status says.
+    If one of the files `needed` is damaged, the run has failed, whatever its status says.
 
     Args:
         folder: The run's folder.
@@ -54,7 +54,7 @@ def read_run(
     Raises:
         OSError: A file exists and can't be read.
     """
-    if mark is None:  # before the rest, so that what changes meanwhile is noticed
+    if mark is None:  # before the rest, so that a change meanwhile is noticed
         mark = fingerprint(folder)
     status = read_status(folder, strict=True) or Status("failed", error="it was removed")
     configuration, problem = _configuration(folder)
@@ -85,7 +85,7 @@ def _names(folder: Path) -> Row:
 
 
 def _is_trusted(folder: Path, status: Status) -> bool:
-    """Return whether the state is the one that status.json records, and not due to damage."""
+    """Return whether the state is the one in status.json, and not due to damage."""
     try:
         recorded, _ = parse_status(read_bytes(folder / STATUS))
     except (OSError, ValueError):

@@ -61,18 +61,17 @@ if TYPE_CHECKING:
 
 
 class RunWriter:
-    """Writes one run folder, from its configuration to its status.
+    """A context manager that writes one run folder, from its configuration to its status.
 
-    A context manager. On entering, it discards what an earlier process left, except an intact
-    checkpoint and the rows up to it: `checkpoint` then holds what `training.run` needs to resume,
-    otherwise None. On leaving, it writes the status, also after an error or Ctrl-C, and lets the
-    exception through.
+    On entering, it discards what an earlier process left, except for an intact checkpoint and the
+    rows up to it. `checkpoint` is then what `training.run` needs to resume, otherwise None. On
+    leaving, also after an error or Ctrl-C, it writes the status.
 
     Args:
         folder: The run's own folder; created if missing.
         config: The run.
         fresh: Start over, even if the run is done or has a checkpoint.
-        checkpoint_after: Seconds between two checkpoints, at least.
+        checkpoint_after: The least time between two checkpoints, in seconds.
 
     Raises:
         BenchError: The folder can't be written.
@@ -108,7 +107,7 @@ class RunWriter:
                 raise RunLockedError(f"{self.folder}: running in another process") from None
         try:
             with wrap_write_errors(self.folder):
-                # Strict: a run whose files can't be read at the moment may be done.
+                # Strict, because a run whose files can't be read at the moment may be done.
                 status = read_status(self.folder, strict=True)
                 changed = status is not None and CHANGED in (status.error or "")
                 if not changed:
@@ -145,13 +144,13 @@ class RunWriter:
                     self._write_row(name, columns)
 
     def _set_aside(self) -> None:
-        """Keep the files of a done run that was changed since: the user may want them."""
+        """Keep the files of a done run that were changed: the user may want them."""
         for name in REQUIRED:
             with suppress(FileNotFoundError):
                 (self.folder / name).replace(self.folder / f"{name}.damaged")
 
     def _resume(self) -> dict[str, int]:
-        """Load the checkpoint if it is usable; returns the length of each CSV file at that time."""
+        """Load the checkpoint if it is usable; return the length of each CSV file at that time."""
         path = self.folder / CHECKPOINT
         refused = None
         if path.exists() and not self._fresh:
@@ -171,9 +170,9 @@ class RunWriter:
         return {}
 
     def record_stack(self, seeds: Sequence[int]) -> None:
-        """Record in env.json which seeds are computed as one network with this run from here on.
+        """Record in env.json which seeds are computed as one network with this run from now on.
 
-        They change its last digits, so those from before it was resumed are kept too.
+        They affect its last digits, so the seeds from before a resume are kept too.
         """
         now, before = f"seeds {format_ranges(seeds)}", self._environment.get("stacked") or ""
         if not before.endswith(now):
@@ -244,7 +243,7 @@ class RunWriter:
             try:
                 self._write_status()
                 if self.status.done:
-                    with suppress(OSError):  # nothing reads it any more
+                    with suppress(OSError):  # it is not needed any more
                         (self.folder / CHECKPOINT).unlink(missing_ok=True)
             finally:
                 self._lock.release()
@@ -269,9 +268,9 @@ class RunWriter:
 
 
 def save_study(study: Study, folder: Path) -> None:
-    """Save a study, before it was expanded, to study.yaml in its folder.
+    """Save the settings of a study to study.yaml in its folder.
 
-    Temporary files of killed processes are removed.
+    This also removes temporary files of killed processes.
     """
     remove_drafts(folder)
     write_file(folder / STUDY, _yaml_text(study.asked))

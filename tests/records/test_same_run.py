@@ -89,7 +89,7 @@ def test_a_done_run_with_other_inputs_is_refused(given: Input) -> None:
     then = read_environment(Path("study") / given.config().run_id)
     assert sweep(given.config()) == ["completed"]
     given.make(1)
-    with pytest.raises(BenchError, match=f"is done, but its {given.kind} changed since: SHA-256"):
+    with pytest.raises(BenchError, match=f"is done, but its {given.kind} has changed: SHA-256"):
         list(plan_runs([given.config()], Path("study")))
     assert sweep(given.config(), fresh=True) == ["completed"]
     now = read_environment(Path("study") / given.config().run_id)
@@ -146,7 +146,7 @@ def test_the_folder_of_another_run_is_never_taken(tmp_path: Path, state: str) ->
     else:
         stop_after(0, theirs, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    message = "holds another run, with lr 0.058631 in place of lr 0.019619"
+    message = "has another run, with lr 0.058631 instead of lr 0.019619"
     for fresh in (False, True):
         with pytest.raises(BenchError, match=message), RunWriter(folder, ours, fresh=fresh):
             pass
