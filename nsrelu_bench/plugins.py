@@ -136,14 +136,9 @@ def _digest(module_name: str) -> str:
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
     if digest.digest() != hashlib.sha256().digest():
         return digest.hexdigest()
-    if _is_built_in(module_name):
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # `builtins` and `os` have no file
         return hashlib.sha256(f"{module_name} of Python {sys.version}".encode()).hexdigest()
     return ""
-
-
-def _is_built_in(module_name: str) -> bool:
-    """Return whether a module is a part of Python without a file, as `builtins` and `os`."""
-    return module_name.partition(".")[0] in sys.stdlib_module_names
 
 
 def _search_here() -> str:

@@ -490,7 +490,7 @@ def test_a_changed_source_is_another_run(kind: str, folder: Path) -> None:
     check_inputs(folder / "run", config)
     with (folder / "mine.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(BenchError, match="is done, but its source changed since"):
+    with pytest.raises(BenchError, match="is done, but its source has changed"):
         check_inputs(folder / "run", config)
 
 

@@ -2,7 +2,6 @@
 
 from nsrelu_bench.activations.functional import (
     IMPLS,
-    PAIR_IMPLS,
     FWBWMismatch,
     from_derivative,
     multiplication_trick,
@@ -12,15 +11,13 @@ from nsrelu_bench.activations.functional import (
 )
 from nsrelu_bench.activations.local import LocalConv2d, LocalLinear
 from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
-from nsrelu_bench.activations.named_functions import DTYPES, FUNCTIONS
+from nsrelu_bench.activations.named_functions import DTYPES
 from nsrelu_bench.activations.own import OwnActivation
 from nsrelu_bench.activations.swap import swap_activations
 
 __all__ = [
     "DTYPES",
-    "FUNCTIONS",
     "IMPLS",
-    "PAIR_IMPLS",
     "FWBWMismatch",
     "LocalConv2d",
     "LocalLinear",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nsrelu_bench.config import METRICS, SETTINGS, Setting
+from nsrelu_bench.config import METRICS, SETTINGS
 from nsrelu_bench.text import NOT_TINY, split_names, underflows
 
 #: The variables that set options.
@@ -38,8 +38,9 @@ def complete_folders(incomplete: str) -> list[str]:
 
 def complete_studies(incomplete: str) -> list[str]:
     """Complete YAML files, and the folders on the way to them."""
-    found = _beginning_with(incomplete)
-    return [f"{path}/" if path.is_dir() else str(path) for path in found if _may_have_yaml(path)]
+    found = [path for path in _beginning_with(incomplete) if not path.name.startswith(".")]
+    folders = [f"{path}/" for path in found if path.is_dir()]
+    return [*folders, *(str(path) for path in found if path.suffix in (".yaml", ".yml"))]
 
 
 def complete_configs(incomplete: str) -> list[str]:
@@ -55,10 +56,6 @@ def _beginning_with(incomplete: str) -> list[Path]:
         return sorted(path for path in place.iterdir() if path.name.startswith(name))
     except OSError:
         return []
-
-
-def _may_have_yaml(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_dir() or path.suffix in (".yaml", ".yml"))
 
 
 def flag_of(setting: str) -> str:
@@ -180,21 +177,15 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(settings=(variables, flags), **given)
 
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = list(inspect.signature(command).parameters.values())
-    parameters = [
-        inspect.Parameter("context", kind, annotation=typer.Context),
-        *(_setting_parameter(setting) for setting in SETTINGS.values()),
-        *(parameter.replace(kind=kind) for parameter in own if parameter.name != "settings"),
-    ]
+    parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
+    for name, setting in SETTINGS.items():
+        values: Any = setting.kind
+        option = Annotated[values | None, setting_option(name)]
+        parameters.append(inspect.Parameter(name, kind, default=None, annotation=option))
+    own = inspect.signature(command).parameters.values()
+    parameters += [one.replace(kind=kind) for one in own if one.name != "settings"]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
-
-
-def _setting_parameter(setting: Setting) -> inspect.Parameter:
-    values: Any = setting.kind
-    annotation = Annotated[values | None, setting_option(setting.name)]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(setting.name, kind, default=None, annotation=annotation)
 
 
 def number(text: str) -> float:
@@ -213,11 +204,6 @@ def count(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
         raise typer.BadParameter(f"must be a whole number, got {text[:80]!r}")
     return int(text)
-
-
-def counts(text: str) -> list[int]:
-    """Read whole numbers with commas between them."""
-    return [count(name) for name in split_names(text)]
 
 
 def file_path(text: str | Path) -> Path:
@@ -239,7 +225,7 @@ _COUNT = re.compile(r"[0-9]{1,9}")
 #: What reads a value, by its placeholder in help texts; without one it is a text.
 PARSERS: dict[str, Callable[[str], Any]] = {
     "N": count,
-    "N,...": counts,
+    "N,...": lambda text: [count(name) for name in split_names(text)],
     "X": number,
     "SECONDS": number,
     "K/N": part,
@@ -349,12 +335,8 @@ By = Annotated[
 Where = Annotated[
     list[str] | None,
     make_option(
-        *(
-            "--where",
-            "Only runs with this value, and the baseline, e.g. act=nsrelu",
-            "",
-            "KEY=VALUE",
-        ),
+        *("--where", "Only runs with this value, and the baseline, e.g. act=nsrelu"),
+        metavar="KEY=VALUE",
         names=[f"{name}=" for name in SETTINGS],
     ),
 ]

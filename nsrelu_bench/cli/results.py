@@ -41,12 +41,8 @@ FIGURE_STYLES = ("paper", "column", "talk")
 Primary = Annotated[
     str | None,
     make_option(
-        *(
-            "--primary",
-            "Primary metric, whose differences are shown",
-            "the study's, or test_accuracy",
-            "NAME",
-        ),
+        *("--primary", "Primary metric, whose differences are shown"),
+        *("the study's, or test_accuracy", "NAME"),
         names=METRICS,
     ),
 ]
@@ -124,8 +120,7 @@ def compare(
     runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
     _report_failed(runs)
     family = _family(chosen, primary, split_names(secondary), margin)
-    shown = split_names(columns)
-    metrics = split_names(metric)
+    shown, metrics = split_names(columns), split_names(metric)
     if shown and not metrics:
         metrics = metrics_for(shown, family["primary"], runs)
     comparison = statistics.compare(
@@ -149,13 +144,9 @@ def compare(
     )
     write_or_print(text, out)
     if sys.stderr.isatty() and not as_json:
-        _print_next(chosen, baseline)
-
-
-def _print_next(paths: Sequence[Path], baseline: str) -> None:
-    same = [] if baseline == "relu" else ["--baseline", baseline]
-    place = ["--out", "figures"] if baseline.startswith("study=") else []
-    print_next(["plot", *paths, *same, *place], ["report", *paths, *same])
+        same = [] if baseline == "relu" else ["--baseline", baseline]
+        place = ["--out", "figures"] if baseline.startswith("study=") else []
+        print_next(["plot", *chosen, *same, *place], ["report", *chosen, *same])
 
 
 @command(

@@ -222,8 +222,6 @@ def _executor(
     name: str, address: str | None, gpus: float | None, *, collect: bool
 ) -> "Executor | None":
     """Return the executor of `--engine`; None for processes on this machine."""
-    from nsrelu_bench.errors import lookup
-
     ray = lookup({"local": False, "ray": True}, name, "engine")
     for flag, given in (("--address", address), ("--gpus-per-run", gpus), ("--collect", collect)):
         if given and not ray:

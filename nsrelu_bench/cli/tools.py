@@ -196,10 +196,6 @@ KINDS_OF_NAMES: dict[str, dict[str, str]] = {
 }
 
 
-def _complete_kinds(incomplete: str) -> list[str]:
-    return [name for name in KINDS_OF_NAMES if name.startswith(incomplete)]
-
-
 @command(
     "examine",
     "nsrelu-bench list",
@@ -213,7 +209,7 @@ def list_(
         make_argument(
             f"One of {', '.join(KINDS_OF_NAMES)} [default: all]",
             "KIND",
-            autocompletion=_complete_kinds,
+            autocompletion=complete_names(KINDS_OF_NAMES),
         ),
     ] = None,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from nsrelu_bench.config.activation_spec import (
     ACTIVATION_NAMES,
-    ALIASES,
     FUNCTION_PARAMETERS,
     GATES,
     LEARNABLE,
@@ -16,7 +15,6 @@ from nsrelu_bench.config.activation_spec import (
 )
 from nsrelu_bench.config.reading import override, read_run, read_setting, read_settings, run_config
 from nsrelu_bench.config.registry import (
-    AUGMENTATIONS,
     CLASSES,
     DATASETS,
     FIGURES,
@@ -41,8 +39,6 @@ from nsrelu_bench.config.yaml import parse_settings, read_yaml, write_yaml
 __all__ = [
     "ACTIVATION_NAMES",
     "ADDED",
-    "ALIASES",
-    "AUGMENTATIONS",
     "CLASSES",
     "DATASETS",
     "FIGURES",

@@ -9,8 +9,11 @@ from nsrelu_bench.errors import UsageError
 
 @functools.lru_cache
 def canonical_measures(text: str) -> str:
-    """Return a choice of measures as a run's configuration has it."""
-    return format_measures(read_measures(text))
+    """Return the shortest text of a choice of measures, as a run's configuration has it."""
+    taken = read_measures(text)
+    own = [name for name in taken if is_own(name)]
+    known = [name for name in taken if not is_own(name)]
+    return ",".join([*([_format_known(known)] if known or not own else ()), *own])
 
 
 def read_measures(text: str) -> list[str]:
@@ -44,13 +47,6 @@ def _read_known(names: list[str], text: str) -> list[str]:
         first = taken - later
         taken = first | later if 2 * len(first) > len(SITE_MEASURES) - len(later) else first
     return [name for name in SITE_MEASURES if name in taken]
-
-
-def format_measures(taken: Sequence[str]) -> str:
-    """Return the shortest text of a choice that `read_measures` reads."""
-    own = [name for name in taken if is_own(name)]
-    known = [name for name in taken if not is_own(name)]
-    return ",".join([*([_format_known(known)] if known or not own else ()), *own])
 
 
 def _format_known(taken: Sequence[str]) -> str:

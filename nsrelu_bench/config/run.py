@@ -401,9 +401,7 @@ class RunConfig(BaseModel):
         return f"{slug}-s{self.seed}-{digest[:8]}"
 
 
-@functools.lru_cache
-def _parse_label(label: str) -> ActivationSpec:
-    return parse_activation(label)
+_parse_label = functools.lru_cache(parse_activation)
 
 
 def _plain(value: Any) -> Any:

@@ -94,14 +94,15 @@ def measure(
     with undisturbed(model), run_eagerly():
         with probe if at_sites else nullcontext():
             result = _run(model, batches, parameters)
-        true = _true_gradients(model, batches, parameters) if wanted & SURROGATE_MEASURES else []
+        with true_gradients(model) as untied:
+            again = untied and wanted & SURROGATE_MEASURES
+            true = _run(model, batches, parameters).gradients if again else []
 
     sites = probe.sites
     finite = result.finite and not any(site.nonfinite for site in sites.values())
     pairs = zip(result.gradients, true or repeat(None), strict=False)
     weights = dict(zip(parameters, starmap(weight_update, pairs), strict=True))
     histories = _histories(sites, previous) if finite and at_sites else {}
-
     layers, totals = site_rows(sites, weights, wanted, own, finite), {}
     if finite:
         totals = site_values(sites.values(), weights.values(), model.parameters(), wanted, own)
@@ -164,14 +165,6 @@ def _run(model: nn.Module, batches: list[Batch], parameters: list[nn.Parameter])
             correct += int((logits.argmax(1) == labels).sum())
             finite = finite and all_finite(logits)
     return _Result(loss, correct / examples, gradients, finite and math.isfinite(loss))
-
-
-def _true_gradients(
-    model: nn.Module, batches: list[Batch], parameters: list[nn.Parameter]
-) -> Sequence[Tensor]:
-    """Run again with the true gradient of each activation; return [] if all are tied."""
-    with true_gradients(model) as untied:
-        return _run(model, batches, parameters).gradients if untied else []
 
 
 def _histories(sites: dict[str, Site], previous: Measurement | None) -> dict[str, DeadUnitHistory]:

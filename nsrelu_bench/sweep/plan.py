@@ -4,7 +4,8 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,9 @@ COSTS = (
 #: Earlier runs to read; more do not improve the estimate.
 MAX_EARLIER = 200
 
+#: Training examples of a timed epoch; that of all of them takes longer in proportion.
+TIMED_EXAMPLES = 2000
+
 
 def format_runs(
     plan: Plan, study: Path, workers: int, *, timed: bool = False, as_json: bool = False
@@ -43,14 +47,19 @@ def format_runs(
     """
     varying = find_varying([config for config, _, _ in plan])
     waiting = [config for config, _, due in plan if due]
-    known = _time_epochs(waiting) if timed else _earlier_epochs(study)
+    if timed:
+        known = {key: time_epoch(config) for key, config in {_key(c): c for c in waiting}.items()}
+    else:
+        known = _earlier_epochs(study)
     rows: list[dict[str, Any]] = [
         {
             "run_id": config.run_id,
             "state": status.state if status else "new",
             "due": due,
             "settings": {name: config.settings[name] for name in varying},
-            "estimated_s": _seconds(config, known) if due else None,
+            "estimated_s": known[_key(config)] * config.total_epochs
+            if due and _key(config) in known
+            else None,
         }
         for config, status, due in plan
     ]
@@ -92,16 +101,24 @@ def _key(config: RunConfig) -> Key:
     return tuple(getattr(config, name) for name in COSTS)
 
 
-def _seconds(config: RunConfig, epochs: Mapping[Key, float]) -> float | None:
-    epoch_s = epochs.get(_key(config))
-    return None if epoch_s is None else epoch_s * config.total_epochs
+def time_epoch(config: RunConfig) -> float:
+    """Return about how many seconds an epoch takes on this machine, without writing anything.
 
+    Two short epochs are run, since the first has to warm up.
 
-def _time_epochs(runs: Sequence[RunConfig]) -> dict[Key, float]:
-    """Return the seconds of an epoch of each model and data set, timed now."""
-    from nsrelu_bench.sweep.time_epochs import time_epoch
+    Raises:
+        BenchError: The data set, the model or the device can't be had.
+    """
+    from nsrelu_bench.data import load_dataset
+    from nsrelu_bench.training import run
 
-    return {key: time_epoch(config) for key, config in {_key(c): c for c in runs}.items()}
+    total = len(load_dataset(config).train)
+    batches = math.ceil(max(TIMED_EXAMPLES, config.probe_size) / config.batch_size)
+    examples = min(batches * config.batch_size, total)
+    changes = {"epochs": 2, "tasks": 1, "train_size": None if examples == total else examples}
+    *_, last = run(config.model_copy(update=changes))
+    measuring = last.timing["measure_s"] + last.timing["evaluate_s"]
+    return float(last.timing["train_s"] * total / examples + measuring)
 
 
 def _earlier_epochs(study: Path) -> dict[Key, float]:

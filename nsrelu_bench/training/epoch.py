@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,17 +151,14 @@ class Monitor:
         quantiles = (
             pre_quantiles(network, task.probe_inputs) if last and self._config.measured else []
         )
-        timing = _timing(epoch, train_s, clock)
+        measure_s, evaluate_s = (end - start for start, end in itertools.pairwise(clock))
+        spent = {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
+        timing = {"epoch": epoch, "time_s": sum(spent.values()), **spent}
         return Epoch(metrics, layers, timing, diverged_step, steps, quantiles)
 
     def _measure(self, network: nn.Module, task: Task, previous: Measurement | None) -> Measurement:
-        return measure(
-            network,
-            task.probe_inputs,
-            task.probe_labels,
-            measures=self._measures,
-            previous=previous,
-        )
+        probe = task.probe_inputs, task.probe_labels
+        return measure(network, *probe, measures=self._measures, previous=previous)
 
     def _collapsed(self, metrics: Mapping[str, Any], task: Task) -> int:
         """Return 1 for a network that has unlearned, or learned nothing, and 0 otherwise.
@@ -230,12 +227,6 @@ def _of_training_split(totals: Row) -> Row:
     """Rename loss and accuracy: the probe set is a part of the training split."""
     names = {"loss": "train_loss", "accuracy": "train_accuracy"}
     return {names.get(name, name): value for name, value in totals.items()}
-
-
-def _timing(epoch: int, train_s: float, clock: Iterable[float]) -> Row:
-    measure_s, evaluate_s = (after - before for before, after in itertools.pairwise(clock))
-    spent = {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
-    return {"epoch": epoch, "time_s": sum(spent.values()), **spent}
 
 
 def _histories(measurement: Measurement | None) -> Row | None:

@@ -77,13 +77,8 @@ def _own_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.o
         optimizer: torch.optim.Optimizer = make(parameters, config.lr)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group.get("lr", config.lr))
-    optimizer.step = partial(_step, name, optimizer.step)  # type: ignore[assignment,method-assign]
+    optimizer.step = blame("optimizer", name)(optimizer.step)  # type: ignore[method-assign]
     return optimizer
-
-
-def _step(name: str, step: Callable[[], object]) -> None:
-    with blame("optimizer", name):
-        step()
 
 
 def make_schedule(config: RunConfig) -> Schedule:

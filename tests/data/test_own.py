@@ -104,7 +104,7 @@ def test_a_users_data_set_trains_and_a_change_is_noticed(folder: Path) -> None:
     del sys.modules["my_data"]
     again = ask(*command, "--augment", "crop+flip+cutout")
     assert again.code == 1
-    assert "is done, but its source changed since" in again.err
+    assert "is done, but its source has changed" in again.err
 
 
 IMAGES, LABELS = np.zeros((20, 1, 2, 2), np.uint8), np.arange(20) % 2

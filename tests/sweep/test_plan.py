@@ -8,8 +8,9 @@ from helpers.tiny_runs import TINY, make
 from nsrelu_bench import training
 from nsrelu_bench.config import RunConfig, find_varying, make_study, name_run
 from nsrelu_bench.data import load_dataset
-from nsrelu_bench.sweep import plan_runs, time_epochs
-from nsrelu_bench.sweep.plan import format_runs
+from nsrelu_bench.sweep import plan as plans
+from nsrelu_bench.sweep import plan_runs
+from nsrelu_bench.sweep.plan import format_runs, time_epoch
 from nsrelu_bench.training import Epoch
 
 PLANNED = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
@@ -37,7 +38,7 @@ def test_an_epoch_of_each_model_is_timed_and_thrown_away(
     monkeypatch.chdir(tmp_path)
     plan = list(plan_runs(make_study(PLANNED, "s").runs, tmp_path / "s"))
     timed: list[RunConfig] = []
-    monkeypatch.setattr(time_epochs, "time_epoch", lambda config: timed.append(config) or 900.0)
+    monkeypatch.setattr(plans, "time_epoch", lambda config: timed.append(config) or 900.0)
     lines = format_runs(plan, tmp_path / "s", 1, timed=True).splitlines()
     assert [config.batch_norm for config in timed] == [False, True]
     hours = 4 * 900 * timed[0].epochs / 3600
@@ -62,7 +63,7 @@ def test_a_timed_epoch_scales_with_the_training_data(
     monkeypatch.setattr(training, "run", fake)
     config = RunConfig(dataset="mnist5k", batch_size=64, epochs=30, tasks=5)
     total = len(load_dataset(config).train)
-    seconds = time_epochs.time_epoch(config)
+    seconds = time_epoch(config)
     assert asked[0].train_size == 2048
     assert (asked[0].epochs, asked[0].tasks) == (2, 1)
     assert seconds == pytest.approx(2 * total / 2048 + 0.75)

@@ -127,15 +127,8 @@ class RayExecutor(Executor):
             except RunDoneError as done:
                 self._reports.append(Event(config, done.status, kept=True))
                 return
-        order = _Order(
-            config,
-            config.run_id,
-            self._study,
-            self._marker,
-            self._policy,
-            Path.cwd(),
-            sys.argv,
-        )
+        place = self._study, self._marker, self._policy, Path.cwd(), sys.argv
+        order = _Order(config, config.run_id, *place)
         needs = self.needs(config)
         remote = self._remote.options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))
         stream = remote.remote(order)
