@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from bands import draw_median
 from matplotlib.figure import Figure
-
-from nsrelu_bench.plot.style import activation_style
 
 STEPS = Path(__file__).parents[2] / "findings" / "mechanism" / "steps.csv"
 
@@ -39,12 +38,7 @@ def draw() -> Figure:
         for act, local, name in ARMS:
             arm = steps[(steps["act"] == act) & (steps["local"] == local)]
             by_step = scale * arm.pivot_table(index="step", columns="seed", values=metric)
-            color = activation_style(act).color
-            dashes = "--" if local else "-"
-            ax.plot(by_step.index, by_step.median(axis=1), dashes, color=color, label=name, lw=1.8)
-            ax.fill_between(
-                by_step.index, by_step.min(axis=1), by_step.max(axis=1), color=color, alpha=0.15
-            )
+            draw_median(ax, by_step, act, "--" if local else "-", name)
         ax.set(xlabel="step", title=label, yscale=axis)
         ax.spines[["top", "right"]].set_visible(False)
     handles, names = ax.get_legend_handles_labels()

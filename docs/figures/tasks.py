@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from bands import draw_median
 from matplotlib.figure import Figure
-
-from nsrelu_bench.plot.style import activation_style
 
 TASKS = Path(__file__).parents[2] / "findings" / "tasks" / "tasks.csv"
 
@@ -34,12 +33,7 @@ def draw() -> Figure:
             (tasks["act"] == act) & (tasks["redo"] == redo) & (tasks["weight_decay"] == decay)
         ]
         by_task = 100 * arm.pivot_table(index="task", columns="seed", values="test_accuracy")
-        color = activation_style(style).color
-        ax.plot(by_task.index, by_task.median(axis=1), dashes, color=color, label=name, lw=1.8)
-        if dashes == "-":
-            ax.fill_between(
-                by_task.index, by_task.min(axis=1), by_task.max(axis=1), color=color, alpha=0.15
-            )
+        draw_median(ax, by_task, style, dashes, name, band=dashes == "-")
     ax.set(xlabel="task", ylabel="test accuracy (%)", ylim=(0, 100), xlim=(1, 100))
     ax.set_title(
         "A hundred permuted tasks: median of 6 seeds, band from lowest to highest", size=11

@@ -262,8 +262,7 @@ def _choose_groups(
     """
     untuned = [c for c in settings_of(runs, config_columns) if c not in tune]
     columns = [split_condition(condition)[0] for condition in where]
-    arms = (*ACT_SETTINGS, *arms)
-    chosen = {*untuned, *ACT_COLUMNS, *arms}
+    chosen = {*untuned, *ACT_COLUMNS, *ACT_SETTINGS, *arms}
     showing = [w for w, c in zip(where, columns, strict=True) if c in chosen]
     runs = select(runs, [w for w in where if w not in showing], keep=baseline)
     pairing = baseline.pair_columns(untuned, runs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.grouping import format_setting
+from nsrelu_bench.compare.grouping import ACT_SETTINGS, format_setting
 from nsrelu_bench.config import NUMBER, same_activation
 from nsrelu_bench.errors import UsageError, unknown
 
@@ -31,7 +31,8 @@ def select(
 
     Numbers are compared as numbers, however they are written, and texts as texts. ``act=nsrelu``
     matches every leak, ``momentum=none`` runs without momentum. A condition on the baseline's own
-    setting, such as the activation, or on one of the `arms`, keeps the runs of the baseline `keep`.
+    setting, such as the activation, or on a setting that is part of an activation's name (`arms`),
+    keeps the runs of the baseline `keep`.
 
     Raises:
         UsageError: A condition can't be read, names no column, or has a value that no run has.
@@ -42,7 +43,7 @@ def select(
             raise unknown(column, map(str, runs.columns), "column")
         chosen = find_values(runs[column], text)
         wanted = runs[column].map(name_value).isin(chosen)
-        kept = keep and (column in arms or keep.kept_by(column))
+        kept = keep and (column in (*ACT_SETTINGS, *arms) or keep.kept_by(column))
         runs = runs[wanted | keep.marks(runs) if keep and kept else wanted]
     return runs
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nsrelu_bench.compare import (
-    ACT_SETTINGS,
     RELU_BASELINE,
     Baseline,
     name_arms,
@@ -93,7 +92,7 @@ def group_results(
             raise UsageError(f"baseline {chosen}: {name} can't be in by as well")
     if x is not None:
         lookup(dict.fromkeys(["leak", *settings]), x, "setting")
-    runs = select(runs, where, chosen, (*ACT_SETTINGS, *arms))
+    runs = select(runs, where, chosen, arms)
     metrics = add_unit_fractions(results.metrics, results.layers)
     found = []
     named = name_groups(runs, columns, by)

@@ -1,13 +1,12 @@
 """Read and write how a run ended, and check that its files are still those that it wrote."""
 
-import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, get_args
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nsrelu_bench.errors import BenchError, describe_error, error_reason
 from nsrelu_bench.files import (
@@ -22,7 +21,8 @@ from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.schema import REQUIRED, STATUS
 from nsrelu_bench.text import printable
 
-STATES = ("running", "completed", "diverged", "failed", "interrupted")
+State = Literal["running", "completed", "diverged", "failed", "interrupted"]
+STATES: tuple[str, ...] = get_args(State)
 DONE = ("completed", "diverged")
 
 #: Part of the error of a done run if a file has another hash than the one in its status.
@@ -121,6 +121,22 @@ def _read_status(folder: Path) -> Status | None:
     return status
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Content(BaseModel):
+    """What status.json may hold."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
+
+    state: State
+    epoch: Count | None = None
+    diverged_epoch: Count | None = None
+    diverged_step: Count | None = None
+    error: str | None = None
+    sha256: dict[str, str] = {}
+
+
 def parse_status(content: bytes) -> tuple[Status, dict[str, str]]:
     """Parse a status.json into the status and the SHA-256 of each file, without checking the files.
 
@@ -128,42 +144,16 @@ def parse_status(content: bytes) -> tuple[Status, dict[str, str]]:
         ValueError: It is something else.
     """
     try:
-        values = json.loads(content)
-    except RecursionError:
-        raise ValueError("brackets are nested too deeply") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"must be a mapping, got {_brief(values)}")
-    hashes = values.pop("sha256", {})
-    if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
-        raise ValueError(f"sha256 must map names of files to hashes, got {_brief(hashes)}")
-    for name, value in values.items():
-        if name not in _FIELDS:
-            raise ValueError(f"unknown entry {_brief(name)}")
-        allowed, valid = _FIELDS[name]
-        if not valid(value):
-            raise ValueError(f"{name} must be {allowed}, got {_brief(value)}")
-    if "state" not in values:
-        raise ValueError("has no state")
-    status = Status(**values)
-    return replace(status, error=status.error and printable(status.error)), hashes
-
-
-def _brief(value: Any) -> str:
-    return printable(repr(value))[:40]
-
-
-def _is_count(value: Any) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**63)
-
-
-#: The allowed values of each entry of status.json, in words and as a check.
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "state": (f"one of {', '.join(STATES)}", lambda value: value in STATES),
-    "epoch": ("a whole number", _is_count),
-    "diverged_epoch": ("a whole number", _is_count),
-    "diverged_step": ("a whole number", _is_count),
-    "error": ("a text", lambda value: value is None or isinstance(value, str)),
-}
+        values = _Content.model_validate_json(content).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{name}: " for name in first["loc"])
+        message = first["msg"].replace("Input should be", "must be")
+        if first["type"] != "json_invalid":
+            message += f", got {printable(repr(first['input']))[:40]}"
+        raise ValueError(f"{place}{message}") from None
+    hashes = values.pop("sha256")
+    return Status(**values | {"error": values["error"] and printable(values["error"])}), hashes
 
 
 def _hash_or_none(path: Path) -> str | None:

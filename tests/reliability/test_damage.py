@@ -382,7 +382,9 @@ def test_a_damaged_status_says_what_is_wrong(results: Path) -> None:
     (results / RELU_RUN / "status.json").write_text('{"state": "compl')
     status = read_status(results / RELU_RUN)
     assert status is not None
-    assert "status.json can't be read (Unterminated string starting at: line 1" in str(status.error)
+    assert "status.json can't be read (Invalid JSON: EOF while parsing a string at line 1" in str(
+        status.error
+    )
 
 
 def test_names_may_be_given_with_commas(results: Path) -> None:

@@ -48,18 +48,21 @@ FOREIGN_STATUS = {"state": "completed", "epoch": 2}
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (DEEP, "brackets are nested too deeply"),
-        ("7", "must be a mapping, got 7"),
-        ('{"epoch": 1}', "has no state"),
-        ('{"state": ["completed"]}', "state must be one of running, completed"),
-        ('{"state": "failed", "epoch": "two"}', "epoch must be a whole number, got 'two'"),
-        ('{"state": "failed", "epoch": true}', "epoch must be a whole number, got True"),
-        ('{"state": "failed", "epoch": 1e999}', "epoch must be a whole number, got inf"),
-        ('{"state": "failed", "diverged_step": -1}', "diverged_step must be a whole number"),
-        ('{"state": "failed", "error": {"a": 1}}', "error must be a text, got {'a': 1}"),
-        ('{"state": "completed", "sha256": 3}', "sha256 must map names of files to hashes, got 3"),
-        ('{"state": "completed", "sha256": {"a": 3}}', "sha256 must map names of files to hashes"),
-        ('{"state": "failed", "who": "me"}', "unknown entry 'who'"),
+        (DEEP, "Invalid JSON: recursion limit exceeded"),
+        ("7", "must be an object, got 7"),
+        ('{"epoch": 1}', "state: Field required, got {'epoch': 1}"),
+        ('{"state": ["completed"]}', "state: must be 'running', 'completed'"),
+        ('{"state": "failed", "epoch": "two"}', "epoch: must be a valid integer, got 'two'"),
+        ('{"state": "failed", "epoch": true}', "epoch: must be a valid integer, got True"),
+        ('{"state": "failed", "epoch": 1e999}', "epoch: must be a valid integer, got inf"),
+        (
+            '{"state": "failed", "diverged_step": -1}',
+            "diverged_step: must be greater than or equal",
+        ),
+        ('{"state": "failed", "error": {"a": 1}}', "error: must be a valid string, got {'a': 1}"),
+        ('{"state": "completed", "sha256": 3}', "sha256: must be an object, got 3"),
+        ('{"state": "completed", "sha256": {"a": 3}}', "sha256: a: must be a valid string, got 3"),
+        ('{"state": "failed", "who": "me"}', "who: Extra inputs are not permitted, got 'me'"),
     ],
 )
 def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, reason: str) -> None:
