@@ -82,18 +82,19 @@ class Trainer:
         torch.manual_seed(0)
         shape, examples = SHAPES[name], BATCHES * batch_size
         self.way, self.device = way, device
-        last = way.channels_last and name != "mlp"
+        vmapped = way.seeds > 1 and device != "cpu"  # see `to_device`
+        last = way.channels_last and name != "mlp" and not vmapped
         memory_format = torch.channels_last if last else torch.contiguous_format
         config = RunConfig(model=name, batch_norm=name == "resnet18")
         models = [build_model(config, shape, 10) for _ in range(way.seeds)]
         models = [model.to(device).to(memory_format=memory_format) for model in models]
         if way.seeds > 1:
             ensemble = Ensemble(models)
-            self.forward, parameters = ensemble.forward, ensemble.parameters()
+            self.forward, self.parameters = ensemble.forward, ensemble.parameters()
         else:
             self.forward = torch.compile(models[0]) if way.compiled else models[0]
-            parameters = list(models[0].parameters())
-        self.optimizer = optimizer(parameters, way)
+            self.parameters = list(models[0].parameters())
+        self.optimizer = optimizer(self.parameters, way)
         images = torch.randn(examples, *shape).to(device, memory_format=memory_format)
         self.data = images, torch.arange(examples, device=device) % 10
         self.batches = self._batches(batch_size)
@@ -128,8 +129,9 @@ class Trainer:
             torch.cuda.synchronize()
 
     def weights(self) -> list[Tensor]:
-        """Return a copy of the weights."""
-        return [parameter.detach().clone() for parameter in self.net.network(0).parameters()]
+        """Return a copy of the weights, of the first seed."""
+        first = 0 if self.way.seeds > 1 else ...
+        return [parameter[first].detach().clone() for parameter in self.parameters]
 
 
 def optimizer(parameters: list[nn.Parameter], way: Way) -> torch.optim.Optimizer:

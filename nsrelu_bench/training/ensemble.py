@@ -135,7 +135,8 @@ def run_ensemble(
     networks = [build_network(one, data) for one in configs]
     for network, state in zip(networks, states, strict=False):
         network.load_state_dict(state["model"])
-    data = to_device(networks, data, config.device)
+    # On a GPU vmap can't compute the batch norm of channels-last images.
+    data = to_device(networks, data, config.device, channels_last=config.device == "cpu")
     ensemble = Ensemble(networks)
     ensemble.check(networks, data.inputs(data.train.images[:2]))
     optimizer = make_optimizer(ensemble.parameters(), config)

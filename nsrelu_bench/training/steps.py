@@ -66,14 +66,17 @@ def perturb_weights(network: nn.Module, random: torch.Generator) -> None:
         parameter.copy_(torch.nextafter(parameter, away))
 
 
-def to_device(networks: list[nn.Module], data: Dataset, device: str) -> Dataset:
-    """Move networks, in place, and the whole data set; convolutions run channels-last.
+def to_device(
+    networks: list[nn.Module], data: Dataset, device: str, channels_last: bool = True
+) -> Dataset:
+    """Move networks, in place, and the whole data set; convolutions run channels-last if wanted.
 
     Raises:
         BenchError: The device can't be used.
     """
     convolutional = any(isinstance(module, nn.Conv2d) for module in networks[0].modules())
-    memory_format = torch.channels_last if convolutional else torch.contiguous_format
+    channels_last = channels_last and convolutional
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     try:
         for network in networks:
             network.to(device).to(memory_format=memory_format)
