@@ -284,7 +284,29 @@ class RunConfig(BaseModel):
         return canonical_measures(text)
 
     @model_validator(mode="after")
-    def _fits_the_model(self) -> Self:
+    def _check_together(self) -> Self:
+        """Check that the settings fit together, and reset those that are not used."""
+        self._fit_the_model()
+        if is_own(self.optimizer):
+            self._excludes("optimizer", "weight_decay")
+        if self.stack:
+            self._fit_a_stack()
+        if self.layer_norm:
+            self._excludes("layer_norm", "batch_norm")
+            if self.model == "resnet18":
+                raise ValueError("layer_norm: resnet18 does not offer it")
+        if self.redo:
+            self._excludes("redo", "batch_norm", "layer_norm")
+            if self.model == "resnet18" or ":" in self.model:
+                raise ValueError(
+                    f"redo: needs a model whose layers follow one another, got model: {self.model}"
+                )
+        if self.local and not self.activation.tied:
+            self._fit_local()
+        self._clear_unused()
+        return self
+
+    def _fit_the_model(self) -> None:
         if self.model in FIXED_DEPTH and self.depth != _size(self.model, "depth"):
             depth = _size(self.model, "depth")
             raise ValueError(f"depth: {self.model} has {depth} layers, got {self.depth}")
@@ -294,18 +316,8 @@ class RunConfig(BaseModel):
             for name, value in (usual | none).items():
                 if getattr(self, name) != value:
                     raise ValueError(f"{name}: {self.model} takes none, got {getattr(self, name)}")
-        return self
 
-    @model_validator(mode="after")
-    def _fits_the_optimizer(self) -> Self:
-        if is_own(self.optimizer):
-            self._excludes("optimizer", "weight_decay")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_a_stack(self) -> Self:
-        if not self.stack:
-            return self
+    def _fit_a_stack(self) -> None:
         if is_own(self.optimizer):
             raise ValueError(f"stack: takes no optimizer of your own, got {self.optimizer}")
         if self.compile:
@@ -315,37 +327,13 @@ class RunConfig(BaseModel):
             raise ValueError("stack: works with a constant leak only, got leak_schedule: linear")
         if "rrelu" in (self.activation.forward.name, self.activation.backward.name):
             raise ValueError(f"stack: works without random slopes only, got act: {self.act}")
-        return self
 
-    @model_validator(mode="after")
-    def _fits_normalisation(self) -> Self:
-        if self.layer_norm:
-            self._excludes("layer_norm", "batch_norm")
-            if self.model == "resnet18":
-                raise ValueError("layer_norm: resnet18 does not offer it")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_redo(self) -> Self:
-        if self.redo:
-            self._excludes("redo", "batch_norm", "layer_norm")
-            if self.model == "resnet18" or ":" in self.model:
-                raise ValueError(
-                    f"redo: needs a model whose layers follow one another, got model: {self.model}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_local(self) -> Self:
-        spec = self.activation
-        if not self.local or spec.tied:
-            return self
-        if spec.forward.name != "relu":
+    def _fit_local(self) -> None:
+        if self.activation.forward.name != "relu":
             raise ValueError(f"local: needs a forward of relu, got act: {self.act}")
         self._excludes("local", "batch_norm", "layer_norm")
         if self.model == "resnet18":
             raise ValueError("local: resnet18 has activations of sums, and does not offer it")
-        return self
 
     def _excludes(self, setting: str, *others: str) -> None:
         """Refuse a setting together with others that are not off."""
@@ -355,8 +343,7 @@ class RunConfig(BaseModel):
                 words = name.replace("_", " ")
                 raise ValueError(f"{setting}: works without {words} only, got {name}: {shown}")
 
-    @model_validator(mode="after")
-    def _clear_unused(self) -> Self:
+    def _clear_unused(self) -> None:
         """Reset settings that the others leave unused, so that they do not change the run's id."""
         if self.optimizer != "sgd":
             object.__setattr__(self, "momentum", None)
@@ -368,7 +355,6 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "leak_schedule", "constant")
         if not self.activation.uses_impl:
             object.__setattr__(self, "impl", RunConfig.model_fields["impl"].default)
-        return self
 
     @property
     def activation(self) -> ActivationSpec:

@@ -20,12 +20,15 @@ except ImportError:
     ) from None
 
 
+EVENT_FILES = "events.out.tfevents.*"
+
+
 def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event, None, None]:
     """Pass on the events of `sweep.run_all`, and write the measures of each epoch.
 
     A run that was done before gets an event file if it has none.
     """
-    logs: dict[str, _Log] = {}
+    logs: dict[str, tuple[SummaryWriter, NewValues]] = {}
     try:
         with closing(events):
             for event in events:
@@ -34,34 +37,17 @@ def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event
                 has_one = event.kept and any(folder.glob(EVENT_FILES))
                 if folder.is_dir() and not has_one:
                     if run_id not in logs:
-                        logs[run_id] = _Log(folder)
-                    logs[run_id].update()
-                    if event.status.state != "running":
-                        logs.pop(run_id).close()
+                        for old in folder.glob(EVENT_FILES):
+                            old.unlink()
+                        logs[run_id] = SummaryWriter(str(folder)), NewValues(folder)
+                    writer, values = logs[run_id]
+                    for name, value, epoch in values:
+                        writer.add_scalar(name, value, epoch)
+                    writer.flush()
+                    if event.ended:
+                        del logs[run_id]
+                        writer.close()
                 yield event
     finally:
-        for log in logs.values():
-            log.close()
-
-
-class _Log:
-    """The event file of one run."""
-
-    def __init__(self, folder: Path) -> None:
-        for old in folder.glob(EVENT_FILES):
-            old.unlink()
-        self.writer = SummaryWriter(str(folder))
-        self.values = NewValues(folder)
-
-    def update(self) -> None:
-        """Write the values that are new since the last call."""
-        for name, value, epoch in self.values:
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.writer.close()
-
-
-EVENT_FILES = "events.out.tfevents.*"
+        for writer, _ in logs.values():
+            writer.close()

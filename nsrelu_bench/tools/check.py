@@ -70,7 +70,7 @@ def _check(subject: Subject, name: str, case: Case) -> Check:
     except Exception as error:  # whatever goes wrong in it is a finding about the subject
         describe = error_reason if isinstance(error, AssertionError) else describe_error
         return Check(subject.name, name, "disagrees", describe(error))
-    return Check(subject.name, name, "documented" if reason else "agrees", reason or remark)
+    return Check(subject.name, name, "documented" if reason else "agrees", reason or remark or "")
 
 
 def format_checks(checks: list[Check], width: int | None = None) -> str:

@@ -25,8 +25,8 @@ from nsrelu_bench.tools.definition import (
     subnormals,
 )
 
-# Raises AssertionError if a subject is not as it should be; returns a remark, mostly empty.
-Case = Callable[[Subject], str]
+# Raises AssertionError if a subject is not as it should be; may return a remark.
+Case = Callable[[Subject], str | None]
 
 
 class Clone(nn.Module):
@@ -37,46 +37,41 @@ class Clone(nn.Module):
         return x.clone()
 
 
-def _values(subject: Subject) -> str:
+def _values(subject: Subject) -> None:
     x = batch()
     for leak in subject.leaks:
         expect_equal("value", x, subject.module(leak)(x), relu_value(x))
-    return ""
 
 
-def _gradients(subject: Subject) -> str:
+def _gradients(subject: Subject) -> None:
     for leak in subject.leaks:
         for shape in ((50, 20), (2, 50, 20), (1, 50)):
             subject.check(batch(shape), leak)
-    return ""
 
 
-def _points(points: Callable[[torch.finfo], list[float]], subject: Subject) -> str:
+def _points(points: Callable[[torch.finfo], list[float]], subject: Subject) -> None:
     """Check points as units of one example, and as examples of one unit."""
     for dtype in DTYPES:
         row = torch.tensor([points(torch.finfo(dtype))], dtype=dtype)
         for leak in subject.leaks:
             subject.check(row, leak)
             subject.check(row.t().contiguous(), leak)
-    return ""
 
 
-def _dtype(dtype: torch.dtype, subject: Subject) -> str:
+def _dtype(dtype: torch.dtype, subject: Subject) -> None:
     largest = torch.finfo(dtype).max
     x = torch.cat([batch(dtype=dtype), torch.zeros(2, 20, dtype=dtype)])
     x[-2:, 1:] = torch.tensor([[-largest], [largest]], dtype=dtype)
     for leak in subject.leaks:
         subject.check(x, leak)
-    return ""
 
 
-def _non_contiguous(subject: Subject) -> str:
+def _non_contiguous(subject: Subject) -> None:
     subject.check(batch((8, 6), 0).t()[::2])
     subject.check(normal((6, 1)).expand(6, 8))
-    return ""
 
 
-def _channels_last(subject: Subject) -> str:
+def _channels_last(subject: Subject) -> None:
     x = batch((2, 3, 4, 5), 1).contiguous(memory_format=torch.channels_last)
     subject.check(x, axis=1)
     x.requires_grad_()
@@ -85,17 +80,15 @@ def _channels_last(subject: Subject) -> str:
     for name, tensor in {"value": y, "gradient": gradient}.items():
         kept = tensor.is_contiguous(memory_format=torch.channels_last)
         expect(kept, f"{name} is not channels_last")
-    return ""
 
 
-def _shape(shape: tuple[int, ...], subject: Subject) -> str:
+def _shape(shape: tuple[int, ...], subject: Subject) -> None:
     for leak in subject.leaks:
         subject.check(normal(shape), leak)
         subject.check(-normal(shape), leak)
-    return ""
 
 
-def _integer_input(subject: Subject) -> str:
+def _integer_input(subject: Subject) -> None:
     for dtype in (torch.int64, torch.bool):
         try:
             subject.module()(torch.ones(2, dtype=dtype))
@@ -105,10 +98,9 @@ def _integer_input(subject: Subject) -> str:
             expect(named and "\n" not in message, f"the message is {message!r}")
         else:
             raise AssertionError(f"{dtype} is taken without an error")
-    return ""
 
 
-def _in_place(subject: Subject) -> str:
+def _in_place(subject: Subject) -> None:
     inside = partial(NSReLU, gate=subject.gate, inplace=True)
     module = replace(subject, make=lambda leak, axis: inside(leak, unit_axis=axis)).module()
     x = batch()
@@ -116,18 +108,18 @@ def _in_place(subject: Subject) -> str:
     in_place = replace(
         subject, make=lambda leak, axis: nn.Sequential(Clone(), inside(leak, unit_axis=axis))
     )
-    return _gradients(in_place) or _channels_last(in_place)
+    _gradients(in_place)
+    _channels_last(in_place)
 
 
-def _other_forms(subject: Subject) -> str:
+def _other_forms(subject: Subject) -> None:
     for pair, leak in {"relu/leaky_relu(0.1)": 0.1, "relu/identity": 1.0}.items():
         subject.check(batch(), leak, module=partial(surrogate, forward=pair, gate=subject.gate))
     own = partial(surrogate, forward="relu", backward=partial(torch.mul, 1.0), gate=subject.gate)
     subject.check(batch(), 1.0, module=own)
-    return ""
 
 
-def _double_backward(subject: Subject) -> str:
+def _double_backward(subject: Subject) -> None:
     for leak in subject.leaks:
         x = batch(dtype=torch.float64).requires_grad_()
         weight = normal((50, 20), torch.float64, seed=2).requires_grad_()
@@ -139,7 +131,6 @@ def _double_backward(subject: Subject) -> str:
         expect_equal("second gradient", x, second, subject.gradient(x, sign, leak) * sign)
         if subject.gate == "always":
             _check_square(subject, x, weight, leak)
-    return ""
 
 
 def _check_square(subject: Subject, x: Tensor, weight: Tensor, leak: float) -> None:
@@ -158,7 +149,7 @@ def _check_square(subject: Subject, x: Tensor, weight: Tensor, leak: float) -> N
         expect(close, f"{what} is wrong at leak {leak}")
 
 
-def _vmap(subject: Subject) -> str:
+def _vmap(subject: Subject) -> None:
     """Check that each slice is a batch of its own."""
     x, grad = batch((4, 6, 5)), normal((4, 6, 5), seed=1)
     for leak in subject.leaks:
@@ -170,10 +161,9 @@ def _vmap(subject: Subject) -> str:
             gradient = torch.func.vmap(torch.func.grad(partial(_loss, module)))(slices, weights)
             expected = _of_each(subject, slices, weights, leak)
             expect_equal("gradient per example", slices, gradient, expected)
-    return ""
 
 
-def _func_grad(subject: Subject) -> str:
+def _func_grad(subject: Subject) -> None:
     x, grad = batch(), normal((50, 20), seed=1)
     for leak in subject.leaks:
         module = subject.module(leak)
@@ -182,7 +172,6 @@ def _func_grad(subject: Subject) -> str:
         # Through vmap the inner tensor says that it requires no grad, and is differentiated.
         gradient = torch.func.grad(partial(_loss, torch.func.vmap(module)))(x, grad)
         expect_equal("gradient through vmap", x, gradient, _of_each(subject, x, grad, leak))
-    return ""
 
 
 def _of_each(subject: Subject, x: Tensor, grad: Tensor, leak: float) -> Tensor:
@@ -203,13 +192,12 @@ def _jvp(subject: Subject, leak: float, x: Tensor, tangent: Tensor) -> tuple[Ten
         return value, found
 
 
-def _func_jvp(subject: Subject) -> str:
+def _func_jvp(subject: Subject) -> None:
     x, tangent = batch(), normal((50, 20), seed=1)
     for leak in subject.leaks:
         value, found = _jvp(subject, leak, x, tangent)
         expect_equal("value", x, value, relu_value(x))
         expect_equal("tangent", x, found, subject.gradient(x, tangent, leak))
-    return ""
 
 
 def _compile(subject: Subject) -> str:
@@ -232,24 +220,22 @@ def compile_backend() -> tuple[str, str]:
     return "inductor", "backend inductor, no graph break"
 
 
-def _export(subject: Subject) -> str:
+def _export(subject: Subject) -> None:
     for leak in (0.0, 0.1):
         program = torch.export.export(subject.module(leak), (batch(),))
         subject.check(batch(), leak, module=program.module())
-    return ""
 
 
-def _copy_and_pickle(subject: Subject) -> str:
+def _copy_and_pickle(subject: Subject) -> None:
     module = subject.module(0.3)
     twins = [copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module))]  # noqa: S301
     for twin in twins:
         expect(repr(twin) == repr(module), f"{module!r} comes back as {twin!r}")
         subject.check(batch(), 0.3, module=twin)
     expect(not module.state_dict(), "the state_dict is not empty")
-    return ""
 
 
-def _autocast(subject: Subject) -> str:
+def _autocast(subject: Subject) -> None:
     weight = normal((8, 7), seed=2).requires_grad_()
     for leak in subject.leaks:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -260,10 +246,9 @@ def _autocast(subject: Subject) -> str:
         grad = normal((5, 8), torch.bfloat16, seed=1)
         (gradient,) = torch.autograd.grad(y, x, grad)
         expect_equal("gradient", x, gradient, subject.gradient(x, grad, leak))
-    return ""
 
 
-def _inference_mode(subject: Subject) -> str:
+def _inference_mode(subject: Subject) -> None:
     outside = batch()
     for leak in subject.leaks:
         with torch.inference_mode():
@@ -271,10 +256,9 @@ def _inference_mode(subject: Subject) -> str:
                 y = subject.module(leak)(x)
                 expect_equal("value", x, y, relu_value(x))
                 expect(y.is_inference(), "the value is no inference tensor")
-    return ""
 
 
-def _no_gradient(subject: Subject) -> str:
+def _no_gradient(subject: Subject) -> None:
     x = batch()
     for leak in subject.leaks:
         y = subject.module(leak)(x)
@@ -284,10 +268,9 @@ def _no_gradient(subject: Subject) -> str:
             y = subject.module(leak)(x.clone().requires_grad_())
         expect_equal("value", x, y, relu_value(x))
         expect(not y.requires_grad, "the value requires grad under no_grad")
-    return ""
 
 
-def _saved_memory(subject: Subject, tensors: int = 1) -> str:
+def _saved_memory(subject: Subject, tensors: int = 1) -> None:
     """Check how many tensors are kept for the backward where the next layer keeps its input."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
@@ -303,7 +286,6 @@ def _saved_memory(subject: Subject, tensors: int = 1) -> str:
     storages = {k.tensor.untyped_storage().data_ptr() for k in kept if k.tensor.numel() == 100}
     loss.backward()
     expect(len(storages) == tensors, f"keeps {len(storages)} tensors per site, not {tensors}")
-    return ""
 
 
 @dataclass(eq=False)
@@ -348,7 +330,7 @@ GATE_CASES: dict[str, Case] = {
 # Where a subject can't agree: what it does instead, and a case that checks that.
 
 
-def _values_are_exported(subject: Subject) -> str:
+def _values_are_exported(subject: Subject) -> None:
     x = batch()
     y = torch.export.export(subject.module(), (x,)).module()(x.requires_grad_())
     expect_equal("value", x, y, relu_value(x))
@@ -356,27 +338,24 @@ def _values_are_exported(subject: Subject) -> str:
         grad = normal((50, 20), seed=1)
         (gradient,) = torch.autograd.grad(y, x, grad)
         expect_equal("gradient", x, gradient, nsrelu_gradient(x, grad, 0))
-    return ""
 
 
-def _nan_at_infinities(subject: Subject) -> str:
+def _nan_at_infinities(subject: Subject) -> None:
     for leak in subject.leaks:
         x = torch.tensor([-torch.inf, torch.inf], requires_grad=True)
         y = subject.module(leak)(x)
         expect(bool(y.isnan().all()), f"the values at infinities are {y.tolist()}, not NaN")
         (gradient,) = torch.autograd.grad(y.sum(), x)
         expect_equal("gradient", x, gradient, subject.gradient(x, torch.ones_like(x), leak))
-    return ""
 
 
-def _jvp_is_refused(subject: Subject) -> str:
+def _jvp_is_refused(subject: Subject) -> None:
     try:
         _jvp(subject, 0.1, batch(), batch())
     except NotImplementedError as error:
         expect("forward mode" in str(error), f"the message is {error}")
     else:
         raise AssertionError("forward mode gives a tangent")
-    return ""
 
 
 _TWO_TENSORS = (
