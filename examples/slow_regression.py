@@ -374,12 +374,13 @@ def describe(arm: str, by_arm: dict[str, pd.DataFrame]) -> dict[str, str]:
     """Return an arm's line of the table."""
     runs = by_arm[arm]
     at, alive = runs["diverged_step"].dropna(), runs[runs["diverged_step"].isna()]
+    lost = (alive["unfit_last"] >= LOST).sum()
     log = {end: np.log10(alive[f"unfit_{end}"].astype(float)) for end in ("1m", "last")}
     return {
         "arm": arm,
         "diverged": f"{len(at)} of {len(runs)}",
         "first at step": f"{at.min():,}" if len(at) else "-",
-        "lost plasticity": f"{(alive['unfit_last'] >= LOST).sum()} of {len(alive)}",
+        "lost plasticity": f"{lost} of {len(alive)}" if len(alive) else "-",
         "log10 unfit, 1M": mean_and_half(log["1m"], 2),
         "log10 unfit, 5M": mean_and_half(log["last"], 2),
         "off %": mean_and_half(100 * alive["off_last"], 1),

@@ -132,7 +132,7 @@ Folder = Annotated[Path, typer.Option(help="Where runs.csv is.")]
 def run(
     out: Folder = TARGET_VARIANCE,
     seeds: Annotated[int, typer.Option(min=1)] = 10,
-    steps: Annotated[int, typer.Option(min=1)] = 5000,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
 ) -> None:
     """Train all settings, one after another, and save each as it ends."""
     torch.set_num_threads(1)
