@@ -281,6 +281,7 @@ CheckpointAfter = Annotated[
     float | None,
     make_option(
         *("--checkpoint-after", "Seconds between the checkpoints of a run", "10", "SECONDS"),
+        within=(0, 10**9),
         section=RUNNING,
         variable=True,
     ),

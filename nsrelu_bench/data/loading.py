@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nsrelu_bench.config import PLUGIN, RunConfig
+from nsrelu_bench.config import RunConfig, is_own
 from nsrelu_bench.data.cache import cached_text
 from nsrelu_bench.data.dataset import Dataset, from_parts
 from nsrelu_bench.data.downloads import SOURCES, read_published
@@ -63,9 +63,8 @@ def _load(config: RunConfig) -> Dataset:
     name = config.dataset
     if name.startswith(FOLDER):
         return _load_folder(scan_folder(folder_path(name)))
-    if PLUGIN.fullmatch(name):
-        return _load_own(name, config.data_dir, _working_folder(), source_digest(name))
-    return _load_named(name, config.data_dir, _working_folder())
+    source = source_digest(name) if is_own(name) else ""
+    return _load_named(name, config.data_dir, _working_folder(), source)
 
 
 def _working_folder() -> str:
@@ -91,12 +90,9 @@ def _load_folder(folder: ImageFolder) -> Dataset:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_own(name: str, data_dir: str, _working_folder: str, _source: str) -> Dataset:
-    return load_own(name, Path(data_dir))
-
-
-@functools.lru_cache(maxsize=2)
-def _load_named(name: str, data_dir: str, _working_folder: str) -> Dataset:
+def _load_named(name: str, data_dir: str, _working_folder: str, _source: str) -> Dataset:
+    if is_own(name):
+        return load_own(name, Path(data_dir))
     return lookup(LOADERS, name, "dataset")(Path(data_dir))
 
 

@@ -218,7 +218,7 @@ def test_shards_share_the_runs_of_a_study(study: Path) -> None:
         ("--engine rey", "unknown engine 'rey'; did you mean 'ray'? choose from: local, ray"),
         ("--collect", "--collect: goes with --engine ray"),
         ("--address here", "--address: goes with --engine ray"),
-        ("--checkpoint-after -1", "--checkpoint-after: must be from 0 to 1e9, got -1"),
+        ("--checkpoint-after -1", "--checkpoint-after: must be from 0 to 1000000000, got -1.0"),
         (
             "--engine ray --gpus-per-run 0",
             "--gpus-per-run: must be above 0 and at most 1, got 0",

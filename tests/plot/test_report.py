@@ -164,8 +164,8 @@ def test_a_study_of_only_the_baseline_has_a_page(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(report, "ORDER", ("curves",))
     relu: MadeUp = replace(FRAMES, runs=FRAMES.runs[FRAMES.runs["act"] == "relu"])
     text = Page(report.render(relu)).text
-    assert "There is nothing beside relu to compare with it." in text
-    assert "None: every run was completed, and no gradient was lost." in text
+    assert "There is nothing to compare relu with." in text
+    assert "None: every run completed, and no gradient was lost." in text
 
 
 def test_a_report_is_written_from_run_folders(
