@@ -86,18 +86,16 @@ def name_groups(
     Group runs once and pass the frame on: in a part of it, such as the runs of one `setting`, the
     names are still right.
 
-    Returns each run once, in an order that doesn't depend on that of `runs`, with five more
-    columns: `section`, the values of the columns `by`; `shared`, what else all runs of a section
-    have in common; `line`, the activation, and its implementation if it has several; `setting`, the
-    other settings that vary within the section ("lr=0.2"); and `group`, line and setting.
+    All runs must have a configuration. Returns each run once, in an order that doesn't depend on
+    that of `runs`, with five more columns: `section`, the values of the columns `by`; `shared`,
+    what else all runs of a section have in common; `line`, the activation, and its implementation
+    if it has several; `setting`, the other settings that vary within the section ("lr=0.2"); and
+    `group`, line and setting.
 
     Raises:
-        BenchError: There is no run, two copies of a run have different results, or two runs of a
-            group have the same seed.
+        BenchError: Two copies of a run have different results, or two runs of a group have the same
+            seed.
     """
-    runs = runs[runs["act"].notna()]  # the others have a damaged configuration, and no group
-    if runs.empty:
-        raise BenchError("no run has a configuration that can be read")
     identity = ["study", "run_id"] if "study" in config_columns else ["run_id"]
     frame = _unique_runs(runs, identity, config_columns)
     others = settings_of(frame, config_columns)

@@ -135,12 +135,14 @@ class RunConfig(BaseModel):
         "mnist5k",
         names=DATASETS,
     )
-    data_dir: str = setting("data", "Folder of downloaded data sets", "data", metavar="DIR")
+    data_dir: Annotated[str, AfterValidator(os.path.expanduser)] = setting(
+        "data", "Folder of downloaded data sets", "data", metavar="DIR"
+    )
     train_size: Count | None = setting(
         "data", "Train on a stratified part of the training data", None, usual="all"
     )
     probe_size: Count = setting("measuring", "Training examples to measure on", 2000)
-    measures: Annotated[str, Field(max_length=1000)] = setting(
+    measures: Annotated[str, Field(max_length=1000), AfterValidator(canonical_measures)] = setting(
         "measuring",
         "Measures to take: all, none, names, -name to leave out, package.module:name of your own",
         "all",
@@ -263,11 +265,6 @@ class RunConfig(BaseModel):
             return f"folder:{PurePath(os.path.expanduser(path))}"  # noqa: PTH111
         return check_name(name, DATASETS, "dataset")
 
-    @field_validator("data_dir")
-    @classmethod
-    def _expanded_folder(cls, path: str) -> str:
-        return os.path.expanduser(path)  # noqa: PTH111
-
     @field_validator("augment")
     @classmethod
     def _canonical_augment(cls, text: str) -> str:
@@ -277,11 +274,6 @@ class RunConfig(BaseModel):
         for name in names:
             lookup(AUGMENTATIONS, name, "augmentation")
         return "+".join(name for name in AUGMENTATIONS if name in names)
-
-    @field_validator("measures")
-    @classmethod
-    def _canonical_measures(cls, text: str) -> str:
-        return canonical_measures(text)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -35,11 +35,6 @@ class _Candidate:
     status: Status
     metrics: str  # the SHA-256 of metrics.csv; empty unless the run is done
 
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """The order of preference: done before unfinished, then by epoch."""
-        return self.status.done, self.status.epoch or 0
-
 
 def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
     """Copy the runs of several folders into one study, which may be one of them.
@@ -94,7 +89,7 @@ def _examine(folder: Path) -> _Candidate:
 
 def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
     """Return the candidate that got furthest, the first among equals."""
-    best = max(candidates, key=lambda candidate: candidate.rank)
+    best = max(candidates, key=lambda one: (one.status.done, one.status.epoch or 0))
     for other in candidates:
         if other.status.done and other.metrics != best.metrics:
             raise BenchError(

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from filelock import Timeout
@@ -213,12 +212,7 @@ class RunWriter:
             about = describe(self.folder, self.config, self.status.epoch, self._environment)
             replace_file(self.folder / CHECKPOINT, pack(about, state))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             with wrap_write_errors(self.folder):
                 self._end(error)

@@ -183,7 +183,10 @@ def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
 
         configs = [member.config for member in members]
         for member in members:
-            yield from _record_stack(member, configs)
+            try:
+                member.record_stack(configs)
+            except Exception as error:
+                yield member.close(error)
         for epochs in run_ensemble(configs, [member.checkpoint for member in members]):
             # Written for all before anything is reported: what stops a study between two events
             # leaves all seeds with a checkpoint of the same epoch, from which they resume together.
@@ -199,14 +202,6 @@ def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
         for member in members:
             if member.is_open:
                 yield member.close(error)
-
-
-def _record_stack(member: "Recording", configs: Sequence[RunConfig]) -> list[Event]:
-    try:
-        member.record_stack(configs)
-    except Exception as error:
-        return [member.close(error)]
-    return []
 
 
 def _write(member: "Recording", epoch: "Epoch") -> list[Event]:

@@ -57,10 +57,6 @@ class _Task:
         return self.job.runs[0]
 
 
-class UnfitNodeError(BenchError):
-    """A node can't compute any of the study's runs."""
-
-
 class RayExecutor(Executor):
     """Computes runs as tasks of Ray.
 
@@ -156,7 +152,7 @@ class RayExecutor(Executor):
         try:
             event, files = self._ray.get(next(task.stream))
         except errors.RayTaskError as error:
-            raise UnfitNodeError(f"engine ray: {describe_error(error.cause)}") from error
+            raise BenchError(f"engine ray: {describe_error(error.cause)}") from error
         except (StopIteration, errors.RayError) as error:
             self._forget(task)
             times = f"{self.attempts} times ({describe_error(error)})"
