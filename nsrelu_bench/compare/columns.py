@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -27,19 +26,8 @@ RUN_COUNTS = {
 COLUMN_TESTS = ("diff", "pairs", "p", "verdict")
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        key: Its name in `--columns`: "runs", "test_accuracy", "diff", "zero_fraction:p".
-        header: The text above it.
-        cells: One text per group.
-    """
-
-    key: str
-    header: str
-    cells: list[str]
+#: The header of a column, and its cells, one per group.
+Column = tuple[str, list[str]]
 
 
 def column_names(comparison: Comparison) -> list[str]:
@@ -82,20 +70,20 @@ def make_column(comparison: Comparison, rows: pd.DataFrame, key: str) -> Column:
     Args:
         comparison: The whole comparison.
         rows: Its rows of the section.
-        key: One of `column_names`.
+        key: One of `column_names`: "runs", "test_accuracy", "diff", "zero_fraction:p".
     """
     if key in RUN_COUNTS:
         groups = rows.drop_duplicates("group")
-        return Column(key, key, list(map(str, groups[key])))
+        return key, list(map(str, groups[key]))
     metric, test = split_key(key)
     named = bool(metric)
     metric = metric or comparison.main_metric
     part = rows[rows["metric"] == metric]
     if not test:
-        return Column(key, column_name(metric), _format_means(comparison, part, metric))
+        return column_name(metric), _format_means(comparison, part, metric)
     header, cells = _test_column(comparison, part, metric, test)
     of = f"{SHORT_LABELS.get(metric, label(metric))} " if named else ""
-    return Column(key, of + header, cells)
+    return of + header, cells
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -110,10 +98,8 @@ def metrics_for(columns: Sequence[str], primary: str | None, runs: pd.DataFrame)
     return list(dict.fromkeys([primary or PRIMARY, *(name for name in named if name in runs)]))
 
 
-def _test_column(
-    comparison: Comparison, rows: pd.DataFrame, metric: str, test: str
-) -> tuple[str, list[str]]:
-    """Return the header and the cells of one of `COLUMN_TESTS`."""
+def _test_column(comparison: Comparison, rows: pd.DataFrame, metric: str, test: str) -> Column:
+    """Return the column of one of `COLUMN_TESTS`."""
     if test == "diff":
         unit = scale_of(metric)[1] if len(comparison.metrics) > 1 else ""
         cells = _format_differences(comparison, rows, metric)

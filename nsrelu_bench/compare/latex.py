@@ -88,21 +88,21 @@ def _settings(groups: pd.DataFrame) -> list[str]:
     return columns[columns.index("act") + 1 : columns.index("runs")]
 
 
-def _column(
-    comparison: Comparison, rows: pd.DataFrame, key: str, blocks: Sequence[str]
-) -> tuple[str, list[str]]:
-    """Return the header and the cells of a column; those of metrics have bold type and signs."""
-    column = make_column(comparison, rows, key)
+def _column(comparison: Comparison, rows: pd.DataFrame, key: str, blocks: Sequence[str]) -> Column:
+    """Return a column; those of metrics have bold type and signs."""
+    header, texts = make_column(comparison, rows, key)
     if key in comparison.metrics:
-        return _header(column.header), _decorated(rows[rows["metric"] == key], column, blocks)
-    return _header(column.header), [_cell(text) for text in column.cells]
+        return _header(header), _decorated(rows[rows["metric"] == key], key, texts, blocks)
+    return _header(header), list(map(_cell, texts))
 
 
-def _decorated(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> list[str]:
+def _decorated(
+    rows: pd.DataFrame, metric: str, texts: Sequence[str], blocks: Sequence[str]
+) -> list[str]:
     """Write means with the signs of their verdicts, the best one of each block in bold."""
-    best = _best_cells(rows, column, blocks)
+    best = _best_cells(rows, metric, texts, blocks)
     cells = []
-    for text, words, block in zip(column.cells, rows["verdict"], blocks, strict=True):
+    for text, words, block in zip(texts, rows["verdict"], blocks, strict=True):
         mean, _, rest = text.partition(" ")
         signs = "".join(sign for word, sign in VERDICT_SIGNS.items() if word in words)
         is_best = mean == best.get(block)
@@ -111,15 +111,17 @@ def _decorated(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> lis
     return cells
 
 
-def _best_cells(rows: pd.DataFrame, column: Column, blocks: Sequence[str]) -> dict[str, str]:
+def _best_cells(
+    rows: pd.DataFrame, metric: str, texts: Sequence[str], blocks: Sequence[str]
+) -> dict[str, str]:
     """Return the text of the best mean of each block, among groups in which no run failed."""
-    direction = best_of(column.key)
+    direction = best_of(metric)
     means = rows["mean"].where(rows["failed_to_train"] == 0).reset_index(drop=True)
     found = {}
     for block, part in means.groupby(list(blocks)):
         if direction is not None and len(part) > 1 and part.notna().any():
             best = part.max() if direction == "highest" else part.min()
-            cells = (cell for cell, m in zip(column.cells, means, strict=True) if m == best)
+            cells = (text for text, m in zip(texts, means, strict=True) if m == best)
             found[str(block)] = next(cells).partition(" ")[0]
     return found
 

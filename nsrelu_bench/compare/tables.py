@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from nsrelu_bench.compare.columns import (
-    Column,
     choose_columns,
     column_name,
     format_mean,
@@ -111,10 +110,9 @@ def _main_sheet(
 ) -> Sheet:
     """Return the means of the metrics, and the differences in the main one."""
     names = list(rows.drop_duplicates("group")["group"])
-    columns = [Column("activation", "activation", names)]
-    columns += [make_column(comparison, rows, key) for key in keys]
-    cells = [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
-    return Sheet(heading, [column.header for column in columns], cells)
+    columns = [("activation", names), *(make_column(comparison, rows, key) for key in keys)]
+    cells = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+    return Sheet(heading, [header for header, _ in columns], cells)
 
 
 def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> Sheet:

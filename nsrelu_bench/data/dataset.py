@@ -59,12 +59,8 @@ class Dataset:
             digest.update(split.labels.numpy().data)
         return digest.hexdigest()
 
-    def with_train_size(self, size: int) -> "Dataset":
-        """Return the data set with a stratified part of its training split."""
-        return replace(self, train=self.train[stratified(self.train.labels, size)])
-
-    def probe(self, size: int) -> Split:
-        """Return the stratified part of the training split on which a run is measured."""
+    def part_of_train(self, size: int) -> Split:
+        """Return a stratified part of the training split, all of it if it has no more."""
         return self.train[stratified(self.train.labels, size)]
 
     def inputs(self, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def load_dataset(config: RunConfig) -> Dataset:
             f"train_size: {config.dataset} has {len(data.train)} training examples,"
             f" got {config.train_size}"
         )
-    return data.with_train_size(config.train_size)
+    return replace(data, train=data.part_of_train(config.train_size))
 
 
 def data_digest(config: RunConfig) -> str:

@@ -143,7 +143,7 @@ def run_ensemble(
     schedule = make_schedule(config)
     first, step, steps = 0, 0, total_steps(config, data)
     if states:
-        optimizer.load_state_dict(join_states([state["optimizer"] for state in states]))
+        optimizer.load_state_dict(_map_tensors([s["optimizer"] for s in states], torch.stack))
         first, step = states[0]["epoch"] + 1, states[0]["step"]
     members = active = _make_members(data, configs, states, first)
     del networks, states, checkpoints  # what they hold may be large
@@ -229,24 +229,15 @@ def _end_epoch(
 
 
 def _state(ensemble: Ensemble, optimizer: torch.optim.Optimizer, member: Member, at: Row) -> Row:
-    """Return one member's state as a single run saves it; its optimizer's state is cut out."""
+    """Return one member's state as a single run saves it, with its part of the optimizer's."""
+    whole = optimizer.state_dict()
     return {
         "epoch": at["epoch"],
         "step": at["step"],
         "model": ensemble.network(member.index).state_dict(),
-        "optimizer": cut_state(optimizer.state_dict(), member.index),
+        "optimizer": _map_tensors([whole], lambda tensors: tensors[0][member.index].clone()),
         "monitor": member.monitor.state(),
     }
-
-
-def cut_state(state: State, index: int) -> State:
-    """Return one network's part of the state of an ensemble's optimizer."""
-    return _map_tensors([state], lambda tensors: tensors[0][index].clone())
-
-
-def join_states(parts: Sequence[State]) -> State:
-    """Return the state of an ensemble's optimizer that consists of these parts."""
-    return _map_tensors(parts, torch.stack)
 
 
 def _map_tensors(states: Sequence[State], function: Callable[[list[Tensor]], Tensor]) -> State:

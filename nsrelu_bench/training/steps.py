@@ -96,7 +96,7 @@ def make_task(data: Dataset, config: RunConfig, epoch: int) -> Task:
     number = task_number(config, epoch)
     if number > 1:
         data = permute_pixels(data, config.seed, number - 1)
-    probe = data.probe(config.probe_size)
+    probe = data.part_of_train(config.probe_size)
     return Task(data, data.inputs(probe.images), probe.labels)
 
 

