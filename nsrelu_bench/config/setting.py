@@ -75,11 +75,12 @@ def describe_setting(name: str, field: FieldInfo) -> Setting:
     texts = tuple(part for part in parts if isinstance(part, str))
     kind = str if texts else next(kind for kind in (bool, int, float, str) if kind in parts)
     metavar = "[" + "|".join(texts) + "]" if texts else METAVARS[kind]
-    usual = shown["usual"]
-    if usual is None:
-        words = {True: "yes", False: "no"}
-        default = field.default
-        usual = words[default] if isinstance(default, bool) else _format_default(default)
+    usual, default = shown["usual"], field.default
+    if usual is None and isinstance(default, bool):
+        usual = "yes" if default else "no"
+    elif usual is None:
+        usual = f"{default:g}" if isinstance(default, float) else str(default)
+        usual = "" if default is None or default is PydanticUndefined else usual
     return Setting(
         name=name,
         kind=kind,
@@ -90,12 +91,6 @@ def describe_setting(name: str, field: FieldInfo) -> Setting:
         names=texts or tuple(shown["names"]),
         closed=bool(texts),
     )
-
-
-def _format_default(value: Any) -> str:
-    if value is None or value is PydanticUndefined:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _flatten(annotation: Any) -> Iterable[Any]:

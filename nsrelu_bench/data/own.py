@@ -64,7 +64,9 @@ def _arrays(where: str, pair: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise BenchError(f"{where}: must be a pair of images and labels, got {type(pair).__name__}")
     try:
-        images, labels = map(_to_array, pair)
+        images, labels = (
+            np.array(part.numpy(force=True) if isinstance(part, Tensor) else part) for part in pair
+        )
     except Exception as error:  # lists of several lengths, sparse tensors
         raise BenchError(f"{where}: must be tensors or arrays: {describe_error(error)}") from error
     if images.dtype != np.uint8 and images.dtype.kind != "f":
@@ -88,7 +90,3 @@ def _arrays(where: str, pair: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int
     count, *rest = images.shape
     shape = {1: (*rest, 1, 1), 2: (1, *rest), 3: rest}[len(rest)]
     return images.reshape(count, *shape), labels.astype(np.int64)
-
-
-def _to_array(values: Any) -> npt.NDArray[Any]:
-    return np.array(values.numpy(force=True) if isinstance(values, Tensor) else values)

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from nsrelu_bench.compare import Baseline, act_order, label
 from nsrelu_bench.plot import panels
 from nsrelu_bench.plot.grouped_results import GroupedResults
-from nsrelu_bench.plot.layout import diverged_cells, front_entry, outcome_entries
+from nsrelu_bench.plot.layout import diverged_cells, outcome_entries
 from nsrelu_bench.plot.panel_data import (
     LOG_METRICS,
     MAX_LINES,
@@ -35,7 +36,7 @@ from nsrelu_bench.plot.panel_data import (
     setting_label,
     split_by,
 )
-from nsrelu_bench.plot.style import linear_norm, log_norm
+from nsrelu_bench.plot.style import FRONT, linear_norm, log_norm
 from nsrelu_bench.text import join_words
 
 Panels = Sequence[tuple[str, Callable[..., Axes]]]
@@ -201,7 +202,7 @@ def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> Figur
         f"Large marks: {means}. Dots: single runs.",
         legend=results.groups,
         marks=lambda: [
-            front_entry(),
+            Line2D([], [], **FRONT),
             *outcome_entries(results.groups, lines=False, marked=("collapsed",)),
         ],
         dashes=False,

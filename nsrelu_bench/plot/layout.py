@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from nsrelu_bench.plot.panel_data import group_label, outcomes
-from nsrelu_bench.plot.style import FRONT, HATCH, WARNING, activation_style, run_mark
+from nsrelu_bench.plot.style import HATCH, WARNING, activation_style, run_mark
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
@@ -100,11 +100,6 @@ def outcome_entries(
     if lines and "gradient_lost_step" in groups and groups["gradient_lost_step"].notna().any():
         entries.append(Line2D([], [], color="0.3", label="gradient lost", **WARNING))
     return entries
-
-
-def front_entry() -> Line2D:
-    """Return the entry for a Pareto front."""
-    return Line2D([], [], **FRONT)
 
 
 def diverged_cells(groups: pd.DataFrame) -> Sequence[Artist]:

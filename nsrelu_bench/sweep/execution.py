@@ -167,7 +167,8 @@ def execute_ensemble(
         for recording in opened:
             yield recording.open()
             if recording.is_open:
-                by_epoch.setdefault(recording.resumes_after, []).append(recording)
+                epoch = (recording.checkpoint or {}).get("epoch")
+                by_epoch.setdefault(epoch, []).append(recording)
         for members in by_epoch.values():
             yield from _train_together(members)
     except BaseException as error:
@@ -236,11 +237,6 @@ class Recording:
     def checkpoint(self) -> Mapping[str, Any] | None:
         """What the run resumes from, None from the start."""
         return self._writer.checkpoint
-
-    @property
-    def resumes_after(self) -> int | None:
-        """The epoch that the run resumes after, None from the start."""
-        return None if self.checkpoint is None else self.checkpoint["epoch"]
 
     def open(self) -> Event:
         """Claim the folder; the event says whether there is anything to run."""

@@ -103,7 +103,8 @@ class _Logger:
         if event.elsewhere or not folder.is_dir():
             return
         if config.run_id not in self._open:
-            if event.kept and self._is_logged(config, state):
+            earlier = self._find(config) if event.kept else []
+            if any(run.data.tags.get(STATE_TAG) == state for run in earlier):
                 return
             self._open[config.run_id] = self._begin(config), NewValues(folder)
         run, values = self._open[config.run_id]
@@ -131,9 +132,6 @@ class _Logger:
         settings = [Param(name, str(value)) for name, value in config.settings.items()]
         self._client.log_batch(run.info.run_id, params=settings)
         return str(run.info.run_id)
-
-    def _is_logged(self, config: RunConfig, state: str) -> bool:
-        return any(old.data.tags.get(STATE_TAG) == state for old in self._find(config))
 
     def _find(self, config: RunConfig) -> list[Run]:
         condition = f"tags.`{RUN_ID_TAG}` = '{config.run_id}'"

@@ -118,13 +118,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, factor: flo
     return rate * factor
 
 
-def _constant(step: int, steps: int) -> float:  # noqa: ARG001
-    return 1.0
-
-
-def _cosine(step: int, steps: int) -> float:
-    return (1 + math.cos(math.pi * (step / steps))) / 2
-
-
 #: Schedules by name.
-SCHEDULE_FACTORS: dict[str, Schedule] = {"constant": _constant, "cosine": _cosine}
+SCHEDULE_FACTORS: dict[str, Schedule] = {
+    "constant": lambda *_: 1.0,
+    "cosine": lambda step, steps: (1 + math.cos(math.pi * (step / steps))) / 2,
+}
