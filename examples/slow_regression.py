@@ -329,19 +329,29 @@ def run(
             raise typer.BadParameter(f"--arms has no {arm!r}; it has {', '.join(ARMS)}")
     for arm in chosen:
         setting = dict(zip(ARM_SETTING, (arm, mean_norm, tasks, steps), strict=True))
-        saved = [read(out / name, [*ARM_SETTING, "seed"]) for name in ("runs.csv", "bins.csv")]
-        mine = saved[0][(saved[0][ARM_SETTING] == pd.Series(setting)).all(axis=1)]
-        if set(range(seeds)) <= set(mine["seed"]):
+        done = of_setting(read(out / "runs.csv", [*ARM_SETTING, "seed"]), setting)
+        if set(range(seeds)) <= set(done["seed"]):
             print(f"{arm}: done before", file=sys.stderr)
             continue
         print(arm, file=sys.stderr)
         with torch.no_grad():
-            parts = summarise(learn_all(ARMS[arm], range(seeds), tasks, steps, mean_norm), tasks)
-        for name, before, part in zip(("runs.csv", "bins.csv"), saved, parts, strict=True):
-            rows = part.reset_index().assign(**setting)
+            runs, bins = summarise(
+                learn_all(ARMS[arm], range(seeds), tasks, steps, mean_norm), tasks
+            )
+        for path, rows in (
+            (out / "bins.csv", bins),
+            (out / "runs.csv", runs),
+        ):  # the last says: done
+            before = read(path, ARM_SETTING)
+            kept = before.drop(of_setting(before, setting).index)
+            rows = rows.reset_index().assign(**setting)
             rows = rows[[*ARM_SETTING, *(c for c in rows if c not in ARM_SETTING)]]
-            kept = before.drop(mine.index) if name == "runs.csv" else before
-            write(pd.concat([kept, rows], ignore_index=True), out / name)
+            write(pd.concat([kept, rows], ignore_index=True), path)
+
+
+def of_setting(table: pd.DataFrame, setting: dict[str, object]) -> pd.DataFrame:
+    """Return the rows of one arm in one setting."""
+    return table[(table[ARM_SETTING] == pd.Series(setting)).all(axis=1)]
 
 
 def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -209,6 +209,9 @@ def test_an_arm_is_saved_as_it_ends_and_not_run_again(tmp_path):
     again = CliRunner().invoke(app, [*words, "--arms", "up(0.1),relu"])
     assert again.stderr.count("done before") == 2
     assert saved == [(tmp_path / name).read_bytes() for name in ("runs.csv", "bins.csv")]
+    (tmp_path / "runs.csv").unlink()  # as if it had been killed before it could say: done
+    assert CliRunner().invoke(app, [*words, "--arms", "relu,up(0.1)"]).exit_code == 0
+    assert saved == [(tmp_path / name).read_bytes() for name in ("runs.csv", "bins.csv")]
     runs = pd.read_csv(tmp_path / "runs.csv")
     assert runs[["arm", "seed"]].drop_duplicates().shape == (4, 2)
     assert runs["unfit_last"].notna().all()
