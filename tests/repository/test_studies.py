@@ -392,6 +392,9 @@ SOURCES_OF_NUMBERS = """
 14 | cifar10_cnn | lr=0.04 | difference relu/bsilu(1.67), accuracy relu
 14 | cifar10_cnn | lr=0.02 | difference nsrelu
 15 | cifar10_cnn | lr=0.02 | difference relu/helu(0.05), difference relu/nelu(0.05)
+17 | sugar_vgg16 |  | accuracy relu/bsilu(1.67), accuracy relu, accuracy leaky_relu
+17 | sugar_vgg16 |  | accuracy nsrelu
+17 | sugar_vgg16_lr |  | accuracy relu, diverged relu/bsilu(1.67)
 18 | both_mnist | optimizer=adam lr=0.001 | dead relu, dead nsrelu, zeros relu, zeros nsrelu
 18 | both_mnist | optimizer=adam lr=0.001 | difference nsrelu, accuracy relu, difference leaky_relu
 19 | both_mnist | optimizer=adam lr=0.01 | dead relu, dead nsrelu, zeros relu, zeros nsrelu
