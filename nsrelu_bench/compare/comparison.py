@@ -442,8 +442,9 @@ def _choose_metrics(
     measured = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
     for metric in metrics or ():
         lookup(dict.fromkeys(measured), metric, "metric")
-    usual = [*([primary] if primary else []), *TABLE_METRICS, *(secondary or ())]
-    shown = list(dict.fromkeys(metrics or [m for m in usual if m in measured]))
-    if not shown:
+    if not measured:
         raise BenchError("the runs have no metrics to compare")
-    return shown, declare_family(measured, primary, secondary, margins)
+    family = declare_family(measured, primary, secondary, margins)
+    taken = [name for name in TABLE_METRICS if name in measured and runs[name].notna().any()]
+    usual = [family.primary, *taken, *(secondary or ())]
+    return list(dict.fromkeys(metrics or usual)), family

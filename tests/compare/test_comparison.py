@@ -177,7 +177,9 @@ def test_metrics_may_be_missing_in_part() -> None:
     runs = TWO.drop(columns="grad_norm").assign(dead_fraction=np.nan, zero_fraction=None)
     runs.loc[runs["seed"] == 0, "test_accuracy"] = np.inf
     comparison = c.compare(runs, MADE_UP_CONFIG)
-    assert comparison.metrics == ("test_accuracy", "zero_fraction", "dead_fraction")
+    assert comparison.metrics == ("test_accuracy",)
+    asked = c.compare(runs, MADE_UP_CONFIG, metrics=["test_accuracy", "dead_fraction"])
+    assert asked.metrics == ("test_accuracy", "dead_fraction")
     assert row(comparison, "relu")["n"] == 5
     foot = notes(comparison)
     assert "test_accuracy: 10 of the 12 completed runs of 2 groups have a value." in foot
