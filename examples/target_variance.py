@@ -191,6 +191,9 @@ def hypotheses(runs: pd.DataFrame) -> Iterator[dict[str, str]]:
     for depth, part in relu.groupby("depth"):
         name = f"V1: variance {LOW:g} less 1, {depth} layer{'s' * (depth > 1)}"
         yield dead_units(name, part, "variance", LOW, 1.0)
+    harsh = relu.query("optimizer == 'adam' and lr == 0.01 and momentum == 0.9 and depth == 3")
+    name = "not planned: V1 with adam 0.01, momentum 0.9, 3 layers"
+    yield dead_units(name, harsh, "variance", LOW, 1.0)
     for optimizer, part in relu_low.groupby("optimizer"):
         yield dead_units(f"V2: momentum 0.9 less 0, {optimizer}", part, "momentum", 0.9, 0.0)
     yield dead_units("V3: 3 layers less 1", relu_low, "depth", 3, 1)

@@ -62,6 +62,7 @@ COUNTS = """
 25 | slow_regression | norm 3.041 | up(0.1) | lost plasticity
 25 | slow_regression | norm 3.041 | up(0.1) if off for all inputs | diverged
 25 | slow_regression | norm 3.041 | up(0.1) if off for all inputs | lost plasticity
+26 | target_variance | with 3 hidden layers | relu | diverged
 """
 
 

@@ -44,7 +44,7 @@ PLANNED_STUDIES = [
 ]
 
 #: Those that a script of examples/ made.
-EXAMPLE_STUDIES = ["slow_regression"]
+EXAMPLE_STUDIES = ["slow_regression", "target_variance"]
 
 #: A table and the command that printed it.
 README_TABLES = [
