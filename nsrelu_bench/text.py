@@ -4,7 +4,6 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import overload
 
 
 def format_fixed(value: float, places: int, sign: str = "") -> str:
@@ -61,15 +60,9 @@ def format_ranges(numbers: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, ends)) for ends in ranges)
 
 
-@overload
-def split_names(given: None) -> None: ...
-@overload
-def split_names(given: str | Sequence[str]) -> list[str]: ...
-def split_names(given: str | Sequence[str] | None) -> list[str] | None:
-    """Return the names in a text with commas, or in several such texts; None for None."""
-    if given is None:
-        return None
-    texts = [given] if isinstance(given, str) else given
+def split_names(given: str | Sequence[str] | None) -> list[str]:
+    """Return the names in a text with commas, or in several such texts; none for None."""
+    texts = [given] if isinstance(given, str) else given or []
     return [name.strip() for text in texts for name in text.split(",")]
 
 

@@ -119,8 +119,8 @@ def compare(
     baseline, chosen = choose_baseline(baseline, choose_paths(paths))
     runs = load_runs(*chosen, without=choose_left_out(chosen, all_runs=all_runs))
     _report_failed(runs)
-    family = _family(chosen, primary, split_names(secondary), margin)
-    shown, metrics = split_names(columns), split_names(metric)
+    family = _family(chosen, primary, split_names(secondary) or None, margin)
+    shown, metrics = split_names(columns) or None, split_names(metric) or None
     if shown and not metrics:
         metrics = metrics_for(shown, family["primary"], runs)
     comparison = statistics.compare(
@@ -129,10 +129,10 @@ def compare(
         baseline=baseline,
         metrics=metrics,
         **family,
-        arms=split_names(arm) or (),
-        by=split_names(by),
+        arms=split_names(arm),
+        by=split_names(by) or None,
         where=where or (),
-        tune=split_names(tune) or (),
+        tune=split_names(tune),
         sort=sort,
     )
     text = format_table(
@@ -188,8 +188,8 @@ def power(
         CONFIG_COLUMNS,
         baseline=baseline,
         **family,
-        arms=split_names(arm) or (),
-        by=split_names(by),
+        arms=split_names(arm),
+        by=split_names(by) or None,
         where=where or (),
     )
     scale, _ = scale_of(comparison.main_metric)
@@ -282,14 +282,14 @@ def plot(
         drawn = draw_all(
             frames,
             folder,
-            kinds=split_names(kind),
+            kinds=split_names(kind) or None,
             formats=split_names(fmt),
             style=style,
-            metric=split_names(metric),
+            metric=split_names(metric) or None,
             tell=lambda line: print(line, file=sys.stderr),
             where=where or (),
-            arms=split_names(arm) or (),
-            by=split_names(by) or (),
+            arms=split_names(arm),
+            by=split_names(by),
             baseline=baseline,
             x=x,
         )
@@ -348,10 +348,10 @@ def report(
         *chosen,
         out=out or chosen[0] / "report.html",
         baseline=baseline,
-        tune=split_names(tune) or (),
-        metric=split_names(metric),
-        arms=split_names(arm) or (),
-        by=split_names(by),
+        tune=split_names(tune),
+        metric=split_names(metric) or None,
+        arms=split_names(arm),
+        by=split_names(by) or None,
         where=where or (),
         without=choose_left_out(chosen, all_runs=all_runs),
         all_runs=all_runs,

@@ -235,7 +235,7 @@ def _executor(
 
 def _loggers(names: list[str] | None, tensorboard: bool) -> list[str]:
     """Return the loggers that are asked for, each once."""
-    asked = [*(split_names(names or [])), *(["tensorboard"] if tensorboard else [])]
+    asked = [*split_names(names), *(["tensorboard"] if tensorboard else [])]
     for name in asked:
         lookup({"tensorboard": True, "mlflow": True}, name, "logger")
     return list(dict.fromkeys(asked))

@@ -54,13 +54,8 @@ def born_dead(width: int, depth: int, *, trials: int = 20_000, seed: int = 0) ->
     Source:
         Lu, Shin, Su & Karniadakis 2019, "Dying ReLU and initialization", theorem 3.1.
     """
-    least_values = (
-        ("width", width, 1),
-        ("depth", depth, 2),
-        ("trials", trials, 1),
-        ("seed", seed, 0),
-    )
-    for name, value, least in least_values:
+    given = {"width": (width, 1), "depth": (depth, 2), "trials": (trials, 1), "seed": (seed, 0)}
+    for name, (value, least) in given.items():
         if value < least:
             raise UsageError(f"{name}: must be at least {least}, got {value}")
     generator = np.random.default_rng([seed, width, depth])
