@@ -89,7 +89,9 @@ class CsvTexts:
             "quantiles.csv": 200 * LAYER_COUNT,
         }
         self.fixed = {
-            name: self.text([COLUMNS[name], *(self.row(name) for _ in range(rows.get(name, 20)))])
+            name: self.text(
+                [list(COLUMNS[name]), *(self.row(name) for _ in range(rows.get(name, 20)))]
+            )
             for name in csv_files(RunConfig())
         }
 
@@ -102,7 +104,7 @@ class CsvTexts:
         return [WRITTEN_EPOCHS, *(self.random.random() for _ in COLUMNS[name][1:])]
 
     @staticmethod
-    def text(rows: list[object]) -> str:
+    def text(rows: list[list[object]]) -> str:
         """Return rows as CSV."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(rows)

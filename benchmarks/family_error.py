@@ -69,7 +69,8 @@ def differences(random: np.random.Generator, noise: str, shape: tuple[int, int, 
 
     runs = CORRELATION**0.5 * draw(groups + 1, 1, seeds)
     runs = runs + (1 - CORRELATION) ** 0.5 * draw(groups + 1, metrics, seeds)
-    return (runs[1:] - runs[:1]).reshape(groups * metrics, seeds)
+    found: Array = runs[1:] - runs[:1]
+    return found.reshape(groups * metrics, seeds)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,22 @@ interquartile range. One thread.
 """
 
 import statistics
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch.utils.benchmark import Timer
 
 from nsrelu_bench import models
+from nsrelu_bench.activations import build
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.models import build_model
 
-STEP_ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "relu/bsilu(1.67)", "relu/gelu")
+STEP_ACTS = (
+    *("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "up(0.1)", "rescue(0.1)"),
+    *("relu/bsilu(1.67)", "relu/gelu"),
+)
 OTHER_IMPLS = ("detach", "function", "mismatch")
 
 
@@ -35,16 +41,14 @@ def step_timer(config: RunConfig) -> Timer:
     return Timer("step()", globals={"step": step})
 
 
-def compare(**settings: object) -> None:
+def compare(**settings: Any) -> None:
     """Print one model's times."""
     timers = {act: step_timer(RunConfig(act=act, **settings)) for act in STEP_ACTS}
     for impl in OTHER_IMPLS:
-        timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(impl=impl, **settings))
-    original = models.build
-    models.build = lambda spec, impl, **_: original(spec, impl)
-    for act in STEP_ACTS[:3]:
-        timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
-    models.build = original
+        timers[f"nsrelu(0.1) {impl}"] = step_timer(RunConfig(**settings | {"impl": impl}))
+    with patch.object(models, "build", lambda spec, impl, **_: build(spec, impl)):
+        for act in STEP_ACTS[:3]:
+            timers[f"{act} out of place"] = step_timer(RunConfig(act=act, **settings))
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(15):
         for name, timer in timers.items():

@@ -7,7 +7,7 @@ seeds in one process: a lower bound on the time.
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from nsrelu_bench import NSReLU
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import Split, load_dataset
 
-TRAINED = {
+TRAINED: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
     "nsrelu": lambda: NSReLU(0.1),
@@ -70,21 +70,23 @@ def train(model: str, act: str, seed: int, epochs: int, *, bare: bool) -> float:
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=bare)
     loader = None if bare else plain(data.train, shuffle=True)
     inputs = data.inputs(data.train.images)
+    batches: Iterable[tuple[Tensor, Tensor]]
     for _ in range(epochs):
         if loader is None:
             order = torch.randperm(len(inputs))
-            batches = zip(inputs[order].split(64), data.train.labels[order].split(64), strict=True)
+            examples, targets = inputs[order], data.train.labels[order]
+            batches = zip(torch.split(examples, 64), torch.split(targets, 64), strict=True)
         else:
             batches = loader
         total = 0.0
         for images, labels in batches:
             loss = F.cross_entropy(net(images), labels)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             if not bare:
                 total += loss.item()

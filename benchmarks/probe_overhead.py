@@ -79,7 +79,7 @@ def transformer() -> tuple[nn.Module, Tensor]:
 
 def run_seconds(config: RunConfig) -> float:
     """Time the epochs of a run, without the measurement before the first step."""
-    return sum(epoch.timing["time_s"] for epoch in list(run(config))[1:])
+    return sum(float(epoch.timing["time_s"]) for epoch in list(run(config))[1:])
 
 
 def step_of(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
@@ -112,10 +112,15 @@ def time_runs(rounds: int, epochs: int, probe_size: int) -> None:
     for model in ("mlp", "cnn"):
         for act in ("relu", "nsrelu(0.1)"):
             times = defaultdict(list)
-            settings = {"model": model, "act": act, "epochs": epochs, "probe_size": probe_size}
             for _ in range(rounds):
                 for name, measures in RUN_CHOICES.items():
-                    config = RunConfig(**settings, measures=measures)
+                    config = RunConfig(
+                        model=model,
+                        act=act,
+                        epochs=epochs,
+                        probe_size=probe_size,
+                        measures=measures,
+                    )
                     times[name].append(run_seconds(config))
             show(f"{model}, {act}: {rounds} rounds of {epochs} epochs", times)
 

@@ -38,7 +38,8 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def at_once(commands: list[list[str]], processes: int) -> list[float]:
     """Run commands, at most `processes` at a time; return the accuracies that they print."""
-    waiting, running, printed = list(commands), [], []
+    waiting, printed = list(commands), list[float]()
+    running: list[subprocess.Popen[str]] = []
     while waiting or running:
         while waiting and len(running) < processes:
             running.append(

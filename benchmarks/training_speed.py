@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ class Trainer:
 
 def optimizer(parameters: list[nn.Parameter], way: Way) -> torch.optim.Optimizer:
     """Return the optimizer of a way."""
-    kinds = {"fused": way.update == "fused", "foreach": way.update == "foreach"}
+    kinds: dict[str, Any] = {"fused": way.update == "fused", "foreach": way.update == "foreach"}
     if way.optimizer == "SGD":
         return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, **kinds)
     return torch.optim.Adam(parameters, lr=1e-4, **kinds)
