@@ -296,7 +296,7 @@ def test_a_killed_stack_gives_the_same_bits_or_records_it(
         if expected == "seeds 0-2":
             assert rows(tmp_path / "killed", config) == rows(tmp_path / "whole", config)
     foot = notes(compare(load_runs(tmp_path / "killed"), CONFIG_COLUMNS))
-    warned = any(line.startswith("Careful") and "stacked seeds" in line for line in foot)
+    warned = any(line.startswith("Careful") and "in stacked (seeds" in line for line in foot)
     assert warned == (stacked_with != ["seeds 0-2"] * 3)
 
 
