@@ -1,15 +1,9 @@
 """Comparing groups of runs: statistics over seeds, verdicts, tables."""
 
-from nsrelu_bench.compare.baseline import (
-    RELU_BASELINE,
-    Baseline,
-    find_baseline,
-    read_baseline,
-    settings_to_match,
-)
+from nsrelu_bench.compare.baseline import find_baseline, read_baseline, settings_to_match
 from nsrelu_bench.compare.columns import metrics_for
 from nsrelu_bench.compare.comparison import Comparison, compare, summarise
-from nsrelu_bench.compare.conditions import select
+from nsrelu_bench.compare.conditions import RELU_BASELINE, Baseline, select
 from nsrelu_bench.compare.declared_tests import Family, declared_family, read_margins
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,

@@ -1,14 +1,13 @@
 """Find the baseline of a comparison: an activation, a value such as init=he, or a study."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
-from nsrelu_bench.compare.conditions import find_values, name_value
-from nsrelu_bench.compare.grouping import ACT_COLUMNS, settings_of, varies, varying_settings
+from nsrelu_bench.compare.conditions import Baseline, find_values, name_value
+from nsrelu_bench.compare.grouping import settings_of, varies, varying_settings
 from nsrelu_bench.config import same_activation
 from nsrelu_bench.errors import UsageError, unknown
 
@@ -17,41 +16,6 @@ MEASURING = ("data_dir", "probe_size", "measures", "probe_every")
 
 #: The most settings that a message lists as different, and the most values of each.
 MAX_REASONS = 3
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The runs that others are compared with: all with a certain value of one setting.
-
-    Attributes:
-        setting: "act" for an activation, "study", or another setting.
-        value: The value as text, as in the names of groups.
-    """
-
-    setting: str
-    value: str
-
-    def __str__(self) -> str:
-        """Return the activation's label, or "init=he"."""
-        return self.value if self.setting == "act" else f"{self.setting}={self.value}"
-
-    def marks(self, runs: pd.DataFrame) -> "pd.Series[bool]":
-        """Return which runs belong to the baseline."""
-        return runs[self.setting].map(name_value) == self.value
-
-    def kept_by(self, column: str) -> bool:
-        """Return whether a condition on a column does not apply to the baseline."""
-        return column == self.setting or {column, self.setting}.issubset(ACT_COLUMNS)
-
-    def pair_columns(self, settings: Sequence[str], runs: pd.DataFrame) -> list[str]:
-        """Return the settings that paired runs share, besides seed and replicate."""
-        if self.setting == "act":
-            return list(settings)
-        own = [c for c in ("act", "impl") if c in runs]
-        return [c for c in (*own, *settings) if c != self.setting]
-
-
-RELU_BASELINE = Baseline("act", "relu")
 
 
 def settings_to_match(

@@ -6,13 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.baseline import (
-    Baseline,
-    check_pairs,
-    read_baseline,
-    settings_to_match,
-)
-from nsrelu_bench.compare.conditions import select, split_condition
+from nsrelu_bench.compare.baseline import check_pairs, read_baseline, settings_to_match
+from nsrelu_bench.compare.conditions import Baseline, select, split_condition
 from nsrelu_bench.compare.declared_tests import Family, assess_differences, declare_family
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,

@@ -1,18 +1,16 @@
 """Conditions on runs, such as ``lr=0.1,0.2`` or ``act=nsrelu``."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nsrelu_bench.compare.grouping import ACT_SETTINGS, format_setting
+from nsrelu_bench.compare.grouping import ACT_COLUMNS, ACT_SETTINGS, format_setting
 from nsrelu_bench.config import NUMBER, same_activation
 from nsrelu_bench.errors import UsageError, unknown
-
-if TYPE_CHECKING:
-    from nsrelu_bench.compare.baseline import Baseline
 
 #: The value, in a condition, of a setting that a run does not have, such as the momentum of Adam.
 MISSING = "none"
@@ -21,10 +19,45 @@ MISSING = "none"
 MAX_LISTED = 20
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """The runs that others are compared with: all with a certain value of one setting.
+
+    Attributes:
+        setting: "act" for an activation, "study", or another setting.
+        value: The value as text, as in the names of groups.
+    """
+
+    setting: str
+    value: str
+
+    def __str__(self) -> str:
+        """Return the activation's label, or "init=he"."""
+        return self.value if self.setting == "act" else f"{self.setting}={self.value}"
+
+    def marks(self, runs: pd.DataFrame) -> "pd.Series[bool]":
+        """Return which runs belong to the baseline."""
+        return runs[self.setting].map(name_value) == self.value
+
+    def kept_by(self, column: str) -> bool:
+        """Return whether a condition on a column does not apply to the baseline."""
+        return column == self.setting or {column, self.setting}.issubset(ACT_COLUMNS)
+
+    def pair_columns(self, settings: Sequence[str], runs: pd.DataFrame) -> list[str]:
+        """Return the settings that paired runs share, besides seed and replicate."""
+        if self.setting == "act":
+            return list(settings)
+        own = [c for c in ("act", "impl") if c in runs]
+        return [c for c in (*own, *settings) if c != self.setting]
+
+
+RELU_BASELINE = Baseline("act", "relu")
+
+
 def select(
     runs: pd.DataFrame,
     where: Iterable[str],
-    keep: "Baseline | None" = None,
+    keep: Baseline | None = None,
     arms: Collection[str] = (),
 ) -> pd.DataFrame:
     """Return the runs that meet every condition ``column=value`` or ``column=value,value``.

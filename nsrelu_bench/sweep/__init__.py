@@ -8,7 +8,8 @@ from nsrelu_bench.sweep.execution import (
     execute_run,
     group_into_jobs,
 )
-from nsrelu_bench.sweep.scheduler import Executor, plan_runs, run_all
+from nsrelu_bench.sweep.executors import Executor
+from nsrelu_bench.sweep.scheduler import plan_runs, run_all
 
 __all__ = [
     "DEFAULT_POLICY",

@@ -6,10 +6,8 @@ each has its own folder.
 """
 
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nsrelu_bench.config import RunConfig
@@ -21,70 +19,8 @@ from nsrelu_bench.records import (
     read_status,
     write_status,
 )
-from nsrelu_bench.sweep.execution import (
-    DEFAULT_POLICY,
-    Event,
-    Job,
-    RunPolicy,
-    group_into_jobs,
-)
-
-#: Seconds after which to check again a run that another process is running.
-POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A job whose process is gone.
-
-    Attributes:
-        job: The job; of an ensemble, the runs that had not ended.
-        reason: Why, in one line.
-    """
-
-    job: Job
-    reason: str
-
-
-class Executor(ABC):
-    """Computes jobs, and reports; decides nothing.
-
-    Attributes:
-        attempts: How often a job is submitted if its process is lost each time.
-    """
-
-    attempts = 1
-
-    @abstractmethod
-    def start(self, study: Path, policy: RunPolicy, runs: Sequence[RunConfig]) -> None:
-        """Get ready for jobs of these runs, each with its folder below `study`.
-
-        Raises:
-            BenchError: The runs can't be computed here.
-        """
-
-    @abstractmethod
-    def room(self) -> int:
-        """Return how many more jobs can be submitted now."""
-
-    @abstractmethod
-    def busy(self) -> bool:
-        """Return whether a submitted job has not ended."""
-
-    @abstractmethod
-    def submit(self, job: Job) -> None:
-        """Start a job, or queue it."""
-
-    @abstractmethod
-    def wait(self, timeout_s: float | None) -> list[Event | Lost]:
-        """Return what has happened since the last call, after at most `timeout_s`; None: no limit.
-
-        May return early with nothing.
-        """
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End all jobs that are running, and free what `start` has acquired."""
+from nsrelu_bench.sweep.execution import DEFAULT_POLICY, Event, Job, RunPolicy, group_into_jobs
+from nsrelu_bench.sweep.executors import POLL_S, Executor, Lost
 
 
 def plan_runs(

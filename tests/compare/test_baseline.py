@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, row, study
 
-from nsrelu_bench.compare.baseline import Baseline, read_baseline
+from nsrelu_bench.compare import Baseline, read_baseline
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.tables import format_table

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.sweep.execution import Event, Job, RunPolicy, execute_job, group_into_jobs
-from nsrelu_bench.sweep.scheduler import Executor, Lost
+from nsrelu_bench.sweep.executors import Executor, Lost
 
 #: Seconds that a worker without a job may take to end.
 GRACE_S = 3.0

@@ -24,8 +24,8 @@ from nsrelu_bench.errors import BenchError, UsageError, describe_error
 from nsrelu_bench.files import held_draft, remove_drafts, replace_file, wrap_write_errors
 from nsrelu_bench.records import RunDoneError, RunLockedError, Status, failed, read_status
 from nsrelu_bench.sweep.execution import Event, Job, RunPolicy, execute_run
+from nsrelu_bench.sweep.executors import POLL_S, Executor, Lost
 from nsrelu_bench.sweep.executors.ray_connection import connected, reach
-from nsrelu_bench.sweep.scheduler import POLL_S, Executor, Lost
 
 #: Seconds that a cancelled task may take to end before it is killed, and then to be gone.
 CANCEL_S = 1.5
