@@ -193,7 +193,8 @@ def compare(
     by = _choose_tables(settings, by, tune, reference)
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune, arms)
-    varying = [c for c in settings if c in {*by, *tune, *varying_settings(frame, config_columns)}]
+    named = {*by, *tune, *varying_settings(frame, config_columns)}
+    varying = [name for name in settings if name in named]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
         rows=_sort(rows, sort),
@@ -355,9 +356,10 @@ def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:
 def _bounded(table: pd.DataFrame) -> pd.DataFrame:
     """Take away intervals of few values, and keep those of fractions within 0 and 1."""
     fractions = table.index.get_level_values("metric").map(is_percent)
-    table[["low", "high"]] = table[["low", "high"]].where(table["n"] >= LEAST_VALUES)
-    table.loc[fractions, ["low", "high"]] = table.loc[fractions, ["low", "high"]].clip(0, 1)
-    return table
+    bounds = {name: table[name].where(table["n"] >= LEAST_VALUES) for name in ("low", "high")}
+    return table.assign(
+        **{name: bound.mask(fractions, bound.clip(0, 1)) for name, bound in bounds.items()}
+    )
 
 
 def _describe_groups(

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +66,26 @@ def complete(table: "pd.DataFrame") -> "pd.DataFrame":
     measured = [name for name in _METRICS if name in table]
     others = [name for name in table if name not in (*known, *measured)]
     table = table.reindex(columns=[*known, *measured, *others])
-    table = table.astype({name: kind for name, kind in TYPES.items() if name in table})
     for name, usual in ADDED.items():
-        table[name] = table[name].astype(object).fillna(usual).astype(type(usual))
-    return table
+        if table[name].dtype != type(usual) or table[name].isna().any():
+            table[name] = table[name].astype(object).fillna(usual).astype(type(usual))
+    return _with_types(table, {name: kind for name, kind in TYPES.items() if name not in ADDED})
+
+
+def _with_types(table: "pd.DataFrame", types: Mapping[str, str]) -> "pd.DataFrame":
+    """Return a frame whose columns have these types; copies only those that change."""
+    changed = {
+        name: table[name].astype(kind)
+        for name, kind in types.items()
+        if name in table and table[name].dtype.name != kind
+    }
+    return table.assign(**changed) if changed else table
 
 
 def with_plain_types(table: "pd.DataFrame") -> "pd.DataFrame":
     """Return a frame of runs whose whole numbers have a plain type if that loses no digits."""
     whole = [name for name, kind in TYPES.items() if kind == WHOLE and name in table]
-    return table.astype({name: _plain_type(table[name]) for name in whole})
+    return _with_types(table, {name: _plain_type(table[name]) for name in whole})
 
 
 def _plain_type(column: "pd.Series[Any]") -> str:

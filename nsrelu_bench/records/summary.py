@@ -84,8 +84,10 @@ def _current_rows(
                 read.append(read_run(folder, mark=mark))
         except OSError as error:
             unreadable.append(unreadable_run(folder, error))
-    parts = [known[known["run_id"].isin(kept)], runs_frame(read)]
-    table = complete(pd.concat([part for part in parts if len(part)] or parts[1:]))
+    parts = [known[known["run_id"].isin(kept)]] if kept else []
+    if read or not kept:
+        parts.append(runs_frame(read))
+    table = complete(pd.concat(parts))
     table["study"] = printable(study.absolute().name)
     return table.sort_values("run_id", ignore_index=True), unreadable
 

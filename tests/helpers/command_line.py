@@ -1,5 +1,6 @@
 """The command line, as a process of its own or, in milliseconds, in this process."""
 
+import functools
 import io
 import os
 import signal
@@ -11,9 +12,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import typer.main
 
 from nsrelu_bench.cli import app as cli
 from nsrelu_bench.sweep.executors import local
+
+#: The commands are built once, not once per call.
+get_command = functools.cache(typer.main.get_command)
 
 CLI = [sys.executable, "-m", "nsrelu_bench"]
 
@@ -49,6 +54,7 @@ def ask(*arguments: str, cwd: Path = Path(), **environment: str) -> Answer:
         with (
             patch.object(sys, "argv", ["nsrelu-bench", *arguments]),
             patch.dict(os.environ, environment),
+            patch.object(typer.main, "get_command", get_command),
             patch.object(local, "ProcessPool", lambda _: local.InProcess()),
             chdir(cwd),
             redirect_stdout(out),
