@@ -1,5 +1,6 @@
 """What the tests share: one torch thread, and a run that takes a fraction of a second."""
 
+import gc
 import os
 import shutil
 import signal
@@ -47,6 +48,21 @@ def results(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "results" / "study" / "summary.csv").unlink(missing_ok=True)
     monkeypatch.chdir(tmp_path)
     return Path("results/study")
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw two figures in a report, not twelve: for tests of all but the figures."""
+    monkeypatch.setattr("nsrelu_bench.plot.report.ORDER", ("curves", "pairs"))
+
+
+# Nothing that is imported becomes garbage: not searching it saves a tenth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -40,16 +41,15 @@ def settings(folder: Path, name: str) -> set[object]:
     return {read_yaml(path)[name] for path in folder.glob("results/*/*/config.yaml")}
 
 
-@pytest.mark.slow
 def test_the_default_run_learns_to_read_digits(tmp_path: Path) -> None:
-    answer = nsrelu("train", "--act", "nsrelu", "--leak", "0.1", cwd=tmp_path)
+    answer = ask("train", "--act", "nsrelu", "--leak", "0.1", cwd=tmp_path)
     (folder,) = tmp_path.glob("results/runs/*/")
     metrics = pd.read_csv(folder / "metrics.csv")
     assert metrics["test_accuracy"].iloc[-1] > 0.9
     assert len(metrics) == 11
-    assert str(folder.relative_to(tmp_path)) in answer.stdout.splitlines()
-    assert "nsrelu(0.1) on mnist5k, mlp" in answer.stdout
-    assert "epoch 10/10" in answer.stderr
+    assert str(folder.relative_to(tmp_path)) in answer.out.splitlines()
+    assert "nsrelu(0.1) on mnist5k, mlp" in answer.out
+    assert "epoch 10/10" in answer.err
 
 
 def test_a_run_that_is_done_is_kept_and_printed_as_json(tmp_path: Path) -> None:
@@ -76,14 +76,18 @@ def test_seeds_give_a_run_each_and_event_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_torchvision_matters_only_where_it_is_needed(tmp_path: Path) -> None:
+def test_a_broken_torchvision_matters_only_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no nms here')")
-    broken = {"PYTHONPATH": str(tmp_path)}
-    nsrelu("train", *TINY_TRAINING, cwd=tmp_path, **broken)
-    errors = nsrelu("train", "--dataset", "mnist", cwd=tmp_path, code=1, **broken).stderr
-    assert errors.count("\n") == 1
-    assert "torchvision, which does not load (no nms here)" in errors
+    nsrelu("train", *TINY_TRAINING, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    answer = ask("train", "--dataset", "mnist", cwd=tmp_path)
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert "torchvision, which does not load (no nms here)" in answer.err
 
 
 def test_a_runs_config_repeats_it(tmp_path: Path) -> None:

@@ -74,12 +74,11 @@ def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, re
     assert "\n" not in str(status.error)
 
 
-@pytest.mark.parametrize(
-    "content", [DEEP, "[]", '{"packages": 1, "command": 7, "platform": [], "torch": {}}']
-)
-@pytest.mark.slow
-def test_an_environment_of_other_types_is_ignored(results: Path, content: str) -> None:
-    (results / RELU_RUN / "env.json").write_text(content)
+@pytest.mark.usefixtures("few_figures")
+def test_an_environment_of_other_types_is_ignored(results: Path) -> None:
+    contents = (DEEP, "[]", '{"packages": 1, "command": 7, "platform": [], "torch": {}}')
+    for folder, content in zip(results.glob("*/"), contents, strict=True):
+        (folder / "env.json").write_text(content)
     for command in ("compare", "report"):
         answer = ask(command)
         assert (answer.code, answer.err) == (0, "")
@@ -135,7 +134,7 @@ def test_a_summary_of_other_types_is_one_line(results: Path, column: str, value:
 ESCAPE = "\x1b[2J\x07\u202e"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("few_figures")
 def test_no_control_character_reaches_the_terminal(results: Path) -> None:
     status = {"state": "failed", "error": f"a{ESCAPE}b\nnsrelu-bench: all is well"}
     (results / RELU_RUN / "status.json").write_text(json.dumps(status))
@@ -151,7 +150,7 @@ def test_no_control_character_reaches_the_terminal(results: Path) -> None:
         assert not [line for line in answer.err.splitlines() if line == "nsrelu-bench: all is well"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("few_figures")
 def test_names_that_are_not_text_are_compared(results: Path) -> None:
     (results / RELU_RUN).rename(results / "run\udcff")
     results.rename("results/study\udcff")

@@ -30,12 +30,11 @@ def files(study: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_numbers_do_not_depend_on_the_workers(tmp_path: Path, workers: int) -> None:
-    for number in (0, workers):
-        events = list(run_all(TINY_RUNS, tmp_path / str(number), workers=number))
+def test_the_numbers_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        events = list(run_all(TINY_RUNS, tmp_path / str(workers), workers=workers))
         assert [e.status.state for e in last_events(events).values()] == ["completed"] * 4
-    assert files(tmp_path / "0") == files(tmp_path / str(workers))
+    assert files(tmp_path / "0") == files(tmp_path / "2")
 
 
 def test_runs_that_are_done_are_kept(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_fails_only_its_run(tmp_path: Path) -> None:
-    runs = [tiny(epochs=2000, seed=7), *TINY_RUNS]
+    runs = [tiny(epochs=2000, seed=7), *TINY_RUNS[:2]]
     killed = False
     events = []
     for event in run_all(runs, tmp_path, workers=2):
@@ -211,7 +210,7 @@ def mark_(folder: Path, state: str) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_in_another_process_is_waited_for(workers: int, tmp_path: Path) -> None:
     long = tiny(epochs=60, seed=9)
-    events = run_all([long, *TINY_RUNS], tmp_path, workers=workers)
+    events = run_all([long, *TINY_RUNS[:1]], tmp_path, workers=workers)
     other = subprocess.Popen(
         [sys.executable, "-c", OTHER_PROCESS, str(tmp_path)], stdout=subprocess.PIPE
     )
