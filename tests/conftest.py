@@ -65,7 +65,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "reliability" in item.path.parts:
             item.add_marker(pytest.mark.reliability)
+    # What one process has to do alone goes first, so that at the end none waits for it.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

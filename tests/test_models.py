@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -405,7 +406,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("their_nets", "broken_net", "leaving_net"):
+        if name.partition(".")[0] in ("their_nets", "broken_net", "leaving_net", "gated_net"):
             del sys.modules[name]
 
 
@@ -430,9 +431,8 @@ def test_a_users_model_gets_local_if_it_takes_it(own: Path) -> None:
         "local: their_nets.small:net does not offer it; its factory must take local=..., which says"
         " whether to use LocalLinear and LocalConv2d before activations (docs/models.md)"
     )
-    root = str(Path(__file__).parent.parent)
-    sys.path.insert(0, root)
-    settings: dict[str, Any] = {"model": "examples.gated_net:wide_net", "shape": (1, 8, 8)}
+    shutil.copy(Path(__file__).parents[1] / "examples" / "gated_net.py", own)
+    settings: dict[str, Any] = {"model": "gated_net:wide_net", "shape": (1, 8, 8)}
     for act in ("rescue(0.1)", "nsrelu(0.1)", "relu"):
         model = build(act=act, local=True, **settings)
         local = act != "relu"  # of relu nothing passes below 0 anyway

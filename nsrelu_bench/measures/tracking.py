@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import ref
 
@@ -131,11 +131,8 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs: list[Tensor],
     ) -> None:
         """Note what is known of an operation's results."""
-        names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        name = func._schema.name.partition("::")[2].removesuffix("_")
-        if torch.Tag.pointwise in func.tags:
-            name = "pointwise"
+        name, arguments = _describe(func)
+        given = dict(zip(arguments, args, strict=False)) | kwargs
         layer = self._layer(name, given)
         for output in outputs:
             known = layer or self._hand_on(name, given, output)
@@ -225,6 +222,15 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved = MOVES[name](places, source.shape, given, output.shape)
             return None if moved is None else tuple(place - output.dim() for place in moved)
         return None
+
+
+@cache
+def _describe(func: torch._ops.OpOverload[..., Any]) -> tuple[str, list[str]]:
+    """Return an operation's name, of all pointwise ones "pointwise", and those of its arguments."""
+    name = func._schema.name.partition("::")[2].removesuffix("_")
+    if torch.Tag.pointwise in func.tags:
+        name = "pointwise"
+    return name, [argument.name for argument in func._schema.arguments]
 
 
 def weights_of(module: nn.Module) -> tuple[nn.Parameter, ...]:

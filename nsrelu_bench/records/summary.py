@@ -128,11 +128,13 @@ def _known_rows(study: Path) -> tuple["pd.DataFrame", bool]:
 
     There are no rows without a summary of this version.
     """
+    import pandas as pd
+
     try:
         return _read_summary(study, ("fingerprint", *CONFIG_COLUMNS)), False
     except BenchError as error:
         lost = isinstance(error.__cause__, OSError) and (study / SUMMARY).is_file()
-    return runs_frame([]).assign(fingerprint=""), lost
+    return pd.DataFrame(columns=["run_id", "fingerprint"], dtype="str"), lost
 
 
 def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":

@@ -37,7 +37,7 @@ FAULTS = (*ERRORS, *DEATHS)
 
 #: Of the second faults, one in so many is tried, beginning elsewhere from each state: all of them
 #: (STRIDE 1) take minutes.
-STRIDE = 12
+STRIDE = 24
 
 
 class Died(BaseException):
