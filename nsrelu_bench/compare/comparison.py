@@ -356,10 +356,10 @@ def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:
 def _bounded(table: pd.DataFrame) -> pd.DataFrame:
     """Take away intervals of few values, and keep those of fractions within 0 and 1."""
     fractions = table.index.get_level_values("metric").map(is_percent)
-    bounds = {name: table[name].where(table["n"] >= LEAST_VALUES) for name in ("low", "high")}
-    return table.assign(
-        **{name: bound.mask(fractions, bound.clip(0, 1)) for name, bound in bounds.items()}
-    )
+    for name in ("low", "high"):
+        bound = table[name].where(table["n"] >= LEAST_VALUES)
+        table[name] = bound.mask(fractions, bound.clip(0, 1))
+    return table
 
 
 def _describe_groups(

@@ -90,6 +90,7 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
 @pytest.mark.parametrize("kind", figure_specs.PLANS)

@@ -91,6 +91,7 @@ def test_a_snippet_runs_by_itself(
     exec(code, {"__name__": "__main__"})  # noqa: S102
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_the_notebook_runs_and_shows_what_it_is_committed_with(

@@ -111,6 +111,7 @@ def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> No
     assert set(runs["state"]) <= {"completed", "diverged"}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("readme", "command"), README_TABLES, ids=lambda value: str(value)[-60:])
 def test_a_table_in_a_studys_readme_is_what_its_command_prints(
