@@ -355,7 +355,7 @@ def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 def _bounded(table: pd.DataFrame) -> pd.DataFrame:
     """Take away intervals of few values, and keep those of fractions within 0 and 1."""
-    fractions = table.index.get_level_values("metric").map(is_percent)
+    fractions = table.index.get_level_values("metric").map(is_percent).to_numpy(dtype=bool)
     for name in ("low", "high"):
         bound = table[name].where(table["n"] >= LEAST_VALUES)
         table[name] = bound.mask(fractions, bound.clip(0, 1))
@@ -371,9 +371,8 @@ def _describe_groups(
     heads = heads.merge(_count_states(frame).reset_index(), on=key)
     # With replicates the seeds are what varies independently.
     failing = frame.assign(failed=failed_to_train(frame)).groupby([*key, "seed"])["failed"].mean()
-    share = failing.groupby(key).agg(["count", "mean"])
-    share = share.reindex(pd.MultiIndex.from_frame(heads[key]))
-    count, mean = share["count"].to_numpy(dtype=float), share["mean"].to_numpy(dtype=float)
+    rate = failing.groupby(key).agg(["count", "mean"]).reindex(pd.MultiIndex.from_frame(heads[key]))
+    count, mean = rate["count"].to_numpy(dtype=float), rate["mean"].to_numpy(dtype=float)
     low, high = clopper_pearson(np.nan_to_num(count * mean), count, confidence)
     heads = heads.assign(failed_to_train=mean, failed_low=low, failed_high=high)
     failures = pairs[pairs["metric"] == FAILED]
@@ -421,8 +420,7 @@ def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
     if column in metrics:
         heads = rows[rows["metric"] == column]
     values = -heads["mean"] if column in metrics else heads[column]
-    places = pd.factorize(heads["section"])[0]
-    ranks = [(place, rank(value)) for place, value in zip(places, values, strict=True)]
+    ranks = list(zip(pd.factorize(heads["section"])[0], map(rank, values), strict=True))
     order = sorted(range(len(heads)), key=ranks.__getitem__)
     return heads[key].iloc[order].merge(rows, on=key)
 

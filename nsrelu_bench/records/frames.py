@@ -74,11 +74,8 @@ def complete(table: "pd.DataFrame") -> "pd.DataFrame":
 
 def _with_types(table: "pd.DataFrame", types: Mapping[str, str]) -> "pd.DataFrame":
     """Return a frame whose columns have these types; copies only those that change."""
-    changed = {
-        name: table[name].astype(kind)
-        for name, kind in types.items()
-        if name in table and table[name].dtype.name != kind
-    }
+    changed: dict[str, Any] = {name: table[name] for name in types if name in table}
+    changed = {n: c.astype(types[n]) for n, c in changed.items() if c.dtype.name != types[n]}
     return table.assign(**changed) if changed else table
 
 
