@@ -18,7 +18,6 @@ from nsrelu_bench.compare.grouping import (
     rank,
     settings_of,
     varies,
-    varying_settings,
 )
 from nsrelu_bench.compare.labels import is_percent
 from nsrelu_bench.compare.outcomes import (
@@ -193,8 +192,7 @@ def compare(
     by = _choose_tables(settings, by, tune, reference)
     shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune, arms)
-    named = {*by, *tune, *varying_settings(frame, config_columns)}
-    varying = [name for name in settings if name in named]
+    varying = [c for c in settings if c in (*by, *tune) or varies(frame[c])]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
         rows=_sort(rows, sort),
