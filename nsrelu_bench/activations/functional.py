@@ -264,19 +264,6 @@ def _native(x: Tensor, leak: float) -> Tensor:
     return y
 
 
-def _detach(x: Tensor, leak: float) -> Tensor:
-    """Add the difference of the values as a constant; NaN at infinities.
-
-    The order matters: ``f.detach() + b - b.detach()`` overflows from half the largest number on.
-    """
-    b = F.leaky_relu(x, leak)
-    return b + (F.relu(x) - b).detach()
-
-
-def _nsrelu_mismatch(x: Tensor, leak: float) -> Tensor:
-    return _mismatch(F.relu(x.detach()), F.leaky_relu(x, leak))
-
-
 def _pair_native(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
     """Let autograd record the backward function, then overwrite the values.
 
@@ -289,7 +276,10 @@ def _pair_native(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tens
 
 
 def _pair_detach(x: Tensor, forward: Elementwise, backward: Elementwise) -> Tensor:
-    """Add the difference of the values as a constant; rounds once more, NaN at infinities."""
+    """Add the difference of the values as a constant; rounds once more, NaN at infinities.
+
+    The order matters: ``f.detach() + b - b.detach()`` overflows from half the largest number on.
+    """
     b = backward(x)
     return b + (forward(x.detach()) - b.detach())
 
@@ -424,9 +414,9 @@ def _bind(part: _Part, training: bool) -> Elementwise:
 # The implementations of NSReLU: f(x, leak).
 IMPLS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "native": _native,
-    "detach": _detach,
+    "detach": lambda x, leak: _pair_detach(x, F.relu, partial(F.leaky_relu, negative_slope=leak)),
     "function": _nsrelu_function,
-    "mismatch": _nsrelu_mismatch,
+    "mismatch": lambda x, leak: _mismatch(F.relu(x.detach()), F.leaky_relu(x, leak)),
 }
 
 # The same of any other pair: f(x, forward, backward).

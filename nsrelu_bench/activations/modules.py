@@ -189,13 +189,8 @@ def true_gradients(model: nn.Module) -> Iterator[int]:
 
 def _own(name: str) -> Callable[..., nn.Module]:
     """Return a constructor for the module of a function that has none in PyTorch."""
-
-    def make(*parameters: float) -> nn.Module:
-        return Surrogate(
-            FunctionSpec(name, parameters or tuple(FUNCTION_PARAMETERS[name].values()))
-        )
-
-    return make
+    defaults = tuple(FUNCTION_PARAMETERS[name].values())
+    return lambda *parameters: Surrogate(FunctionSpec(name, parameters or defaults))
 
 
 #: A module of every function of `config.FUNCTION_PARAMETERS`.
