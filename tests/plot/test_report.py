@@ -95,7 +95,6 @@ def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
     assert report._command("x") == report._command([]) == ""
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_figure_is_shown_or_said_to_be_missing() -> None:
     assert set(report.ORDER) == set(FIGURES)
