@@ -6,7 +6,6 @@ threshold units. A network with one hidden layer learns them by SGD, one example
 ``findings/slow_regression`` was made by::
 
     python -m examples.slow_regression run
-    python -m examples.slow_regression run --mean-norm 2.333 --arms "relu, ..., up(0.1)"
     python -m examples.slow_regression table
 
 All seeds learn side by side, and every arm gets the same examples. An arm that is in ``runs.csv``

@@ -58,6 +58,13 @@ COUNTS = """
 23 | slow_regression | norm 3.041 | leaky_relu(0.1)/relu | lost plasticity
 23 | slow_regression | norm 3.041 | nsrelu(0.1) | diverged
 23 | slow_regression | norm 3.041 | nsrelu(0.1) bias_decay=0.001 | diverged
+24 | slow_regression | norm 3.041 | reflected(0.1) | diverged
+24 | slow_regression | norm 3.041 | quadratic(0.01) | diverged
+24 | slow_regression | norm 3.041 | projected(0.1) | diverged
+24 | slow_regression | norm 3.041 | reflected(0.1) weight_decay=0.0001 | diverged
+24 | slow_regression | norm 3.041 | quadratic(0.01) weight_decay=0.0001 | diverged
+24 | slow_regression | norm 3.041 | projected(0.1) weight_decay=0.0001 | diverged
+24 | slow_regression | norm 3.041 | relu weight_decay=0.0001 | lost plasticity
 25 | slow_regression | norm 3.041 | up(0.1) | diverged
 25 | slow_regression | norm 3.041 | up(0.1) | lost plasticity
 25 | slow_regression | norm 3.041 | up(0.1) if off for all inputs | diverged
