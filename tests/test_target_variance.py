@@ -68,6 +68,7 @@ def test_a_network_that_diverges_is_counted_and_has_no_numbers():
     assert rows[["error", "dead"]].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_settings_are_saved_one_by_one_and_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "examples.target_variance.OPTIMIZERS_AND_RATES", (("sgd", 0.01), ("adam", 0.01))
