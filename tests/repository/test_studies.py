@@ -41,6 +41,7 @@ PLANNED_STUDIES = [
     "tasks_cures",
     "tasks_mnist",
     "backward_slope",
+    "near_minimum",
 ]
 
 #: Those that a script of examples/ made.
