@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,11 +26,17 @@ NATIVE = IMPLS["native"]
 pytestmark = pytest.mark.xdist_group("check")  # what they share is computed once
 
 
+@pytest.fixture(autouse=True)
+def _same_order():
+    with patch.dict(IMPLS):  # which monkeypatch would not give back in its order
+        yield
+
+
 @pytest.fixture(scope="module")
 def checks():
     # Tracing alone: the compiler would take 20 s, and has a test of its own.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
         return run_checks()
 
 
@@ -205,8 +213,8 @@ def test_a_wrong_implementation_is_detected(function, found, missed, monkeypatch
 
 
 def only_case(case):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "CASES", {case: CASES[case]})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(check, "CASES", {case: CASES[case]})
         return {check.subject: check for check in run_checks()}
 
 
@@ -276,8 +284,8 @@ def test_a_table_without_remarks_has_no_gap():
 
 @pytest.fixture(scope="module")
 def gate_checks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(check_cases, "compile_backend", lambda: ("aot_eager", "traced"))
         return run_gate_checks()
 
 
