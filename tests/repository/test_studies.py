@@ -162,7 +162,7 @@ def test_a_number_in_the_text_is_in_a_table(page: Path) -> None:
     links = re.findall(r"\]\((findings/\w+/README\.md)\)", text)
     known = tables("\n".join([text, *((ROOT / link).read_text("utf-8") for link in links)]))
     lines = [line for line in text.splitlines() if not line.startswith(("|", "    ", "**m", "!["))]
-    prose = re.sub(r"`.*?`|\]\(.*?\)|arXiv \S+", "", "\n".join(lines), flags=re.S)
+    prose = re.sub(r"`.*?`|\]\(.*?\)|arXiv\s+\S+", "", "\n".join(lines), flags=re.S)
     missing = set(re.findall(r"\d+\.\d+", prose)) - known - SETTING_NUMBERS
     assert not missing - set(POOLED_DIFFERENCE.split())
 
