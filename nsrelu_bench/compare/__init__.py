@@ -20,7 +20,7 @@ from nsrelu_bench.compare.grouping import (
     varies,
     varying_settings,
 )
-from nsrelu_bench.compare.labels import is_percent, label, scale_of
+from nsrelu_bench.compare.labels import check_metric, is_percent, label, scale_of
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.outcomes import collapsed
 from nsrelu_bench.compare.power import format_plan, plan_seeds
@@ -47,6 +47,7 @@ __all__ = [
     "Comparison",
     "Family",
     "act_order",
+    "check_metric",
     "clopper_pearson",
     "cohen_dz",
     "collapsed",

@@ -10,6 +10,7 @@ from nsrelu_bench.compare.declared_tests import PRIMARY
 from nsrelu_bench.compare.labels import SHORT_LABELS, format_interval, is_percent, label, scale_of
 from nsrelu_bench.compare.outcomes import KEYS
 from nsrelu_bench.compare.statistics import LEAST_VALUES
+from nsrelu_bench.config import METRICS
 from nsrelu_bench.errors import lookup
 from nsrelu_bench.text import decimal_places, format_fixed, format_p
 
@@ -95,7 +96,9 @@ def split_key(key: str) -> tuple[str, str]:
 def metrics_for(columns: Sequence[str], primary: str | None, runs: pd.DataFrame) -> list[str]:
     """Return the metrics to compare so that a table can have these columns."""
     named = [split_key(key)[0] for key in columns if key not in RUN_COUNTS]
-    return list(dict.fromkeys([primary or PRIMARY, *(name for name in named if name in runs)]))
+    return list(
+        dict.fromkeys([primary or PRIMARY, *(n for n in named if n in runs or n in METRICS)])
+    )
 
 
 def _test_column(comparison: Comparison, rows: pd.DataFrame, metric: str, test: str) -> Column:

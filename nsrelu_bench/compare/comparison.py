@@ -8,7 +8,7 @@ import pandas as pd
 
 from nsrelu_bench.compare.baseline import check_pairs, read_baseline, settings_to_match
 from nsrelu_bench.compare.conditions import Baseline, select, split_condition
-from nsrelu_bench.compare.declared_tests import Family, assess_differences, declare_family
+from nsrelu_bench.compare.declared_tests import Family, assess_differences
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     ACT_SETTINGS,
@@ -20,6 +20,7 @@ from nsrelu_bench.compare.grouping import (
     varies,
 )
 from nsrelu_bench.compare.labels import is_percent
+from nsrelu_bench.compare.metric_choice import choose_metrics
 from nsrelu_bench.compare.outcomes import (
     FAILED,
     KEYS,
@@ -39,20 +40,6 @@ from nsrelu_bench.compare.statistics import (
     variance_components,
 )
 from nsrelu_bench.errors import BenchError, UsageError, lookup
-from nsrelu_bench.records import ENVIRONMENT
-
-#: What a table shows by default. LeakyReLU has no exact zeros: what is negative compares it too.
-TABLE_METRICS = (
-    *("test_accuracy", "zero_fraction", "negative_fraction", "dead_fraction"),
-    *("submerged_fraction", "grad_norm"),
-)
-
-#: Columns of a run that are neither configuration nor metric.
-RUN_COLUMNS = (
-    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
-    *("section", "shared", "line", "setting", "group", "is_baseline"),
-    *ENVIRONMENT,
-)
 
 
 @dataclass(frozen=True)
@@ -185,12 +172,13 @@ def compare(
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    runs, config_columns = name_arms(*_readable(runs, config_columns), arms)
+    runs, config_columns = _readable(runs, config_columns)
+    shown, family = choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
+    runs, config_columns = name_arms(runs, config_columns, arms)
     reference = read_baseline(runs, baseline, config_columns)
     config_columns = settings_to_match(runs, config_columns, reference)
     settings = settings_of(runs, config_columns)
     by = _choose_tables(settings, by, tune, reference)
-    shown, family = _choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
     tested, frame = _choose_groups(runs, config_columns, reference, by, where, tune, arms)
     varying = [c for c in settings if c in (*by, *tune) or varies(frame[c])]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
@@ -421,23 +409,3 @@ def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
     ranks = list(zip(pd.factorize(heads["section"])[0], map(rank, values), strict=True))
     order = sorted(range(len(heads)), key=ranks.__getitem__)
     return heads[key].iloc[order].merge(rows, on=key)
-
-
-def _choose_metrics(
-    runs: pd.DataFrame,
-    config_columns: Sequence[str],
-    metrics: Sequence[str] | None,
-    primary: str | None,
-    secondary: Sequence[str] | None,
-    margins: Mapping[str, float] | None,
-) -> tuple[list[str], Family]:
-    """Return the metrics to show, and the family of tests."""
-    measured = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]
-    for metric in metrics or ():
-        lookup(dict.fromkeys(measured), metric, "metric")
-    if not measured:
-        raise BenchError("the runs have no metrics to compare")
-    family = declare_family(measured, primary, secondary, margins)
-    taken = [name for name in TABLE_METRICS if name in measured and runs[name].notna().any()]
-    usual = [family.primary, *taken, *(secondary or ())]
-    return list(dict.fromkeys(metrics or usual)), family

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nsrelu_bench.compare.labels import is_percent, scale_of
+from nsrelu_bench.compare.labels import check_metric, is_percent, scale_of
 from nsrelu_bench.compare.outcomes import KEYS
 from nsrelu_bench.compare.sign_flips import sign_flip_interval, sign_flip_p, step_down_p
 from nsrelu_bench.compare.statistics import (
@@ -22,7 +22,7 @@ from nsrelu_bench.compare.statistics import (
     seeds_needed,
 )
 from nsrelu_bench.config import NUMBER, read_yaml
-from nsrelu_bench.errors import UsageError, lookup
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.records import find_studies
 
 #: The metrics that are tested unless others are declared.
@@ -74,17 +74,16 @@ def declare_family(
     the margins are 0.01 for an accuracy and 0.02 for the zeros.
 
     Raises:
-        UsageError: A metric was not measured, or a margin is not above 0.
+        UsageError: A metric is none or was not measured, or a margin is not above 0.
     """
-    known = dict.fromkeys(measured)
     for name in (*([primary] if primary else []), *(secondary or ()), *(margins or {})):
-        lookup(known, name, "metric")
+        check_metric(name, measured)
     for name, margin in (margins or {}).items():
         if not 0 < margin < math.inf:
             raise UsageError(f"margin of {name} must be above 0, got {margin:g}")
-    usual = [m for m in (PRIMARY, *SECONDARY, *measured) if m in known]
+    usual = [m for m in (PRIMARY, *SECONDARY, *measured) if m in measured]
     first = primary or usual[0]
-    others = [m for m in SECONDARY if m in known] if secondary is None else secondary
+    others = [m for m in SECONDARY if m in measured] if secondary is None else secondary
     return Family(first, tuple(dict.fromkeys(m for m in others if m != first)), dict(margins or {}))
 
 

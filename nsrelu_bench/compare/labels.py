@@ -1,7 +1,10 @@
 """Name metrics in tables and figures, and write their values."""
 
 import math
+from collections.abc import Collection
 
+from nsrelu_bench.config import METRICS, is_own
+from nsrelu_bench.errors import UsageError, unknown
 from nsrelu_bench.text import format_fixed
 
 #: Names of metrics in figures; others are named after their column.
@@ -33,6 +36,22 @@ SHORT_LABELS = {
     "submerged_fraction": "submerged",
     "grad_norm": "grad norm",
 }
+
+
+def check_metric(name: str, known: Collection[str]) -> None:
+    """Check that runs have a metric.
+
+    Raises:
+        UsageError: It is none; or it is a measure that none of the runs took.
+    """
+    if name in known:
+        return
+    if name in METRICS or is_own(name):
+        raise UsageError(
+            f"no run has {name}: runs made before it was added, or without it in measures,"
+            " need --fresh"
+        )
+    raise unknown(name, known, "metric")
 
 
 def label(metric: str) -> str:

@@ -14,6 +14,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nsrelu_bench.compare import check_metric
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.files import replace_file, wrap_write_errors
@@ -135,7 +136,7 @@ def draw_all(
     lookup(STYLES, style, "style")
     sections = group_results(frames, arms=arms, where=where, by=by, baseline=baseline, x=x)
     for name in metrics:
-        lookup(dict.fromkeys(_known_metrics(frames, sections)), name, "metric")
+        check_metric(name, _known_metrics(frames, sections))
     paths = []
     for results, suffix in zip(sections, _suffixes(sections), strict=True):
         for kind in kinds:

@@ -236,3 +236,7 @@ def test_numbers_have_the_places_that_their_error_shows() -> None:
     assert columns.two_digits(0.327, 0.012) == 3
     assert columns.two_digits(1e-7, 1e-8) is None
     assert columns.two_digits(2.0, np.nan) is None
+
+
+def test_the_column_of_a_measure_that_no_run_took_is_asked_for() -> None:
+    assert metrics_for(["weight_norm", "runs"], None, TWO) == ["test_accuracy", "weight_norm"]

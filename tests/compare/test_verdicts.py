@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, row, study
 
-from nsrelu_bench.compare.comparison import TABLE_METRICS, compare
+from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.declared_tests import PRIMARY, SECONDARY, round_up, verdict
 from nsrelu_bench.compare.labels import LABELS, SHORT_LABELS, is_percent, label
+from nsrelu_bench.compare.metric_choice import TABLE_METRICS
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.tables import format_table
 from nsrelu_bench.compare.verdicts import verdicts

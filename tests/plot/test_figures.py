@@ -236,6 +236,15 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text().replace("\n", " ") for text in figure.texts]
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("lr", "unknown metric 'lr'; "), ("weight_norm", "no run has weight_norm: runs made before")],
+)
+def test_only_what_was_measured_can_be_drawn(metric: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        figures.draw_all(FRAMES, tmp_path, ["curves"], ["svg"], metric=metric, arms=["lr"])
+
+
 def test_a_figure_names_its_metric_and_its_seeds() -> None:
     assert texts(drawn("tradeoff", FRAMES)) == [
         "Large marks: mean, 95 % interval, 3 seeds. Dots: single runs.",
