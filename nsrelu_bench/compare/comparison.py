@@ -1,4 +1,16 @@
-"""Compare groups of runs with a baseline: means over seeds, and differences paired by seed."""
+"""Compare groups of runs with a baseline: means over seeds, and differences paired by seed.
+
+The words, which are columns of the frames too:
+
+- group: the runs that differ only in the seed and the replicate; its name is line and setting.
+- line: the activation, with its implementation if it has several: a line of a figure.
+- setting: the other settings that vary within a section, such as "lr=0.2".
+- section: a table of its own, for each combination of the settings `by`.
+- shared: what else all runs of a section have in common.
+- pair: runs with the same number here are compared, seed by seed.
+- arm: a setting that is made part of the activation's label, to be compared like an activation.
+- itt: by intention to treat, over all finished runs; a diverged one has the accuracy of chance.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +35,7 @@ from nsrelu_bench.compare.labels import is_percent
 from nsrelu_bench.compare.metric_choice import choose_metrics
 from nsrelu_bench.compare.outcomes import (
     FAILED,
+    GROUP,
     KEYS,
     collapsed,
     failed_to_train,
@@ -111,7 +124,7 @@ class Comparison:
         That is all others where it is an activation, otherwise those that have a run to pair.
         """
         rows = self.rows[~self.rows["is_baseline"]]
-        paired = rows.groupby(KEYS[:2])["pairs"].transform("max") > 0
+        paired = rows.groupby(GROUP)["pairs"].transform("max") > 0
         return rows if self.baseline_setting == "act" else rows[paired]
 
     @property
@@ -163,8 +176,7 @@ def compare(
         arms: Settings that are compared like activations (`name_arms`).
         by: The settings with a table each; by default study, data set and model.
         where: Conditions as in `select`; the baseline always stays.
-        tune: Settings to choose for each activation, by the smallest share of runs that failed to
-            train, then by the best mean validation accuracy.
+        tune: Settings to choose per activation: fewest failures, then best validation accuracy.
         sort: A metric, the largest mean first, or a setting. By settings, then by activation.
         confidence: The coverage of the intervals.
 
@@ -172,9 +184,9 @@ def compare(
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    runs, config_columns = _readable(runs, config_columns)
-    shown, family = choose_metrics(runs, config_columns, metrics, primary, secondary, margins)
-    runs, config_columns = name_arms(runs, config_columns, arms)
+    runs, columns = _readable(runs, config_columns)
+    shown, family = choose_metrics(runs, columns, metrics, primary, secondary, margins)
+    runs, config_columns = name_arms(runs, columns, arms)
     reference = read_baseline(runs, baseline, config_columns)
     config_columns = settings_to_match(runs, config_columns, reference)
     settings = settings_of(runs, config_columns)
@@ -183,7 +195,7 @@ def compare(
     varying = [c for c in settings if c in (*by, *tune) or varies(frame[c])]
     rows, seeds, tests = _compare_groups(tested, frame, varying, shown, family, confidence)
     return Comparison(
-        rows=_sort(rows, sort),
+        rows=_sort(rows, sort, varying),
         seeds=seeds,
         metrics=tuple(shown),
         family=family,
@@ -276,7 +288,8 @@ def _compare_groups(
     pairs = pair_with_baseline(outcomes(tested, columns))
     found, tests = assess_differences(pairs[pairs["metric"] != FAILED], family, confidence)
     found = found.reset_index()
-    if frame is not tested:
+    hides_some = len(frame) < len(tested)  # then its groups may have shorter names
+    if hides_some:
         pairs, found = (_rename_groups(table, tested, frame) for table in (pairs, found))
     values = outcomes(frame, columns)
     rows = _describe_groups(frame, settings, pairs, confidence)
@@ -285,8 +298,8 @@ def _compare_groups(
         rows = rows.merge(table, how="left", on=KEYS)
     rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
     rows["verdict"] = rows["verdict"].fillna("")
-    marks = frame.drop_duplicates(KEYS[:2])[[*KEYS[:2], "is_baseline"]]
-    rows = rows.merge(marks, on=KEYS[:2])
+    marks = frame.drop_duplicates(GROUP)[[*GROUP, "is_baseline"]]
+    rows = rows.merge(marks, on=GROUP)
     if "sd_rounding" in rows:
         rows["rounding"] = _rounding_range(rows)
     seeds = mean_over_replicates(values, ["value", "survived"]).merge(
@@ -297,13 +310,13 @@ def _compare_groups(
 
 def _rename_groups(table: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a table on groups that are in `new` too, under their names there."""
-    key, run = ["section", "group"], [c for c in ("study", "run_id") if c in old]
-    both = old[[*run, *key]].merge(new[[*run, *key]], on=run, suffixes=("", "_new"))
-    names = both.drop(columns=run).drop_duplicates(key)
-    baselines = names.drop(columns="section_new").set_axis(
-        ["section", "baseline_group", "baseline_new"], axis=1
-    )
-    merged = table.merge(names, on=key).merge(baselines, how="left", on=list(baselines)[:2])
+    run = [c for c in ("study", "run_id") if c in old]
+    both = old[[*run, *GROUP]].merge(new[[*run, *GROUP]], on=run, suffixes=("", "_new"))
+    names = both.drop(columns=run).drop_duplicates(GROUP)
+    of_baseline = {"group": "baseline_group", "group_new": "baseline_new"}
+    baselines = names.drop(columns="section_new").rename(columns=of_baseline)
+    merged = table.merge(names, on=GROUP)
+    merged = merged.merge(baselines, how="left", on=["section", "baseline_group"])
     return merged.assign(
         section=merged.pop("section_new"),
         group=merged.pop("group_new"),
@@ -352,12 +365,12 @@ def _describe_groups(
     frame: pd.DataFrame, settings: Sequence[str], pairs: pd.DataFrame, confidence: float
 ) -> pd.DataFrame:
     """Return one row per group: its settings, its runs by state, and how many failed to train."""
-    key = ["section", "group"]
-    heads = frame.drop_duplicates(key)[[*key, "act", *settings]]
-    heads = heads.merge(_count_states(frame).reset_index(), on=key)
+    heads = frame.drop_duplicates(GROUP)[[*GROUP, "act", *settings]]
+    heads = heads.merge(_count_states(frame).reset_index(), on=GROUP)
     # With replicates the seeds are what varies independently.
-    failing = frame.assign(failed=failed_to_train(frame)).groupby([*key, "seed"])["failed"].mean()
-    rate = failing.groupby(key).agg(["count", "mean"]).reindex(pd.MultiIndex.from_frame(heads[key]))
+    failing = frame.assign(failed=failed_to_train(frame)).groupby([*GROUP, "seed"])["failed"].mean()
+    rate = failing.groupby(GROUP).agg(["count", "mean"])
+    rate = rate.reindex(pd.MultiIndex.from_frame(heads[GROUP]))
     count, mean = rate["count"].to_numpy(dtype=float), rate["mean"].to_numpy(dtype=float)
     low, high = clopper_pearson(np.nan_to_num(count * mean), count, confidence)
     heads = heads.assign(failed_to_train=mean, failed_low=low, failed_high=high)
@@ -365,7 +378,7 @@ def _describe_groups(
     groups = [failures["section"], failures["group"]]
     more, fewer = ((sign * failures["difference"] > 0).groupby(groups).sum() for sign in (1, -1))
     p = pd.Series(mcnemar_p(more, fewer), index=more.index, name="p_failed")
-    return heads.merge(p.reset_index(), how="left", on=key)
+    return heads.merge(p.reset_index(), how="left", on=GROUP)
 
 
 def _count_states(frame: pd.DataFrame) -> pd.DataFrame:
@@ -379,33 +392,35 @@ def _count_states(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _keep_best(frame: pd.DataFrame, tune: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-    """Keep, for each activation, the runs with the best values of the settings `tune`."""
+    """Keep, for each activation, the runs with the best values of the settings `tune`.
+
+    The best have the smallest share of runs that failed to train, then the best mean validation
+    accuracy of the others.
+    """
     if "val_accuracy" not in frame:
         raise BenchError(f"tune {', '.join(tune)}: the runs have no val_accuracy to choose by")
-    key = ["section", "group"]
     accuracy = pd.to_numeric(frame["val_accuracy"], errors="coerce").astype(float)
-    scores = frame[key].assign(
+    scores = frame[GROUP].assign(
         failed=failed_to_train(frame), accuracy=accuracy.where(frame["state"] == "completed")
     )
     # Rounded, so that equal means tie. A tie goes to the first, the smallest value.
-    means = scores.groupby(key, sort=False).mean().round(9).reset_index()
-    groups = frame.drop_duplicates(key)[[*key, "line", *others]].merge(means, on=key)
+    means = scores.groupby(GROUP, sort=False).mean().round(9).reset_index()
+    groups = frame.drop_duplicates(GROUP)[[*GROUP, "line", *others]].merge(means, on=GROUP)
     ranked = groups.sort_values(["failed", "accuracy"], ascending=[True, False], kind="stable")
     best = ranked.drop_duplicates(["section", "line", *others])
-    return frame.merge(best[key], on=key)
+    return frame.merge(best[GROUP], on=GROUP)
 
 
-def _sort(rows: pd.DataFrame, column: str | None) -> pd.DataFrame:
+def _sort(rows: pd.DataFrame, column: str | None, settings: Sequence[str]) -> pd.DataFrame:
     """Order the groups of each section by a metric, falling, or by a setting, rising."""
     if column is None:
         return rows
-    key = ["section", "group"]
-    heads = rows.drop_duplicates(key)
-    metrics, settings = rows["metric"].unique(), heads.columns[2 : heads.columns.get_loc("runs")]
-    lookup(dict.fromkeys([*metrics, *settings]), column, "column to sort by")
+    heads = rows.drop_duplicates(GROUP)
+    metrics = rows["metric"].unique()
+    lookup(dict.fromkeys([*metrics, "act", *settings]), column, "column to sort by")
     if column in metrics:
         heads = rows[rows["metric"] == column]
     values = -heads["mean"] if column in metrics else heads[column]
     ranks = list(zip(pd.factorize(heads["section"])[0], map(rank, values), strict=True))
     order = sorted(range(len(heads)), key=ranks.__getitem__)
-    return heads[key].iloc[order].merge(rows, on=key)
+    return heads[GROUP].iloc[order].merge(rows, on=GROUP)

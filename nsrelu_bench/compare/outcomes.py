@@ -16,7 +16,9 @@ from nsrelu_bench.records import DONE
 #: The metric that is 1 for a run that failed to train, and 0 for others.
 FAILED = "failed_to_train"
 
-KEYS = ["section", "group", "metric"]
+#: What names a group, and one of its metrics.
+GROUP = ["section", "group"]
+KEYS = [*GROUP, "metric"]
 
 
 def chance_accuracy(dataset: str) -> float:
