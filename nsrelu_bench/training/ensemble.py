@@ -163,7 +163,8 @@ def run_ensemble(
                 step += 1
                 _watch(ensemble, active, inputs, labels, epoch, step)
             finished = torch.stack(losses).cpu() if losses else None  # (T, K); waits
-            train_s = (time.perf_counter() - started) / len(active)
+            between_s = sum(member.monitor.between_s for member in active)
+            train_s = (time.perf_counter() - started - between_s) / len(active)
             at = position(config, epoch, step, rate)
             ended = [
                 (member, _end_epoch(ensemble, optimizer, member, at, finished, train_s))

@@ -62,6 +62,10 @@ class Monitor:
     Args:
         config: The run.
         saved: Its `state` from a checkpoint.
+
+    Attributes:
+        watch: The early warning.
+        between_s: Seconds that `after_step` has taken since the last `end_epoch`.
     """
 
     def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
@@ -72,6 +76,7 @@ class Monitor:
         self._between = _restore(saved.get("between"))
         self._best_val_accuracy: float = saved.get("best_val_accuracy", 0.0)
         self._steps: list[Row] = []
+        self.between_s = 0.0
         self.watch = GradientWatch(saved.get("gradient_lost_step"))
 
     def state(self) -> Row:
@@ -104,12 +109,15 @@ class Monitor:
             epoch: The epoch that the step belongs to.
             step: Its number, from 1.
         """
+        labels[:1].cpu()  # waits for the device: what the steps take is not counted here
+        started = time.perf_counter()
         if self.watch.due(step):
             self.watch.look(network, inputs, labels, step)
         if self._measures_after(step):
             self._between = self._measure(network, task, self._between)
             values = _of_training_split(self._between.totals)
             self._steps.append({"epoch": epoch, "step": step, **values})
+        self.between_s += time.perf_counter() - started
 
     def end_epoch(
         self, network: nn.Module, task: Task, at: Row, losses: Tensor | None, train_s: float
@@ -121,7 +129,7 @@ class Monitor:
             task: Whose probe set and splits it is measured on.
             at: The `position` of the run.
             losses: Those of the epoch's steps (T,); None before the first.
-            train_s: Seconds that the steps took.
+            train_s: Seconds that the steps took, without `after_step`.
         """
         clock = [time.perf_counter()]
         epoch, step = at["epoch"], at["step"]
@@ -139,6 +147,7 @@ class Monitor:
             for name, split in (("val", task.data.val), ("test", task.data.test)):
                 loss, accuracy = evaluate(network, task.data, split)
                 metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+            self._note_best(metrics)
             metrics["collapsed"] = self._collapsed(metrics, task)
         else:  # a diverged network has no numbers, even where some can be computed
             metrics = dict(at)
@@ -152,6 +161,7 @@ class Monitor:
             pre_quantiles(network, task.probe_inputs) if last and self._config.measured else []
         )
         measure_s, evaluate_s = (end - start for start, end in itertools.pairwise(clock))
+        measure_s, self.between_s = measure_s + self.between_s, 0.0
         spent = {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
         timing = {"epoch": epoch, "time_s": sum(spent.values()), **spent}
         return Epoch(metrics, layers, timing, diverged_step, steps, quantiles)
@@ -159,6 +169,12 @@ class Monitor:
     def _measure(self, network: nn.Module, task: Task, previous: Measurement | None) -> Measurement:
         probe = task.probe_inputs, task.probe_labels
         return measure(network, *probe, measures=self._measures, previous=previous)
+
+    def _note_best(self, metrics: Mapping[str, Any]) -> None:
+        """Remember the best validation accuracy so far; that before the first step is luck."""
+        if metrics["epoch"]:
+            accuracy = metrics["val_accuracy"] or 0.0
+            self._best_val_accuracy = max(accuracy, self._best_val_accuracy)
 
     def _collapsed(self, metrics: Mapping[str, Any], task: Task) -> int:
         """Return 1 for a network that has unlearned, or learned nothing, and 0 otherwise.
@@ -171,13 +187,12 @@ class Monitor:
         if metrics["epoch"] == 0:
             return 0
         accuracy = metrics["val_accuracy"] or 0.0
-        best = self._best_val_accuracy = max(accuracy, self._best_val_accuracy)
         chance = _class_shares(task.data.val.labels).max().item()
         shares = _class_shares(task.probe_labels)
         guessing = -(shares * shares.log()).sum().item()
         only_class = len(shares) == 1  # guessing is right, and there is nothing to learn
         no_better = accuracy <= chance or metrics["train_loss"] >= EXPLODED * guessing
-        return int(accuracy < best / 2 or (no_better and not only_class))
+        return int(accuracy < self._best_val_accuracy / 2 or (no_better and not only_class))
 
 
 def _class_shares(labels: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
                     monitor.after_step(network, inputs, labels, task, epoch, step)
             # To the CPU: this waits for the device, so that the time is that of the steps.
             finished = torch.stack(losses).cpu() if losses else None
-            train_s = time.perf_counter() - started
+            train_s = time.perf_counter() - started - monitor.between_s
             set_leak(network, config, step / steps)
             at = position(config, epoch, step, rate)
             record = monitor.end_epoch(network, task, at, finished, train_s)

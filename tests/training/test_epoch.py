@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers.tiny_runs import tiny
 
-from nsrelu_bench.training import run
+from nsrelu_bench.training import epoch as measuring
+from nsrelu_bench.training import gradient_watch, run, run_ensemble
 from nsrelu_bench.training.epoch import Monitor
 from nsrelu_bench.training.steps import Task, load_data, make_task
 
@@ -22,6 +23,7 @@ def task() -> Task:
 
 def verdict(monitor: Monitor, task: Task, accuracy: float, loss: float, epoch: int = 1) -> int:
     metrics = {"epoch": epoch, "val_accuracy": accuracy, "train_loss": loss}
+    monitor._note_best(metrics)
     return monitor._collapsed(metrics, task)
 
 
@@ -54,6 +56,38 @@ def test_less_than_half_of_the_best_accuracy_is_a_collapse(task: Task) -> None:
 def test_a_network_with_one_class_has_nothing_to_collapse_from(task: Task) -> None:
     one_class = Task(task.data, task.probe_inputs, torch.zeros(100, dtype=torch.long))
     assert verdict(Monitor(tiny()), one_class, 1.0, 0.0) == 0
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_measuring_between_steps_is_no_time_of_training(
+    stack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def slow(function: Any, seconds: float) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(measuring, "measure", slow(measuring.measure, 100.0))
+    monkeypatch.setattr(measuring, "evaluate", slow(measuring.evaluate, 7.0))
+    config = tiny(probe_every=3, stack=stack > 1, epochs=2)
+    watched = gradient_watch.first_layer_cosine
+    monkeypatch.setattr(gradient_watch, "first_layer_cosine", slow(watched, 10.0))
+    monkeypatch.setattr(gradient_watch, "WATCH_EVERY", 10)
+    seeds = [config.model_copy(update={"seed": seed}) for seed in range(stack)]
+    epochs = run_ensemble(seeds, [None] * stack) if stack > 1 else ({0: e} for e in run(config))
+    before, *after = [records[stack - 1] for records in epochs]
+    assert list(before.timing.values()) == [0, 114, 0, 100, 14]
+    for number, record in enumerate(after, 1):
+        steps = range(1 + after[0].metrics["step"] * (number - 1), record.metrics["step"] + 1)
+        between = 100 * sum(s % 3 == 0 for s in steps) + 10 * sum(s % 10 == 0 for s in steps)
+        assert between > 100
+        spent = {"time_s": between + 114, "train_s": 0, "measure_s": between + 100}
+        assert record.timing == {"epoch": number, "evaluate_s": 14, **spent}
 
 
 @pytest.mark.parametrize(
