@@ -19,7 +19,7 @@ derivatives, as those of any surrogate, but there is no forward mode.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,26 @@ from torch.autograd import Function
 from nsrelu_bench.activations.autograd import Applier, is_plain
 from nsrelu_bench.errors import UsageError
 
-#: Gates that look at whole units.
-UNIT_GATES = ("dead", "rescue")
+
+class Rule(NamedTuple):
+    """Where a gate lets the gradient pass below 0.
+
+    Attributes:
+        moves_x: The way that descent moves x there: 1 up only, -1 down only, 0 both.
+        whole_units: Whether only at units that are off for the whole batch.
+    """
+
+    moves_x: int
+    whole_units: bool
+
+
+#: The rule of each gate; "always" needs none.
+RULES = {
+    "up": Rule(1, whole_units=False),
+    "dead": Rule(0, whole_units=True),
+    "rescue": Rule(1, whole_units=True),
+    "down": Rule(-1, whole_units=False),
+}
 
 NO_FORWARD_MODE = "a gate reads the sign of the gradient: there is no forward mode (jvp)"
 
@@ -54,7 +72,7 @@ def gated_nsrelu(
         return F.relu_(x)  # raises, as it should: before the values are touched
     # Overwriting a view would give it another place in the graph.
     inplace = inplace and plain and not (torch.is_grad_enabled() and x._is_view())
-    if plain and gate in UNIT_GATES and x.device.type == "cpu":
+    if plain and RULES[gate].whole_units and x.device.type == "cpu":
         return _relu_with_revival(x, leak, gate, axes, inplace=inplace)
     return _gated_nsrelu(x, leak, gate, axes, inplace)
 
@@ -86,7 +104,7 @@ def batch_axes(x: Tensor, gate: str, unit_axis: int | None) -> tuple[int, ...]:
     Raises:
         UsageError: It is missing, or there is no such axis.
     """
-    if gate not in UNIT_GATES:
+    if not RULES[gate].whole_units:
         return ()
     axis = 1 if unit_axis is None and x.dim() == 2 else unit_axis
     if axis is None or not -x.dim() <= axis < x.dim():
@@ -128,7 +146,9 @@ class GatedNSReLUFunction(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient that the gate leaves."""
         (y,) = ctx.saved_tensors
-        if ctx.gate not in UNIT_GATES and is_plain() and not torch.is_grad_enabled():
+        rule = RULES[ctx.gate]
+        single = rule.moves_x and not rule.whole_units
+        if single and is_plain() and not torch.is_grad_enabled():
             return _gate_in_one_buffer(grad, y, ctx.leak, ctx.gate), None, None, None, None
         slope = _leaky_slope(grad, y, ctx.leak, True)
         return _gate(slope, grad, y, ctx.gate, ctx.axes), None, None, None, None
@@ -182,26 +202,25 @@ def _gate(
     surrogate: Tensor, grad: Tensor, saved: Tensor, gate: str, axes: tuple[int, ...]
 ) -> Tensor:
     """Return what a gate leaves of a surrogate's gradient; `saved` is ReLU's input or output."""
-    if gate == "up":
-        passes = (grad < 0) & (surrogate < 0)
-    elif gate == "down":
-        passes = (grad > 0) & (surrogate > 0)
-    else:
-        highest = saved.amax(axes, keepdim=True) if axes and saved.numel() else saved
-        passes = highest <= 0
-        if gate == "rescue":
-            passes = passes & (grad < 0) & (surrogate < 0)
+    rule = RULES[gate]
+    passes: Tensor | bool = True
+    if rule.whole_units:
+        passes = (saved.amax(axes, keepdim=True) if axes and saved.numel() else saved) <= 0
+    if rule.moves_x > 0:
+        passes = passes & (grad < 0) & (surrogate < 0)
+    elif rule.moves_x < 0:
+        passes = passes & (grad > 0) & (surrogate > 0)
     return torch.where((saved > 0) | passes, surrogate, 0)
 
 
 def _gate_in_one_buffer(grad: Tensor, y: Tensor, leak: float, gate: str) -> Tensor:
-    """Return what `_gate` does for NSReLU with gate up or down, in one buffer and three kernels.
+    """Return what `_gate` does for NSReLU at single elements, in one buffer and three kernels.
 
     ReLU's gradient is `grad` above 0 and 0 below: the smaller of it and `grad` is `grad` above 0
     and its negative part below, the larger its positive part.
     """
     dx: Tensor = _relu_slope(grad, y, 0)
-    clip = torch.minimum if gate == "up" else torch.maximum
+    clip = torch.minimum if RULES[gate].moves_x > 0 else torch.maximum
     clip(grad, dx, out=dx)
     result: Tensor = _leaky_slope_into(dx, y, leak, True, grad_input=dx)
     return result
@@ -244,7 +263,9 @@ def _revive(
     (dx,), (grad,) = grad_inputs, grad_outputs
     if dx is None or grad is None:
         return None
-    passes = grad.clamp(max=0) if gate == "rescue" else grad
+    passes = grad
+    if moves_x := RULES[gate].moves_x:
+        passes = grad.clamp(max=0) if moves_x > 0 else grad.clamp(min=0)
     return (dx.addcmul_(passes, (highest == 0).to(grad.dtype), value=leak),)
 
 

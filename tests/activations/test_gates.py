@@ -66,6 +66,12 @@ def forms(gate, axis, leak=0.1):
     }
 
 
+def test_a_gate_without_a_rule_passes_nothing_in_silence():
+    for compute in (gates.gated_nsrelu, gates.gated_surrogate):
+        with pytest.raises(KeyError, match="sideways"):
+            compute(torch.randn(3, 2), 0.1, "sideways")
+
+
 @pytest.mark.parametrize("leak", [0.01, 0.1, 0.7, 1.0])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES.items(), ids=str)
 @every_gate

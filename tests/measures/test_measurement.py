@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nsrelu_bench.activations.functional import IMPLS
 from nsrelu_bench.activations.local import LocalLinear
 from nsrelu_bench.activations.modules import MODULES, NSReLU, Surrogate, build
+from nsrelu_bench.config import GATES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures.measurement import measure
 from nsrelu_bench.measures.metrics import MEASURES
@@ -187,7 +188,7 @@ def test_the_extra_gradient_is_the_difference_of_slopes(pair, slope, derivative)
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("gate", ["always", "up", "dead", "rescue", "down"])
+@pytest.mark.parametrize("gate", GATES)
 def test_gates_and_local_layers_have_their_measures(gate, inplace, local):
     layer = LocalLinear if local else nn.Linear
     model = nn.Sequential(

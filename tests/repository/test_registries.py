@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from nsrelu_bench import models
-from nsrelu_bench.activations import NSReLU, modules, named_functions
+from nsrelu_bench.activations import NSReLU, gates, modules, named_functions
 from nsrelu_bench.config import activation_spec, registry
 from nsrelu_bench.data import loading
 from nsrelu_bench.measures import measure
-from nsrelu_bench.plot import figure_specs
+from nsrelu_bench.plot import figure_specs, style
+from nsrelu_bench.tools import ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,10 @@ KNOWN: dict[str, tuple[str, Collection[str]]] = {
         "FUNCTION_PARAMETERS of config/activation_spec.py",
         activation_spec.FUNCTION_PARAMETERS,
     ),
+    "gate": (
+        "GATES of config/activation_spec.py",
+        [gate for gate in activation_spec.GATES if gate != "always"],
+    ),
     "parameter": ("FUNCTION_PARAMETERS of config/activation_spec.py", PARAMETERS),
     "model": ("MODEL_SIZES of config/registry.py", registry.MODEL_SIZES),
     "data set": ("DATASETS of config/registry.py", registry.DATASETS),
@@ -57,6 +62,7 @@ KNOWN: dict[str, tuple[str, Collection[str]]] = {
 CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("activation", "FUNCTIONS of activations/named_functions.py", named_functions.FUNCTIONS),
     ("activation", "MODULES of activations/modules.py", modules.MODULES),
+    ("gate", "RULES of activations/gates.py", gates.RULES),
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
     ("model", "MODELS of models.py", models.MODELS),
     ("data set", "LOADERS of data/loading.py", loading.LOADERS),
@@ -66,6 +72,10 @@ CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
 #: Where else each must be, among others.
 TEXT_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("activation", "docs/activations.md: a card", found_in("docs/activations.md", CARD)),
+    ("gate", "FORMS of tools/ops.py", ops.FORMS),
+    ("gate", "SHADES of plot/style.py", style.SHADES),
+    ("gate", "DASHES of plot/style.py", style.DASHES),
+    ("gate", "docs/activations.md: a card", found_in("docs/activations.md", CARD)),
     ("model", "docs/models.md: a row", found_in("docs/models.md", ROW)),
     ("model", "MODELS_WITH_SITES of tests/test_models.py", MODELS_WITH_SITES),
     ("data set", "docs/datasets.md: a row", found_in("docs/datasets.md", ROW)),
