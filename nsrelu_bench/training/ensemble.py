@@ -163,11 +163,10 @@ def run_ensemble(
                 step += 1
                 _watch(ensemble, active, inputs, labels, epoch, step)
             finished = torch.stack(losses).cpu() if losses else None  # (T, K); waits
-            between_s = sum(member.monitor.between_s for member in active)
-            train_s = (time.perf_counter() - started - between_s) / len(active)
+            spent = time.perf_counter() - started - sum(one.monitor.between_s for one in active)
             at = position(config, epoch, step, rate)
             ended = [
-                (member, _end_epoch(ensemble, optimizer, member, at, finished, train_s))
+                (member, _end_epoch(ensemble, optimizer, member, at, finished, spent / len(active)))
                 for member in active
             ]
         yield {member.index: record for member, record in ended}
