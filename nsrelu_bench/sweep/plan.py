@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -66,13 +66,20 @@ def format_runs(
     if as_json:
         return json.dumps(rows, indent=2) + "\n"
     lines = [
-        f"{'run ' if row['due'] else 'keep'}  {row['state']:11}  {row['run_id']}"
+        f"{_action(row)}  {row['state']:11}  {row['run_id']}"
         + "".join(f"  {name}={_plain(value)}" for name, value in row["settings"].items())
         for row in rows
     ]
     costs = [row["estimated_s"] for row in rows if row["due"]]
     end = f"{len(rows)} runs, {len(costs)} to run{_time(costs, workers, timed=timed)}"
     return "\n".join([*lines, end, ""])
+
+
+def _action(row: Mapping[str, Any]) -> str:
+    """Return what a sweep does with a run; one that is new and not due is left out by --retry."""
+    if row["due"]:
+        return "run "
+    return "skip" if row["state"] == "new" else "keep"
 
 
 def _plain(value: Any) -> str:

@@ -153,9 +153,10 @@ def describe_status(status: Status, metrics: Mapping[str, Any]) -> str:
 def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> list[str]:
     """Return how the runs ended; for a single run, its metrics and its folder.
 
-    `table` has their rows of summary.csv, by run id.
+    `table` has a row of summary.csv for each run that was asked for, by run id. Those that did not
+    end are new ones, which `--retry` does not start.
     """
-    if len(ended) == 1:
+    if len(table) == len(ended) == 1:
         event = ended[0]
         row = dict(table.loc[event.config.run_id])
         values = _values(row, ("test_accuracy", "zero_fraction", "dead_fraction"))
@@ -168,8 +169,14 @@ def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> li
     counts = Counter(event.status.state for event in ended)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     kept = sum(event.kept for event in ended)
-    line = f"{len(ended)} runs in {folder}: {states}"
+    line = f"{_count(len(ended))} in {folder}: {states}"
     collapsed = int((table["collapsed"] == 1).sum()) if "collapsed" in table else 0
     if collapsed:
         line += f"; {collapsed} collapsed"
-    return [line + (f" ({kept} done before)" if kept else "")]
+    line += f" ({kept} done before)" if kept else ""
+    left = len(table) - len(ended)
+    return [line + (f"; {_count(left, 'new ')}, not started because of --retry" if left else "")]
+
+
+def _count(runs: int, kind: str = "") -> str:
+    return f"{runs} {kind}run{'' if runs == 1 else 's'}"

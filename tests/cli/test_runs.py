@@ -180,6 +180,19 @@ def test_failed_runs_of_a_study_are_exit_code_3(study: Path) -> None:
     assert answer.err.count("failed: train_size: digits has 1257") == 2
 
 
+def test_new_runs_that_retry_leaves_out_are_counted(study: Path) -> None:
+    retry = ["sweep", "small.yaml", "--retry", "failed", "--seeds"]
+    ask("sweep", "small.yaml", "--set", "act=relu", "--seeds", "1")
+    assert ask(*retry, "1").out.splitlines()[0] == (
+        "1 run in results/small: 1 completed (1 done before);"
+        " 1 new run, not started because of --retry"
+    )
+    listed = ask(*retry, "2", "--dry-run").out
+    assert [line.split()[:2] for line in listed.splitlines()] == [
+        *(["keep", "completed"], ["skip", "new"], ["skip", "new"], ["skip", "new"], ["4", "runs,"])
+    ]
+
+
 def test_a_run_without_a_folder_is_counted_with_the_others(study: Path) -> None:
     ask("sweep", "small.yaml", "--seeds", "1")
     gone = min(Path("results/small").glob("*/"))
