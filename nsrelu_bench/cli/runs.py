@@ -84,12 +84,22 @@ def train(
         first = merged.pop("seed", 0)
         merged["seeds"] = list(range(first, first + seeds))
     study = make_study(merged, "runs", flag_of)
+    _check_impl(settings[-1].get("impl"), study.runs[0])
     folder = results / study.name
     policy = RunPolicy(fresh, (), 10.0 if checkpoint_after is None else checkpoint_after)
     events = run_all(study.runs, folder, workers=workers or available_cores(), policy=policy)
     _follow(
         study.runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json
     )
+
+
+def _check_impl(asked: str | None, config: "RunConfig") -> None:
+    """Refuse an implementation that is asked for by flag, where a gate has none but its own.
+
+    In files it is left out, as the leak of relu is: a grid may combine it with several activations.
+    """
+    if asked is not None and config.activation.gated and asked != config.impl:
+        raise UsageError(f"--impl: {config.act} has a gate, which needs native, got {asked}")
 
 
 Changes = Annotated[

@@ -161,6 +161,19 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     assert "━".encode() in shown
 
 
+def test_another_implementation_of_a_gate_is_refused(tmp_path: Path) -> None:
+    gated = ["train", "--act", "nsrelu", "--gate", "rescue", *TINY_TRAINING]
+    answer = ask(*gated, "--impl", "detach", cwd=tmp_path)
+    assert (answer.code, answer.err) == (
+        *(2, "nsrelu-bench: --impl: rescue(0.1) has a gate, which needs native, got detach\n"),
+    )
+    assert not (tmp_path / "results").exists()
+    file = tmp_path / "config.yaml"
+    file.write_text("{act: rescue(0.1), impl: detach, dataset: digits, epochs: 1, width: 4}")
+    assert ask("train", "--config", str(file), "--impl", "native", cwd=tmp_path).code == 0
+    assert ask("train", "--config", str(file), cwd=tmp_path).out.count("done before") == 1
+
+
 # Studies.
 
 
