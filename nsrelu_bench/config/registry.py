@@ -119,7 +119,7 @@ METRICS: dict[str, str] = {
     for score, text in SCORES.items()
 } | SITE_MEASURES
 
-#: The figures that can be drawn; the code is in plot/figures.py.
+#: The figures that can be drawn; PLANS in plot/figure_specs.py says how.
 FIGURES: dict[str, str] = {
     "curves": "metrics over epochs",
     "tradeoff": "accuracy against sparsity",

@@ -54,8 +54,8 @@ def run_all(
 ) -> Generator[Event, None, None]:
     """Run all that is due, each run in its folder below `study`; yields an event per epoch and end.
 
-    Closing the iterator ends the running runs as interrupted. It waits for runs that another
-    process is running.
+    The last event comes when all have ended, those that another process is running too. Closing the
+    iterator ends the running runs as interrupted.
 
     Args:
         runs: What to run.
