@@ -17,7 +17,8 @@ TABLE_METRICS = (
 
 #: Columns of a run that are neither configuration nor metric.
 RUN_COLUMNS = (
-    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step", "epoch", "step"),
+    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
+    *("epoch", "step", "task"),
     *("section", "shared", "line", "setting", "group", "is_baseline"),
     *ENVIRONMENT,
 )
