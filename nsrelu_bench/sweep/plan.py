@@ -124,8 +124,15 @@ def time_epoch(config: RunConfig) -> float:
     examples = min(batches * config.batch_size, total)
     changes = {"epochs": 2, "tasks": 1, "train_size": None if examples == total else examples}
     *_, last = run(config.model_copy(update=changes))
-    measuring = last.timing["measure_s"] + last.timing["evaluate_s"]
-    return float(last.timing["train_s"] * total / examples + measuring)
+    measuring = last.timing["measure_s"] * _measurements(config, total)
+    measuring /= _measurements(config, examples)
+    return float(last.timing["train_s"] * total / examples + measuring + last.timing["evaluate_s"])
+
+
+def _measurements(config: RunConfig, examples: int) -> float:
+    """Return how often an epoch of so many examples is measured on average: at its end, between."""
+    every = config.probe_every
+    return 1 + examples / config.batch_size / every if every else 1.0
 
 
 def _earlier_epochs(study: Path) -> dict[Key, float]:

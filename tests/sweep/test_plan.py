@@ -67,6 +67,9 @@ def test_a_timed_epoch_scales_with_the_training_data(
     assert asked[0].train_size == 2048
     assert (asked[0].epochs, asked[0].tasks) == (2, 1)
     assert seconds == pytest.approx(2 * total / 2048 + 0.75)
+    between = time_epoch(config.model_copy(update={"probe_every": 8}))
+    share = (1 + total / 64 / 8) / (1 + 2048 / 64 / 8)  # of measurements
+    assert between == pytest.approx(2 * total / 2048 + 0.5 * share + 0.25)
     assert not list(tmp_path.iterdir())
 
 
