@@ -6,8 +6,11 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from nsrelu_bench.cli import app as cli
@@ -15,6 +18,8 @@ from nsrelu_bench.compare.grouping import format_setting
 from nsrelu_bench.compare.statistics import t_half_width
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
+from nsrelu_bench.data import load_dataset
+from nsrelu_bench.models import build_model
 from nsrelu_bench.records import load_runs
 from nsrelu_bench.text import format_fixed, format_p
 
@@ -42,6 +47,7 @@ PLANNED_STUDIES = [
     "tasks_mnist",
     "backward_slope",
     "near_minimum",
+    "deep_rescue",
 ]
 
 #: Those that a script of examples/ made.
@@ -253,6 +259,22 @@ def arm_name(settings: pd.Series) -> str:
     act, *others = settings.items()
     given = [(k, v) for k, v in others if v]
     return " ".join([act[1], *(k if v is True else f"{k}={v:g}" for k, v in given)])
+
+
+@pytest.mark.parametrize("depth", [3, 20, 30, 50])
+def test_the_share_of_units_off_for_a_whole_batch_is_as_told(depth: int) -> None:
+    images = (data := load_dataset(RunConfig())).inputs(data.train.images[:64])
+    shares = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network, values = build_model(RunConfig(act="relu", depth=depth), (1, 28, 28), 10), images
+        for module in network:
+            values = module(values)
+            if isinstance(module, nn.ReLU):
+                shares.append((values == 0).all(0).float().mean().item())
+    by_site = np.reshape(shares, (3, depth)).mean(0)
+    readme = (ROOT / "findings" / "deep_rescue" / "README.md").read_text(encoding="utf-8")
+    assert f"| {depth} | {100 * by_site.mean():.0f} % | {100 * by_site[-1]:.0f} % |" in readme
 
 
 @cache
