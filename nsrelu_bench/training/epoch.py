@@ -109,11 +109,14 @@ class Monitor:
             epoch: The epoch that the step belongs to.
             step: Its number, from 1.
         """
-        labels[:1].cpu()  # waits for the device: what the steps take is not counted here
+        compares, measures = self.watch.due(step), self._measures_after(step)
+        if not compares and not measures:
+            return  # without waiting for the device
+        labels[:1].cpu()  # waits for it: the time of the steps is not counted here
         started = time.perf_counter()
-        if self.watch.due(step):
+        if compares:
             self.watch.look(network, inputs, labels, step)
-        if self._measures_after(step):
+        if measures:
             self._between = self._measure(network, task, self._between)
             values = _of_training_split(self._between.totals)
             self._steps.append({"epoch": epoch, "step": step, **values})

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_less_than_half_of_the_best_accuracy_is_a_collapse(task: Task) -> None:
 def test_a_network_with_one_class_has_nothing_to_collapse_from(task: Task) -> None:
     one_class = Task(task.data, task.probe_inputs, torch.zeros(100, dtype=torch.long))
     assert verdict(Monitor(tiny()), one_class, 1.0, 0.0) == 0
+
+
+@pytest.mark.parametrize(("step", "waits"), [(1, False), (3, True)])
+def test_only_measuring_waits_for_the_device(task: Task, step: int, waits: bool) -> None:
+    on_meta = torch.empty(2, 4, device="meta")  # has no values to wait for
+    monitor = Monitor(tiny(probe_every=3))
+    with pytest.raises(NotImplementedError) if waits else nullcontext():
+        monitor.after_step(torch.nn.Linear(4, 2), on_meta, on_meta[:, 0], task, 1, step)
 
 
 @pytest.mark.parametrize("stack", [1, 3])
