@@ -494,6 +494,7 @@ def test_a_changed_source_is_another_run(kind: str, folder: Path) -> None:
         check_inputs(folder / "run", config)
 
 
+@pytest.mark.slow
 def test_own_parts_are_chosen_and_drawn_like_others(folder: Path) -> None:
     names = ("mine:twice", "mine:twice(3)", "relu")
     list(run_all([tiny(act=act, measures="all,mine:Zeros") for act in names], folder / "r"))

@@ -143,6 +143,7 @@ def test_every_named_activation_has_a_card_with_its_default(name):
     assert len(cards[name]) > 50
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation_run():
     result = doctest.testfile(str(CARDS), module_relative=False)
     assert result.failed == 0

@@ -87,6 +87,7 @@ def test_plot_chooses_as_compare_does(trained: Path) -> None:
     assert answer.err == "nsrelu-bench: x is for the figure line, got curves\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_is_written_next_to_its_runs(trained: Path) -> None:
     answer = ask("report", "results/runs", cwd=trained)
@@ -121,6 +122,7 @@ def test_without_results_it_says_how_to_create_some(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_summary_without_runs_gives_all_but_epochs(trained: Path, tmp_path: Path) -> None:
     ask("compare", cwd=trained)  # writes the summary
@@ -135,6 +137,7 @@ def test_a_summary_without_runs_gives_all_but_epochs(trained: Path, tmp_path: Pa
     assert "No figure curves: it needs run folders" in (study / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_study_elsewhere_is_a_baseline_by_its_path(trained: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):

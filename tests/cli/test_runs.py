@@ -41,6 +41,7 @@ def settings(folder: Path, name: str) -> set[object]:
     return {read_yaml(path)[name] for path in folder.glob("results/*/*/config.yaml")}
 
 
+@pytest.mark.slow
 def test_the_default_run_learns_to_read_digits(tmp_path: Path) -> None:
     answer = ask("train", "--act", "nsrelu", "--leak", "0.1", cwd=tmp_path)
     (folder,) = tmp_path.glob("results/runs/*/")

@@ -302,6 +302,7 @@ def test_nonsense_gets_one_exact_line(text, settings, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_text_is_a_label_or_a_one_line_error(text):
     try:

@@ -71,6 +71,7 @@ def test_one_seed_and_one_epoch_are_enough(kind: str) -> None:
 # What is the same everywhere.
 
 
+@pytest.mark.slow
 def test_an_activation_has_the_same_colour_in_each_figure() -> None:
     color = activation_style("nsrelu(0.1)").color
     fewer = FRAMES.runs[FRAMES.runs["act"] != "relu"]
@@ -245,6 +246,7 @@ def test_only_what_was_measured_can_be_drawn(metric: str, said: str, tmp_path: P
         figures.draw_all(FRAMES, tmp_path, ["curves"], ["svg"], metric=metric, arms=["lr"])
 
 
+@pytest.mark.slow
 def test_a_figure_names_its_metric_and_its_seeds() -> None:
     assert texts(drawn("tradeoff", FRAMES)) == [
         "Large marks: mean, 95 % interval, 3 seeds. Dots: single runs.",

@@ -120,6 +120,7 @@ def test_nothing_is_loaded_and_ids_do_not_clash(lost_page: str) -> None:
 EVIL = "<script>alert('&1')</script>"
 
 
+@pytest.mark.slow
 def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("tradeoff", "gradient_depth"))
     runs = LOST_RUNS.runs.assign(study=EVIL, dataset=EVIL)
@@ -168,6 +169,7 @@ def test_a_study_of_only_the_baseline_has_a_page(monkeypatch: pytest.MonkeyPatch
     assert "None: every run completed, and no gradient was lost." in text
 
 
+@pytest.mark.slow
 def test_a_report_is_written_from_run_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, re
     assert "\n" not in str(status.error)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_an_environment_of_other_types_is_ignored(results: Path) -> None:
     contents = (DEEP, "[]", '{"packages": 1, "command": 7, "platform": [], "torch": {}}')
@@ -134,6 +135,7 @@ def test_a_summary_of_other_types_is_one_line(results: Path, column: str, value:
 ESCAPE = "\x1b[2J\x07\u202e"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_no_control_character_reaches_the_terminal(results: Path) -> None:
     status = {"state": "failed", "error": f"a{ESCAPE}b\nnsrelu-bench: all is well"}
@@ -150,6 +152,7 @@ def test_no_control_character_reaches_the_terminal(results: Path) -> None:
         assert not [line for line in answer.err.splitlines() if line == "nsrelu-bench: all is well"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_names_that_are_not_text_are_compared(results: Path) -> None:
     (results / RELU_RUN).rename(results / "run\udcff")

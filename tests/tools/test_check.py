@@ -51,6 +51,7 @@ def outcomes(name, function, monkeypatch, cases):
     return {check.case: check for check in run_checks() if check.subject == name}
 
 
+@pytest.mark.slow
 def test_every_implementation_is_checked_in_every_case(checks):
     expected = [(impl, case) for impl in (*IMPLS, NATIVE_IN_PLACE) for case in CASES]
     assert [(check.subject, check.case) for check in checks] == expected
@@ -203,6 +204,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "found", "missed"), WRONG.values(), ids=WRONG)
 def test_a_wrong_implementation_is_detected(function, found, missed, monkeypatch):
     results = outcomes("wrong", function, monkeypatch, found | missed)
@@ -289,6 +291,7 @@ def gate_checks():
         return run_gate_checks()
 
 
+@pytest.mark.slow
 def test_every_gate_agrees_or_is_documented_not_to(gate_checks):
     assert [(check.subject, check.case) for check in gate_checks] == [
         (g, c) for g in GATED for c in GATE_CASES

@@ -180,6 +180,7 @@ def scale_weights(patch: pytest.MonkeyPatch, seed: int, factor: float) -> None:
     patch.setattr(steps, "build_model", scaled)
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_does_not_change_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
