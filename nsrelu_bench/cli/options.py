@@ -286,11 +286,14 @@ CheckpointAfter = Annotated[
         variable=True,
     ),
 ]
+#: What runs can also be logged to.
+LOGGERS = ("tensorboard", "mlflow")
+
 Log = Annotated[
     list[str] | None,
     make_option(
         *("--log", "Also log runs, with commas: tensorboard, mlflow", "", "NAMES"),
-        names=("tensorboard", "mlflow"),
+        names=LOGGERS,
         section=RUNNING,
     ),
 ]

@@ -18,10 +18,11 @@ from nsrelu_bench.text import split_names
 
 if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig
-    from nsrelu_bench.sweep import Event, Executor
+    from nsrelu_bench.sweep import Event, Executor, RunPolicy
 from nsrelu_bench.cli.app import PROGRAM, TRACEBACK, command
 from nsrelu_bench.cli.options import (
     CLUSTER,
+    LOGGERS,
     RUNNING,
     AsJson,
     CheckpointAfter,
@@ -77,7 +78,7 @@ def train(
     Results go to RESULTS/runs. Runs that are done are kept; an interrupted run resumes.
     """
     from nsrelu_bench.config import make_study, override, read_run
-    from nsrelu_bench.sweep import RunPolicy, run_all
+    from nsrelu_bench.sweep import run_all
 
     merged = functools.reduce(override, settings, read_run(config) if config else {})
     if seeds is not None:
@@ -86,7 +87,7 @@ def train(
     study = make_study(merged, "runs", flag_of)
     _check_impl(settings[-1].get("impl"), study.runs[0])
     folder = results / study.name
-    policy = RunPolicy(fresh, (), 10.0 if checkpoint_after is None else checkpoint_after)
+    policy = _policy(fresh, (), checkpoint_after)
     events = run_all(study.runs, folder, workers=workers or available_cores(), policy=policy)
     _follow(
         study.runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json
@@ -202,7 +203,7 @@ def sweep(
     """
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
-    from nsrelu_bench.sweep import RunPolicy, group_into_jobs, plan_runs, run_all
+    from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
     from nsrelu_bench.sweep.plan import format_runs
 
     options = {"data_dir": data_dir, "stack": stack, "seeds": seeds, "replicates": replicates}
@@ -210,7 +211,7 @@ def sweep(
     overrides |= {name: value for name, value in options.items() if value is not None}
     study = read_study(config, overrides)
     folder = results / study.name
-    policy = RunPolicy(fresh, retry or (), 10.0 if checkpoint_after is None else checkpoint_after)
+    policy = _policy(fresh, retry or (), checkpoint_after)
     runs = study.runs
     if shard:
         jobs = list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]]
@@ -243,11 +244,19 @@ def _executor(
     return RayExecutor(address=address, collect=collect, gpus=gpus)
 
 
+def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "RunPolicy":
+    from nsrelu_bench.sweep import RunPolicy
+
+    if checkpoint_after is None:
+        return RunPolicy(fresh, retry)
+    return RunPolicy(fresh, retry, checkpoint_after)
+
+
 def _loggers(names: list[str] | None, tensorboard: bool) -> list[str]:
     """Return the loggers that are asked for, each once."""
     asked = [*split_names(names), *(["tensorboard"] if tensorboard else [])]
     for name in asked:
-        lookup({"tensorboard": True, "mlflow": True}, name, "logger")
+        lookup(dict.fromkeys(LOGGERS), name, "logger")
     return list(dict.fromkeys(asked))
 
 

@@ -74,7 +74,7 @@ def declare_family(
     the margins are 0.01 for an accuracy and 0.02 for the zeros.
 
     Raises:
-        UsageError: A metric is none or was not measured, or a margin is not above 0.
+        UsageError: There is no such metric, it was not measured, or a margin is not above 0.
     """
     for name in (*([primary] if primary else []), *(secondary or ()), *(margins or {})):
         check_metric(name, measured)

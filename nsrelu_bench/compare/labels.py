@@ -42,7 +42,7 @@ def check_metric(name: str, known: Collection[str]) -> None:
     """Check that runs have a metric.
 
     Raises:
-        UsageError: It is none; or it is a measure that none of the runs took.
+        UsageError: There is no such metric, or no run has measured it.
     """
     if name in known:
         return

@@ -1,4 +1,4 @@
-"""Choose the metrics that are shown and tested, and say what is no metric."""
+"""Choose the metrics that are shown and tested; settings and identifiers are not metrics."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,10 +34,10 @@ def choose_metrics(
 ) -> tuple[list[str], Family]:
     """Return the metrics to show, and the family of tests.
 
-    `config_columns` are all that is configuration, also what is part of a label by now.
+    `config_columns` are all settings, including those that `name_arms` has put into labels.
 
     Raises:
-        UsageError: A metric is none, or no run has it.
+        UsageError: There is no such metric, or no run has it.
         BenchError: The runs have no metrics.
     """
     measured = [str(c) for c in runs if c not in {*config_columns, *RUN_COLUMNS}]

@@ -137,9 +137,9 @@ def seeds_needed(
     """Return about how many seeds show a result with that power, rounded up, as (K,).
 
     `difference` is the true mean of the paired differences, `sd` (K,) their standard deviation. The
-    result is a difference or equivalence within `margin`, whichever needs fewer seeds; a margin of
-    NaN is none. Each of `tests` tests has the level `ALPHA` / tests. Infinite where neither can be
-    shown, NaN where `sd` is NaN.
+    result is a difference or equivalence within `margin`, whichever needs fewer seeds; NaN
+    means no margin. Each of `tests` tests has the level `ALPHA` / tests. Infinite where neither
+    can be shown, NaN where `sd` is NaN.
 
     Source: Guenther 1981 (difference); Schuirmann 1987 (equivalence).
     """

@@ -36,8 +36,8 @@ def gradient_depth(
 ) -> Axes:
     """Draw a heat map of a metric by epoch and layer, the first layer at the bottom.
 
-    The mean is over the completed runs of one group, or if there are none, over the diverged ones
-    up to their end. Hatched cells have no value, grey ones are zero.
+    The mean is over the completed runs of one group. If no run has completed, it is
+    over the diverged ones, up to their end. Hatched cells have no value, grey ones are zero.
 
     Args:
         groups: The runs of one group.
