@@ -148,6 +148,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr  # of a warning too; --quiet would not count it
     assert "NSReLU" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    hypotheses = (tmp_path / "findings" / "deep_rescue" / "index.html").read_text(encoding="utf-8")
+    assert '<ol start="28">' in hypotheses  # a list begins with its own number
 
 
 @pytest.mark.parametrize("page", PAGES)
