@@ -50,9 +50,10 @@ def text_of(page: Path) -> str:
 @cache
 def prose(page: Path) -> str:
     """Return the text of a page without its tables, commands, code and links, on one line."""
-    lines = text_of(page).splitlines()
-    kept = [line for line in lines if not line.startswith(("|", "    ", "**m", "!["))]
-    text = re.sub(r"`.*?`|\]\(.*?\)|arXiv\s+\S+", "", "\n".join(kept), flags=re.S)
+    blocks = [
+        b for b in text_of(page).split("\n\n") if not b.startswith(("    ", "|", "**m", "!["))
+    ]
+    text = re.sub(r"`.*?`|\]\(.*?\)|arXiv\s+\S+", "", "\n\n".join(blocks), flags=re.S)
     return " ".join(text.split())
 
 
@@ -199,6 +200,16 @@ def test_the_table_of_the_spread_is_in_the_data(study: str, conditions: dict[str
         else:
             cells = [act, *numbers, f"{(found < 50).sum()} of {len(arm)}"]
         assert cells in rows(ROOT / "findings" / study / "README.md")
+
+
+def test_how_much_rounding_does_is_in_the_notes_below_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    page = text_of(ROOT / "findings" / "rounding" / "README.md")
+    (note,) = re.findall(r"^    (test accuracy: .*\n    .*)$", page, re.M)
+    printed = CliRunner().invoke(cli.app, ["compare", "findings/rounding"]).stdout
+    assert " ".join(note.split()) in " ".join(printed.split())
 
 
 def test_what_changes_over_thirty_tasks_is_in_the_data() -> None:
