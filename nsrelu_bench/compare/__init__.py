@@ -20,7 +20,13 @@ from nsrelu_bench.compare.grouping import (
     varies,
     varying_settings,
 )
-from nsrelu_bench.compare.labels import check_metric, is_percent, label, scale_of
+from nsrelu_bench.compare.labels import (
+    check_metric,
+    is_percent,
+    label,
+    metrics_among,
+    scale_of,
+)
 from nsrelu_bench.compare.notes import notes
 from nsrelu_bench.compare.outcomes import collapsed
 from nsrelu_bench.compare.power import format_plan, plan_seeds
@@ -63,6 +69,7 @@ __all__ = [
     "join_settings",
     "label",
     "mcnemar_p",
+    "metrics_among",
     "metrics_for",
     "name_arms",
     "name_groups",

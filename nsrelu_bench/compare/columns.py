@@ -7,21 +7,21 @@ import pandas as pd
 
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.declared_tests import PRIMARY
-from nsrelu_bench.compare.labels import SHORT_LABELS, format_interval, is_percent, label, scale_of
+from nsrelu_bench.compare.labels import (
+    RUN_COUNTS,
+    SHORT_LABELS,
+    format_interval,
+    is_percent,
+    label,
+    metrics_among,
+    scale_of,
+)
 from nsrelu_bench.compare.outcomes import KEYS
 from nsrelu_bench.compare.statistics import LEAST_VALUES
 from nsrelu_bench.config import METRICS
 from nsrelu_bench.errors import lookup
+from nsrelu_bench.records import CONFIG_COLUMNS
 from nsrelu_bench.text import decimal_places, format_fixed, format_p
-
-#: Counts of runs, and what each counts.
-RUN_COUNTS = {
-    "runs": "runs of the activation with these settings, one per seed",
-    "diverged": "runs whose loss or weights stopped being finite",
-    "collapsed": "completed runs that are no better than guessing, or far below their best",
-    "failed": "runs that ended with an error",
-    "unfinished": "runs that were interrupted, or are still running",
-}
 
 #: Columns about the differences in a metric; for another than the main one, "metric:diff".
 COLUMN_TESTS = ("diff", "pairs", "p", "verdict")
@@ -95,10 +95,9 @@ def split_key(key: str) -> tuple[str, str]:
 
 def metrics_for(columns: Sequence[str], primary: str | None, runs: pd.DataFrame) -> list[str]:
     """Return the metrics to compare so that a table can have these columns."""
-    named = [split_key(key)[0] for key in columns if key not in RUN_COUNTS]
-    return list(
-        dict.fromkeys([primary or PRIMARY, *(n for n in named if n in runs or n in METRICS)])
-    )
+    there = {*metrics_among(runs, CONFIG_COLUMNS), *METRICS}
+    named = [split_key(key)[0] for key in columns]
+    return list(dict.fromkeys([primary or PRIMARY, *(name for name in named if name in there)]))
 
 
 def _test_column(comparison: Comparison, rows: pd.DataFrame, metric: str, test: str) -> Column:

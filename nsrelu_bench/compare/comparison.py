@@ -82,6 +82,7 @@ class Comparison:
         shared: For each section, the settings that its runs have in common.
         tuned: The settings that were chosen by validation accuracy.
         datasets: The data sets of the runs.
+        chance: The accuracy of guessing on each, with which a diverged run counts.
         environment: What the numbers depend on besides the configuration, such as the version of
             torch, if it is the same for all runs that record it.
         mixed: The values of what differs instead.
@@ -100,6 +101,7 @@ class Comparison:
     shared: Mapping[str, str]
     tuned: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    chance: Mapping[str, Sequence[float]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     copies: Mapping[tuple[str, str], int] = field(default_factory=dict)

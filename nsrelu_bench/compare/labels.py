@@ -1,11 +1,28 @@
-"""Name metrics in tables and figures, and write their values."""
+"""Tell metrics from other columns, name them in tables and figures, and write their values."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Iterable
 
 from nsrelu_bench.config import METRICS, is_own
 from nsrelu_bench.errors import UsageError, unknown
+from nsrelu_bench.records import CONFIG_COLUMNS, KNOWN_COLUMNS
 from nsrelu_bench.text import format_fixed
+
+#: Counts of runs, and what each counts.
+RUN_COUNTS = {
+    "runs": "runs of the activation with these settings, one per seed",
+    "diverged": "runs whose loss or weights stopped being finite",
+    "collapsed": "completed runs that are no better than guessing, or far below their best",
+    "failed": "runs that ended with an error",
+    "unfinished": "runs that were interrupted, or are still running",
+}
+
+#: The columns that are no metrics: identifiers, settings, states, positions and versions, and what
+#: grouping adds. Of those that this package writes, `METRICS` and the user's own measures are.
+NOT_METRICS = {
+    *KNOWN_COLUMNS,
+    *("section", "shared", "line", "setting", "group", "is_baseline", "pair"),
+} - METRICS.keys()
 
 #: Names of metrics in figures; others are named after their column.
 LABELS = {
@@ -38,6 +55,16 @@ SHORT_LABELS = {
 }
 
 
+def metrics_among(columns: Iterable[Hashable], settings: Collection[str]) -> list[str]:
+    """Return those of the columns that are metrics.
+
+    Args:
+        columns: Columns of the frames of runs, epochs or layers.
+        settings: Those that are configuration here, in addition to the settings of a run.
+    """
+    return [str(c) for c in columns if c not in NOT_METRICS and c not in settings]
+
+
 def check_metric(name: str, known: Collection[str]) -> None:
     """Check that runs have a metric.
 
@@ -51,6 +78,13 @@ def check_metric(name: str, known: Collection[str]) -> None:
             f"no run has {name}: runs made before it was added, or without it in measures,"
             " need --fresh"
         )
+    if name in RUN_COUNTS:
+        share = f"{name}_fraction"
+        instead = share if share in known else f"compare --columns {name}"
+        raise UsageError(f"{name!r} is a number of runs, not a metric; use {instead}")
+    if name in NOT_METRICS:
+        kind = "setting" if name in CONFIG_COLUMNS else "column of a run"
+        raise UsageError(f"{name!r} is a {kind}, not a metric; choose from: {', '.join(known)}")
     raise unknown(name, known, "metric")
 
 

@@ -2,11 +2,10 @@
 
 import math
 
-from nsrelu_bench.compare.columns import RUN_COUNTS, column_name, usual_columns
+from nsrelu_bench.compare.columns import column_name, usual_columns
 from nsrelu_bench.compare.comparison import Comparison
 from nsrelu_bench.compare.grouping import COUNTED_STATES
-from nsrelu_bench.compare.labels import label, scale_of
-from nsrelu_bench.compare.outcomes import chance_accuracy
+from nsrelu_bench.compare.labels import RUN_COUNTS, label, scale_of
 from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
 from nsrelu_bench.compare.statistics import ALPHA, LEAST_SEEDS, LEAST_VALUES, POWER
 from nsrelu_bench.config import CLASSES, METRICS, TEST_IMAGES
@@ -70,8 +69,9 @@ def _failures(comparison: Comparison) -> list[str]:
     if not rows["failed_to_train"].any():
         return []
     levels = [
-        f"{100 * chance_accuracy(name):.3g} %" + f" of {name}" * (name not in CLASSES)
-        for name in comparison.datasets
+        " or ".join(f"{100 * level:.3g} %" for level in found)
+        + f" of {name}" * (name not in CLASSES)
+        for name, found in comparison.chance.items()
     ]
     return [
         "Failed to train: diverged, or collapsed (finite, but no better than guessing, or with "

@@ -21,9 +21,18 @@ GROUP = ["section", "group"]
 KEYS = [*GROUP, "metric"]
 
 
-def chance_accuracy(dataset: str) -> float:
-    """Return the accuracy of guessing; 0 for a data set whose number of classes is not known."""
-    return 1 / CLASSES[dataset] if dataset in CLASSES else 0.0
+def chance_accuracy(runs: pd.DataFrame) -> "pd.Series[float]":
+    """Return the accuracy of guessing for each run: one over the classes of its data set.
+
+    It is 0 where their number is not known: runs of older versions did not record it.
+    """
+    classes = pd.Series(np.nan, index=runs.index)
+    if "dataset" in runs:
+        classes = runs["dataset"].map(CLASSES).astype(float)
+    if "classes" in runs:
+        recorded = pd.to_numeric(runs["classes"], errors="coerce").astype(float)
+        classes = recorded.where(recorded >= 1, classes)
+    return (1 / classes).fillna(0.0)
 
 
 def failed_to_train(runs: pd.DataFrame) -> "pd.Series[float]":
@@ -49,7 +58,7 @@ def outcomes(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """
     finished = frame[frame["state"].isin(DONE)]
     lost = finished["state"] == "diverged"
-    by_chance = finished["dataset"].map(chance_accuracy) if "dataset" in finished else 0.0
+    by_chance = chance_accuracy(finished)
     wide = finished[["section", "group", "is_baseline", "pair", "seed"]].assign(
         study=finished.get("study", ""),
         replicate=finished.get("replicate", 0),

@@ -7,6 +7,7 @@ import pandas as pd
 
 from nsrelu_bench.compare.baseline import MEASURING
 from nsrelu_bench.compare.grouping import format_setting, varies
+from nsrelu_bench.compare.outcomes import chance_accuracy
 from nsrelu_bench.records import ENVIRONMENT, find_mixed
 
 
@@ -15,11 +16,20 @@ def provenance(frame: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, 
     return {
         "shared": dict(zip(frame["section"], frame["shared"], strict=True)),
         "datasets": tuple(map(str, frame["dataset"].unique())) if "dataset" in frame else (),
+        "chance": _chance(frame),
         "studies": tuple(map(str, frame["study"].unique())) if "study" in frame else (),
         "environment": _environment(frame),
         "mixed": find_mixed(frame) | _mixed_probes(frame, config_columns),
         "copies": _copies(frame, config_columns),
     }
+
+
+def _chance(runs: pd.DataFrame) -> dict[str, list[float]]:
+    """Return the accuracy of guessing on each data set; several where only some runs record it."""
+    if "dataset" not in runs:
+        return {}
+    levels = chance_accuracy(runs).groupby(runs["dataset"], sort=False).unique()
+    return {str(name): sorted(found) for name, found in levels.items()}
 
 
 def _mixed_probes(runs: pd.DataFrame, config_columns: Sequence[str]) -> dict[str, list[str]]:

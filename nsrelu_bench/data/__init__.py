@@ -6,7 +6,7 @@ from nsrelu_bench.data.dataset import Dataset, Split
 from nsrelu_bench.data.description import describe, format_description
 from nsrelu_bench.data.downloads import SOURCES as PUBLISHED
 from nsrelu_bench.data.downloads import local_files
-from nsrelu_bench.data.loading import data_digest, load_dataset
+from nsrelu_bench.data.loading import count_classes, data_digest, load_dataset
 
 __all__ = [
     "PUBLISHED",
@@ -15,6 +15,7 @@ __all__ = [
     "augment_batch",
     "cache_folder",
     "cache_problem",
+    "count_classes",
     "data_digest",
     "describe",
     "format_description",

@@ -55,6 +55,15 @@ def data_digest(config: RunConfig) -> str:
     return _load(config).digest
 
 
+def count_classes(config: RunConfig) -> int:
+    """Return the number of classes of a run's data set.
+
+    Raises:
+        BenchError: As `load_dataset`.
+    """
+    return _load(config).classes
+
+
 def folder_path(name: str) -> Path:
     """Return the folder that `folder:PATH` names."""
     return Path(name.removeprefix(FOLDER)).expanduser()

@@ -14,7 +14,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nsrelu_bench.compare import check_metric
+from nsrelu_bench.compare import check_metric, metrics_among
 from nsrelu_bench.config import FIGURES
 from nsrelu_bench.errors import UsageError, lookup
 from nsrelu_bench.files import replace_file, wrap_write_errors
@@ -31,7 +31,7 @@ from nsrelu_bench.plot.layout import (
 )
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import RC, STYLES
-from nsrelu_bench.records import ENVIRONMENT, Results
+from nsrelu_bench.records import Results
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,6 @@ IMAGE_FILES: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None},
 }
-
-#: Columns of the frames, besides the configuration, that are not metrics.
-NOT_METRICS = (
-    *("study", "run_id", "state", "error", "diverged_epoch", "diverged_step"),
-    *("epoch", "step", "task", "layer", "units", "collapsed", "gradient_lost_step"),
-    *ENVIRONMENT,
-)
 
 
 def figure(spec: FigureSpec, style: str = "paper") -> Figure:
@@ -151,9 +144,9 @@ def draw_all(
 
 def _known_metrics(frames: Results, sections: Sequence[GroupedResults]) -> list[str]:
     """Return the names of all metrics that can be drawn, sorted."""
-    known = {*frames.runs, *frames.layers, *(c for results in sections for c in results.metrics)}
-    known |= {"diverged_fraction", "collapsed_fraction"}
-    return sorted(known - {*frames.config_columns, *NOT_METRICS})
+    columns = {*frames.runs, *frames.layers, *(c for results in sections for c in results.metrics)}
+    computed = ("diverged_fraction", "collapsed_fraction")
+    return sorted({*metrics_among(columns, frames.config_columns), *computed})
 
 
 def _suffixes(sections: Sequence[GroupedResults]) -> list[str]:

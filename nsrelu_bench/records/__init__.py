@@ -4,7 +4,7 @@ from nsrelu_bench.records.describe import describe_run
 from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
 from nsrelu_bench.records.export import export
 from nsrelu_bench.records.folders import find_drawable, find_places, find_runs, find_studies
-from nsrelu_bench.records.frames import CONFIG_COLUMNS, find_mixed, to_csv
+from nsrelu_bench.records.frames import CONFIG_COLUMNS, KNOWN_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.leftover_runs import find_leftovers, remove_runs
 from nsrelu_bench.records.merge import Merged, merge_studies, study_name
 from nsrelu_bench.records.reader import Results, load, load_runs
@@ -26,6 +26,7 @@ __all__ = [
     "CONFIG_COLUMNS",
     "DONE",
     "ENVIRONMENT",
+    "KNOWN_COLUMNS",
     "STATES",
     "Merged",
     "Results",

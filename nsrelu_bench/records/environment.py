@@ -46,6 +46,8 @@ def environment(config: RunConfig) -> dict[str, Any]:
     """
     import torch
 
+    from nsrelu_bench.data import count_classes
+
     packages = ("nsrelu-bench", "torch", "numpy", "pandas")
     return {
         "python": platform.python_version(),
@@ -61,6 +63,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "git_commit": git_commit(),
         **input_digests(config, imported=True),
+        "classes": count_classes(config),
         "command": sys.argv,
     }
 
@@ -78,12 +81,22 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def environment_columns(content: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the columns `ENVIRONMENT` of an env.json; None for those that it has no text for."""
+def environment_columns(content: Mapping[str, Any]) -> dict[str, str | int | None]:
+    """Return the columns `ENVIRONMENT` of an env.json; None for those that it has no text for.
+
+    Also the number of `classes`, if it has one: runs of older versions did not record it.
+    """
     packages = content.get("packages")
     found = {**content, **(packages if isinstance(packages, dict) else {})}
     texts = {name: found.get(name) for name in ENVIRONMENT}
-    return {k: shorten(printable(v)) if isinstance(v, str) else None for k, v in texts.items()}
+    columns: dict[str, str | int | None] = {
+        name: shorten(printable(text)) if isinstance(text, str) else None
+        for name, text in texts.items()
+    }
+    classes = content.get("classes")
+    if type(classes) is int and 0 < classes < 2**53:
+        columns["classes"] = classes
+    return columns
 
 
 def instruction_set(flags: str) -> str:

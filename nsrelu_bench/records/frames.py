@@ -27,6 +27,17 @@ COUNTERS = ("lr", "task")
 _ENDED = tuple(field.name for field in fields(Status))
 _METRICS = tuple(name for name in COLUMNS["metrics.csv"] if name not in (*COUNTERS, *_ENDED))
 
+#: The columns that a run has in summary.csv whatever was measured: `classes` is the number of
+#: classes of its data set.
+_OF_RUNS = ("study", "run_id", *_ENDED, *CONFIG_COLUMNS, *ENVIRONMENT, "classes")
+
+#: All columns of the frames of runs, epochs and layers, except for measures of the user's own.
+KNOWN_COLUMNS = tuple(
+    dict.fromkeys(
+        (*_OF_RUNS, *COLUMNS["metrics.csv"], *COLUMNS["layers.csv"], "fingerprint"),
+    )
+)
+
 
 #: Text stays text, even if it looks like a number or a missing value. Whole numbers stay whole
 #: beside missing ones: a seed has more digits than a float.
@@ -42,6 +53,7 @@ TYPES: dict[str, str] = {
         if SETTINGS[name].kind is not bool
     },
     **dict.fromkeys(IDENTIFIERS, TEXT),
+    "classes": WHOLE,
 }
 
 
@@ -62,10 +74,9 @@ def complete(table: "pd.DataFrame") -> "pd.DataFrame":
     The type of whole numbers allows missing values, so that such frames can be concatenated.
     Settings that did not exist when a run was made get the value that all runs had then.
     """
-    known = ["study", "run_id", *_ENDED, *CONFIG_COLUMNS, *ENVIRONMENT]
     measured = [name for name in _METRICS if name in table]
-    others = [name for name in table if name not in (*known, *measured)]
-    table = table.reindex(columns=[*known, *measured, *others])
+    others = [name for name in table if name not in (*_OF_RUNS, *measured)]
+    table = table.reindex(columns=[*_OF_RUNS, *measured, *others])
     for name, usual in ADDED.items():
         if table[name].dtype != type(usual) or table[name].isna().any():
             table[name] = table[name].astype(object).fillna(usual).astype(type(usual))

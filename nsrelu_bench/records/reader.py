@@ -138,7 +138,7 @@ def _merge_places(runs: "pd.DataFrame") -> "pd.DataFrame":
 def _name_apart(runs: "pd.DataFrame") -> "pd.Series[str]":
     """Return the studies' names, with their folders if their results contradict each other."""
     results = runs[runs["state"].isin(DONE)]
-    given = [*CONFIG_COLUMNS, *ENVIRONMENT, "place", "number"]
+    given = [*CONFIG_COLUMNS, *ENVIRONMENT, "classes", "place", "number"]
     results = results.drop(columns=given, errors="ignore").drop_duplicates()
     clashes = results.loc[results.duplicated(["study", "run_id"]), "study"].unique()
     names = runs["study"].copy()

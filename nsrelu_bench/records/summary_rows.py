@@ -105,5 +105,5 @@ def _configuration(folder: Path) -> tuple[Row, str]:
     return {k: printable(v) if isinstance(v, str) else v for k, v in settings.items()}, ""
 
 
-def _environment(folder: Path) -> dict[str, str | None]:
+def _environment(folder: Path) -> dict[str, str | int | None]:
     return environment_columns(read_environment(folder))

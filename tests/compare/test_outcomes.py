@@ -7,6 +7,7 @@ from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, 
 from scipy import stats
 
 from nsrelu_bench.compare import comparison as c
+from nsrelu_bench.compare import notes
 
 
 def test_a_diverged_run_counts_with_the_accuracy_of_chance() -> None:
@@ -40,12 +41,23 @@ def test_runs_that_do_not_say_did_not_collapse() -> None:
     assert (c.compare(TWO, MADE_UP_CONFIG).rows["collapsed"] == 0).all()
 
 
-def test_a_data_set_of_unknown_classes_has_chance_0() -> None:
+@pytest.mark.parametrize(
+    ("recorded", "chance", "said"),
+    [
+        ({}, 0, "(0 % of folder:x)"),
+        ({"classes": 4}, 0.25, "(25 % of folder:x)"),
+        ({"classes": [np.nan, *([4.0] * 17)]}, 0.25, "(0 % or 25 % of folder:x)"),
+    ],
+)
+def test_chance_on_ones_own_data_is_that_of_its_classes(
+    recorded: dict[str, object], chance: float, said: str
+) -> None:
     runs = study(TWO, lose(make_runs("nsrelu(1)", BETTER), [0])).assign(dataset="folder:x")
-    assert row(c.compare(runs, MADE_UP_CONFIG), "nsrelu(1)")["itt_low"] >= 0
-    assert row(c.compare(runs, MADE_UP_CONFIG), "nsrelu(1)")["itt_mean"] == pytest.approx(
-        sum(BETTER[1:]) / 6
-    )
+    comparison = c.compare(runs.assign(**recorded), MADE_UP_CONFIG)
+    found = row(comparison, "nsrelu(1)")
+    assert found["itt_low"] >= 0
+    assert found["itt_mean"] == pytest.approx((chance + sum(BETTER[1:])) / 6)
+    assert any(said in line for line in notes(comparison))
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.8], [0.0, 0.1, 0.2, 0.3]])

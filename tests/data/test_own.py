@@ -98,6 +98,7 @@ def test_a_users_data_set_trains_and_a_change_is_noticed(folder: Path) -> None:
     (run,) = (folder / "out").rglob("my_data-blobs-mlp-*-s0-*")
     recorded = json.loads((run / "env.json").read_text())
     assert recorded["data_digest"] == data_digest(config("blobs"))
+    assert recorded["classes"] == load_dataset(config("blobs")).classes
     assert re.fullmatch("my_data:blobs [0-9a-f]{64}", recorded["source_digest"])
     with (folder / "my_data.py").open("a") as file:
         file.write("# changed\n")

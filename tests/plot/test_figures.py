@@ -239,7 +239,10 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize(
     ("metric", "said"),
-    [("lr", "unknown metric 'lr'; "), ("weight_norm", "no run has weight_norm: runs made before")],
+    [
+        ("lr", "'lr' is a setting, not a metric; "),
+        ("weight_norm", "no run has weight_norm: runs made before"),
+    ],
 )
 def test_only_what_was_measured_can_be_drawn(metric: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):

@@ -152,8 +152,15 @@ def test_a_damaged_environment_is_empty(tmp_path: Path, content: str) -> None:
     assert columns == dict.fromkeys(ENVIRONMENT)
 
 
+@pytest.mark.parametrize("damaged", [0, -3, "4", True, 1e300, 4.0, [4]])
+def test_a_number_of_classes_is_a_whole_one(damaged: object) -> None:
+    assert environment_columns({"classes": 4})["classes"] == 4
+    assert "classes" not in environment_columns({"classes": damaged})
+
+
 def test_every_column_is_recorded() -> None:
     columns = environment_columns(environment(tiny()))
+    assert columns.keys() == {*ENVIRONMENT, "classes"}
     assert {name for name, value in columns.items() if not value} <= {
         "source_digest",
         "stacked",

@@ -1,4 +1,6 @@
 import errno
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +81,19 @@ def test_a_run_replaced_by_another_machines_is_read(copied: Path, name: str) -> 
     path.write_text(path.read_text().replace("completed", "diverged").replace("2.", "1."))
     runs = load_runs(copied).set_index("run_id").loc[RUN]
     assert runs["state"] == "diverged" or str(runs["torch"]).startswith("1.")
+
+
+def test_classes_that_a_run_records_replace_a_row_without(copied: Path, opened: list[str]) -> None:
+    path = copied / RUN / "env.json"
+    content = json.loads(path.read_text())
+    classes = content.pop("classes")
+    path.write_text(json.dumps(content))
+    write_summary(copied)
+    assert math.isnan(load_runs(copied).set_index("run_id").loc[RUN, "classes"])
+    path.write_text(json.dumps(content | {"classes": classes}))
+    opened.clear()
+    assert load_runs(copied).set_index("run_id").loc[RUN, "classes"] == classes == 10
+    assert opened == [RUN]
 
 
 def test_a_change_while_the_summary_is_written_is_not_missed(
