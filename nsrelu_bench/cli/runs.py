@@ -118,7 +118,7 @@ DryRun = Annotated[
 ]
 Timed = Annotated[
     bool,
-    make_option("--time", "With --dry-run: time an epoch of each model", section=RUNNING),
+    make_option("--time", "With --dry-run: time an epoch of each kind of run", section=RUNNING),
 ]
 Retry = Annotated[
     list[str] | None,

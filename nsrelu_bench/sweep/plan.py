@@ -17,11 +17,12 @@ from nsrelu_bench.records import Status
 
 Plan = Sequence[tuple[RunConfig, Status | None, bool]]
 
-#: What an epoch's time depends on.
-COSTS = (
-    *("dataset", "train_size", "model", "width", "depth", "batch_norm", "batch_size"),
-    *("threads", "device", "precision", "compile", "stack"),
-)
+#: The settings that do not change how long an epoch takes. All others do, so that each new one
+#: counts until it is known not to. Of the activation, only its parameters do not.
+WITHOUT_COST = {
+    *("seed", "replicate", "init", "data_dir", "epochs", "tasks"),
+    *("lr", "momentum", "weight_decay", "schedule", "leak_schedule"),
+}
 
 #: Earlier runs to read; more do not improve the estimate.
 MAX_EARLIER = 200
@@ -39,7 +40,7 @@ def format_runs(
         plan: The runs.
         study: The study's folder; times are estimated from the runs in it and in its neighbours.
         workers: Processes that run at once.
-        timed: Whether to time an epoch of each model and data set for that, instead.
+        timed: Whether to time an epoch of each kind of run for that, instead.
         as_json: For programs.
 
     Raises:
@@ -105,7 +106,10 @@ Key = tuple[Any, ...]
 
 
 def _key(config: RunConfig) -> Key:
-    return tuple(getattr(config, name) for name in COSTS)
+    """Return what decides how long an epoch takes: its measurements do more than its steps."""
+    spec = config.activation
+    kind = (spec.forward.name, spec.backward.name, spec.gate, spec.tied)
+    return (*kind, *config.model_dump(exclude={"act", *WITHOUT_COST}).values())
 
 
 def time_epoch(config: RunConfig) -> float:

@@ -1,9 +1,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.tiny_runs import TINY, make
+from helpers.tiny_runs import TINY, make, tiny
 
 from nsrelu_bench import training
 from nsrelu_bench.config import RunConfig, find_varying, make_study, name_run
@@ -32,7 +33,35 @@ def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None
     )
 
 
-def test_an_epoch_of_each_model_is_timed_and_thrown_away(
+@pytest.mark.parametrize(
+    ("settings", "alike"),
+    [
+        ({"seed": 1, "lr": 0.2, "weight_decay": 0.1, "epochs": 3, "schedule": "cosine"}, True),
+        ({"act": "nsrelu(0.3)"}, True),
+        ({"act": "relu"}, False),
+        ({"act": "nsrelu", "gate": "rescue"}, False),
+        ({"act": "leaky_relu(0.1)"}, False),
+        ({"impl": "function"}, False),
+        ({"probe_every": 1}, False),
+        ({"probe_size": 100}, False),
+        ({"measures": "none"}, False),
+        ({"optimizer": "adam"}, False),
+        ({"augment": "crop"}, False),
+        ({"clip_norm": 1.0}, False),
+        ({"redo": 5}, False),
+        ({"local": True}, False),
+    ],
+    ids=str,
+)
+def test_a_time_comes_from_runs_that_take_as_long(
+    settings: dict[str, Any], alike: bool, tmp_path: Path
+) -> None:
+    make(tmp_path / "results" / "before")
+    plan = list(plan_runs([tiny(**settings)], study := tmp_path / "results" / "s"))
+    assert ("from earlier runs" in format_runs(plan, study, 1)) == alike
+
+
+def test_an_epoch_of_each_kind_is_timed_and_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
