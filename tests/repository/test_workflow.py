@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -12,3 +13,11 @@ def test_the_workflow_runs_the_script_of_ci() -> None:
     commands = [step.get("run") for step in workflow["jobs"]["tests"]["steps"]]
     assert commands[-1] == "bash .ci/run"
     assert (ROOT / ".ci" / "run").is_file()
+
+
+@pytest.mark.xdist_group("workflow")
+def test_tests_of_a_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("all tests run in one process here")
+    # pytest-xdist groups by this suffix; without it a group is spread, and nothing else says so.
+    assert request.node.nodeid.endswith("@workflow")
