@@ -275,6 +275,14 @@ def _log(
     return events
 
 
+def _resuming() -> str:
+    """Return the command that resumes this one: what it interrupted is to be retried too."""
+    words = [word for word in sys.argv[1:] if word != "--fresh"]
+    if any(word.partition("=")[0] == "--retry" for word in words):
+        words += ["--retry", "interrupted"]
+    return shlex.join([PROGRAM, *words])
+
+
 def _follow(
     runs: "Sequence[RunConfig]",
     folder: Path,
@@ -295,8 +303,7 @@ def _follow(
         try:
             ended = progress.follow(events, len(runs), varying=varying, quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
-            again = shlex.join([PROGRAM, *(a for a in sys.argv[1:] if a != "--fresh")])
-            print(f"{PROGRAM}: Interrupted. Resume with: {again}", file=sys.stderr)
+            print(f"{PROGRAM}: Interrupted. Resume with: {_resuming()}", file=sys.stderr)
             raise
     failures = [event for event in ended if event.status.state == "failed" and not event.kept]
     if TRACEBACK in sys.argv:

@@ -34,7 +34,8 @@ class Event:
         config: The run.
         status: Its status.
         metrics: Its newest row of metrics.csv, if there is one.
-        kept: It was done before, or another process is running it (state running).
+        kept: It stays as it is: it was done before, or is not among those to retry.
+        elsewhere: Another process is running it, and is waited for.
         traceback: Where the error came from, of a run that failed here.
     """
 
@@ -42,17 +43,13 @@ class Event:
     status: Status
     metrics: dict[str, Any] = field(default_factory=dict)
     kept: bool = False
+    elsewhere: bool = False
     traceback: str | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether another process is running the run."""
-        return self.kept and not self.status.done
 
     @property
     def ended(self) -> bool:
         """Whether the run has no further events."""
-        return self.status.state != "running"
+        return self.kept or self.status.state != "running"
 
 
 @dataclass(frozen=True)
@@ -243,7 +240,7 @@ class Recording:
         try:
             self._writer.__enter__()
         except RunLockedError:
-            return Event(self.config, Status("running"), kept=True)
+            return Event(self.config, Status("running"), elsewhere=True)
         except RunDoneError as done:
             return Event(self.config, done.status, kept=True)
         except Exception as error:

@@ -59,7 +59,8 @@ def follow(
         for event in events:
             view.take(event)
             done = sum(view.shares.values())
-            progress.update(bar, total=runs, completed=done, counts=view.counts(), left="left")
+            counts = view.counts()
+            progress.update(bar, total=view.total, completed=done, counts=counts, left="left")
     return view.ended
 
 
@@ -73,42 +74,47 @@ class _View:
     """
 
     def __init__(self, console: Console, runs: int, varying: Sequence[str]) -> None:
-        self._console, self._runs, self._varying = console, runs, varying
+        self._console, self._varying = console, varying
+        self._single = runs == 1
         self._announced: set[tuple[str, str]] = set()
         self._states: Counter[str] = Counter()
+        self.total = runs
         self.ended: list[Event] = []
         self.shares: dict[str, float] = {}  # how much of each run is done, in [0, 1]
 
     def counts(self) -> str:
         """Return the number of runs that ended, by state."""
-        ended = f"{len(self.ended)} of {self._runs} ended"
+        ended = f"{len(self.ended)} of {self.total} ended"
         others = {k: v for k, v in self._states.items() if k != "completed"}
         return ", ".join([ended, *(f"{count} {state}" for state, count in others.items())])
 
     def take(self, event: Event) -> None:
         """Show an event."""
         config = event.config
+        if event.status.state == "new":  # and stays so
+            self.total -= 1
+            return
         epoch = event.status.epoch or 0
         self.shares[config.run_id] = 1.0 if event.ended else epoch / config.total_epochs
         lost_step = event.metrics.get("gradient_lost_step")
-        if lost_step is not None and self._runs == 1:
+        if lost_step is not None and self._single:
             self._announce(config, f"gradient lost at step {lost_step}: {LOST_GRADIENT}")
         if event.elsewhere:
             self._announce(config, "running in another process; waiting for it")
         elif not event.ended:
-            if self._runs == 1 and event.metrics:
+            if self._single and event.metrics:
                 width = len(str(config.total_epochs))
                 shown = _format_metrics(event)
                 self._print(f"epoch {epoch:{width}}/{config.total_epochs}  {shown}")
         else:
             self.ended.append(event)
-            self._states["done before" if event.kept else event.status.state] += 1
-            if self._runs > 1 and not event.kept:
+            self._states[_why_kept(event) if event.kept else event.status.state] += 1
+            if not self._single and not event.kept:
                 outcome = describe_status(event.status, event.metrics)
                 if lost_step is not None:
                     outcome += f", gradient lost at step {lost_step}"
                 line = f"{name_run(config, self._varying)}: {outcome}  {_format_metrics(event)}"
-                self._print(f"[{len(self.ended)}/{self._runs}] {line}".rstrip())
+                self._print(f"[{len(self.ended)}/{self.total}] {line}".rstrip())
 
     def _announce(self, config: RunConfig, message: str) -> None:
         """Print a message about a run, once."""
@@ -118,6 +124,11 @@ class _View:
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
+
+
+def _why_kept(event: Event) -> str:
+    """Return why a run stays as it is."""
+    return "done before" if event.status.done else "not retried"
 
 
 #: What a lost gradient means.
@@ -160,7 +171,7 @@ def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> li
         event = ended[0]
         row = dict(table.loc[event.config.run_id])
         values = _values(row, ("test_accuracy", "zero_fraction", "dead_fraction"))
-        before = " (done before)" if event.kept else ""
+        before = f" ({_why_kept(event)})" if event.kept else ""
         return [
             f"{name_run(event.config)}: {describe_status(event.status, row)}{before}",
             *filter(None, [", ".join(values)]),
@@ -168,12 +179,13 @@ def closing_lines(ended: list[Event], table: "pd.DataFrame", folder: Path) -> li
         ]
     counts = Counter(event.status.state for event in ended)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    kept = sum(event.kept for event in ended)
-    line = f"{_count(len(ended))} in {folder}: {states}"
+    kept = Counter(_why_kept(event) for event in ended if event.kept)
+    line = f"{_count(len(ended))} in {folder}" + (f": {states}" if states else "")
     collapsed = int((table["collapsed"] == 1).sum()) if "collapsed" in table else 0
     if collapsed:
         line += f"; {collapsed} collapsed"
-    line += f" ({kept} done before)" if kept else ""
+    if kept:
+        line += f" ({', '.join(f'{count} {why}' for why, count in kept.items())})"
     left = len(table) - len(ended)
     return [line + (f"; {_count(left, 'new ')}, not started because of --retry" if left else "")]
 

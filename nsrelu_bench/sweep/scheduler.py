@@ -54,8 +54,9 @@ def run_all(
 ) -> Generator[Event, None, None]:
     """Run all that is due, each run in its folder below `study`; yields an event per epoch and end.
 
-    The last event comes when all have ended, those that another process is running too. Closing the
-    iterator ends the running runs as interrupted.
+    A run that is not due has one event; its state is "new" if it never ran, and is not among those
+    to retry. The last event comes when all have ended, those that another process is running too.
+    Closing the iterator ends the running runs as interrupted.
 
     Args:
         runs: What to run.
@@ -73,8 +74,8 @@ def run_all(
     for config, status, is_due in plan_runs(runs, study, policy):
         if is_due:
             due.append(config)
-        elif status is not None:
-            yield Event(config, status, kept=True)
+        else:
+            yield Event(config, status or Status("new"), kept=True)
     if not due:
         return
     if executor is None:

@@ -35,7 +35,7 @@ def follow(events: Generator[Event, None, None], study: Path) -> Generator[Event
                 run_id = event.config.run_id
                 folder = study / run_id
                 has_one = event.kept and any(folder.glob(EVENT_FILES))
-                if folder.is_dir() and not has_one:
+                if folder.is_dir() and not event.elsewhere and not has_one:
                     if run_id not in logs:
                         for old in folder.glob(EVENT_FILES):
                             old.unlink()

@@ -12,6 +12,7 @@ from helpers.tiny_runs import make
 
 import nsrelu_bench
 from nsrelu_bench.cli.options import VARIABLES
+from nsrelu_bench.cli.runs import _resuming
 from nsrelu_bench.errors import unknown
 from nsrelu_bench.records import read_status
 
@@ -159,6 +160,21 @@ def test_a_signal_ends_at_once_and_keeps_what_was_done(
         status = read_status(folder)
         assert status is not None
         assert status.state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("given", "resuming"),
+    [
+        ("train --fresh --seeds 2", "train --seeds 2"),
+        ("sweep a.yaml --retry failed", "sweep a.yaml --retry failed --retry interrupted"),
+        ("sweep a.yaml --retry=failed", "sweep a.yaml --retry=failed --retry interrupted"),
+    ],
+)
+def test_the_command_that_resumes_also_reruns_what_it_interrupts(
+    given: str, resuming: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nsrelu-bench", *given.split()])
+    assert _resuming() == f"nsrelu-bench {resuming}"
 
 
 @pytest.mark.slow

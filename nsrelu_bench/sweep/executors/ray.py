@@ -118,7 +118,7 @@ class RayExecutor(Executor):
             try:
                 lock = _claim(self._study / config.run_id, self._policy)
             except RunLockedError:
-                self._reports.append(Event(config, Status("running"), kept=True))
+                self._reports.append(Event(config, Status("running"), elsewhere=True))
                 return
             except RunDoneError as done:
                 self._reports.append(Event(config, done.status, kept=True))
