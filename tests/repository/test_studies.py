@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from nsrelu_bench.cli import app as cli
+from nsrelu_bench.compare import declared_family
 from nsrelu_bench.compare.grouping import format_setting
 from nsrelu_bench.compare.statistics import t_half_width
+from nsrelu_bench.config import read_settings
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.records import load_runs
@@ -76,6 +78,15 @@ def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> No
         tuple(format_setting(run.settings[c]) for c in settings) for run in asked
     )
     assert set(runs["state"]) <= {"completed", "diverged"}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_family_that_a_config_declares_is_beside_the_summary(study: str) -> None:
+    config, folder = ROOT / "configs" / f"{study}.yaml", ROOT / "findings" / study
+    declared = {k: v for k, v in read_settings(config).items() if k in ("primary", "secondary")}
+    assert declared_family(folder) == declared
+    if (folder / "study.yaml").exists():
+        assert read_settings(folder / "study.yaml") == read_study(config).asked
 
 
 def test_what_findings_says_of_all_benign_cells_is_in_the_data() -> None:
