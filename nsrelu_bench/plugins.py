@@ -1,6 +1,7 @@
 """Import a user's own parts, named ``package.module:name``, and hash their source."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -114,7 +115,8 @@ def source_digest(name: str) -> str:
     """Return the SHA-256 of the source of a user's own part, without running it.
 
     The source is the file of its module and of every module that it imports, directly or not, from
-    the same folder. Of an installed package, which has a version, it is the module's file alone.
+    the same folder, except for this package, which may be there in a checkout. Of an installed
+    package, which has a version, it is the module's file alone.
 
     Raises:
         UsageError: There is no such module.
@@ -158,14 +160,21 @@ def _sources(module_name: str) -> Iterator[tuple[str, bytes]]:
     installed = root in {Path(path) for path in sysconfig.get_paths().values()} or (
         root.name in ("site-packages", "dist-packages")
     )
-    waiting, seen = [module_name], set[Path]()
+    waiting, names, seen = {module_name}, {module_name}, set[Path]()
     while waiting:
         for file in set(_files(root, waiting.pop())) - seen:
             seen.add(file)
             content = file.read_bytes()
             yield file.relative_to(root).as_posix(), content
             if file.suffix == ".py" and not installed:
-                waiting += _imports(content, list(file.relative_to(root).parent.parts))
+                new = _imports(content, file.relative_to(root).parent.parts) - names
+                names |= new
+                waiting |= {name for name in new if not _is_ours(name) or _is_ours(top)}
+
+
+def _is_ours(module_name: str) -> bool:
+    """Return whether a module is one of this package, which a run records by its version."""
+    return module_name.partition(".")[0] == __package__
 
 
 def _root(top: str) -> Path | None:
@@ -190,18 +199,26 @@ def _files(root: Path, dotted: str) -> Iterator[Path]:
             if file.is_file():
                 yield file
         yield from sorted(place.parent.glob(f"{place.name}.*so"))
+        if not place.is_dir():
+            return  # and no package
 
 
-def _imports(source: bytes, package: list[str]) -> Iterator[str]:
-    """Yield the dotted names that a module of a package may import."""
+@functools.lru_cache(maxsize=1024)
+def _imports(source: bytes, package: tuple[str, ...]) -> frozenset[str]:
+    """Return the dotted names that a module of a package may import.
+
+    Parsing takes most of the time of a digest, and each run takes several digests.
+    """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return
+        return frozenset()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            base = [*base, *(node.module or "").split(".")] if node.module else base
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            base = (*base, *node.module.split(".")) if node.module else base
+            names += (".".join([*base, alias.name]) for alias in node.names)
+    return frozenset(names)

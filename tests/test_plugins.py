@@ -7,7 +7,7 @@ import pytest
 from helpers.tiny_runs import tiny
 
 from nsrelu_bench.errors import BenchError, UsageError
-from nsrelu_bench.plugins import load_plugin, source_digest
+from nsrelu_bench.plugins import _imports, load_plugin, source_digest
 from nsrelu_bench.sweep import execute_run
 
 FILES = {
@@ -36,6 +36,27 @@ def test_a_source_is_all_that_the_module_imports(name: str, folder: Path) -> Non
     before = source_digest("my_parts.nets:net")
     (folder / name).write_text(FILES[name] + "# changed\n")
     assert (source_digest("my_parts.nets:net") == before) == ("unused" in name)
+
+
+def test_this_package_beside_a_source_is_no_part_of_it(folder: Path) -> None:
+    """As in a checkout, where each change of it would make all done runs obsolete."""
+    package = folder / "nsrelu_bench"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (folder / "my_helper.py").write_text("from nsrelu_bench import nsrelu\n")
+    before = source_digest("my_parts.nets:net")
+    (package / "__init__.py").write_text("# changed\n")
+    assert source_digest("my_parts.nets:net") == before
+
+
+def test_a_source_is_parsed_once(folder: Path) -> None:
+    first = source_digest("my_parts.nets:net")
+    parsed = _imports.cache_info().misses
+    assert source_digest("my_parts.nets:net") == first
+    assert _imports.cache_info().misses == parsed
+    (folder / "my_helper.py").write_text("import my_unused\n")
+    assert source_digest("my_parts.nets:net") != first
+    assert _imports.cache_info().misses == parsed + 2  # the changed file, and the one it imports
 
 
 def test_a_source_digest_knows_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
