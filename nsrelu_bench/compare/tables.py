@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.errors import UsageError, unknown
 from nsrelu_bench.records import to_csv
 from nsrelu_bench.text import format_p, split_columns
+
+#: What a verdict can do without in a narrow table: a note says what a number of seeds means, and
+#: the verdicts in words name the margin.
+VERBOSE = re.compile(r"^not shown: (?=[~>])|(?<=equivalent) within .*")
 
 #: csv has `Comparison.rows` alone; latex needs the package booktabs.
 FORMATS = ("table", "csv", "json", "md", "latex")
@@ -147,17 +152,20 @@ def _text(comparison: Comparison, sheets: list[Sheet], width: int | None) -> str
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     with console.capture() as capture:
         for sheet in sheets:
-            console.print(Text(sheet.heading), *_fitted(sheet, width), "", sep="\n")
+            console.print(Text(sheet.heading))
+            for table in _fitted(sheet, width):
+                console.print(table)
+                console.print()
         console.print(Text(below))
     return capture.get()
 
 
 def _fitted(sheet: Sheet, width: int) -> list[Table]:
-    """Fit a table to a terminal: with smaller gaps, shorter headers, or as several tables."""
+    """Fit a table to a terminal: with smaller gaps, shorter texts, or as several tables."""
     close = Sheet(
         sheet.heading,
         [name.replace("diverged", "div.").replace(" ", "\n") for name in sheet.header],
-        [[cell.replace(" ± ", "±") for cell in row] for row in sheet.rows],
+        [[VERBOSE.sub("", cell.replace(" ± ", "±")) for cell in row] for row in sheet.rows],
     )
     for form, gap in ((sheet, 2), (sheet, 1), (close, 1)):
         blocks = split_columns(form.widths, width, gap)

@@ -14,7 +14,7 @@ from helpers.made_up import BETTER, MADE_UP_CONFIG, RELU, TWO, lose, make_runs, 
 
 from nsrelu_bench.compare import columns, metrics_for
 from nsrelu_bench.compare import comparison as c
-from nsrelu_bench.compare.tables import format_table
+from nsrelu_bench.compare.tables import VERBOSE, format_table
 from nsrelu_bench.errors import UsageError
 
 
@@ -94,6 +94,30 @@ def test_medians_can_be_asked_for() -> None:
     comparison = c.compare(TWO, MADE_UP_CONFIG)
     assert "interquartile mean" not in format_table(comparison)
     assert "interquartile mean" in format_table(comparison, detail=True)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "short"),
+    [
+        ("not shown: ~39 seeds", "~39 seeds"),
+        ("not shown: > 10,000 seeds", "> 10,000 seeds"),
+        ("not shown: the difference is 0", "not shown: the difference is 0"),
+        ("equivalent within 1 pp", "equivalent"),
+        ("lower, equivalent within 0.05", "lower, equivalent"),
+        ("higher", "higher"),
+    ],
+)
+def test_a_verdict_in_a_narrow_table_is_short(verdict: str, short: str) -> None:
+    assert VERBOSE.sub("", verdict) == short
+
+
+def test_the_usual_table_fits_a_terminal_in_two_blocks() -> None:
+    runs = study(TWO, make_runs("leaky_relu(0.1)", BETTER)).assign(submerged_fraction=0.25)
+    runs = runs.assign(negative_fraction=runs["zero_fraction"], lr=0.001)
+    text = re.sub(r"\x1b\[\d+m", "", format_table(c.compare(runs, MADE_UP_CONFIG), width=80))
+    heads = [line.split() for line in text.splitlines() if line.startswith("activation ")]
+    assert [head[-1] for head in heads] == ["%", "verdict"]
+    assert "equivalent within 2 pp" in text  # in words, below
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
