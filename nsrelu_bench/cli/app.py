@@ -6,7 +6,6 @@ Everything heavy (torch, pandas, matplotlib) is imported inside the command that
 
 import errno
 import functools
-import importlib.metadata
 import io
 import logging
 import os
@@ -51,7 +50,9 @@ EXIT_SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+        from nsrelu_bench import __version__
+
+        print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 

@@ -26,7 +26,7 @@ def test_help_loads_nothing_heavy() -> None:
         "try: main()\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'scipy', 'ruamel',"
-        " 'filelock'}\n"
+        " 'filelock', 'importlib.metadata'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
