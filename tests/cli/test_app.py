@@ -94,6 +94,7 @@ def test_a_full_output_is_one_line(tmp_path: Path) -> None:
     assert answer.stderr == "nsrelu-bench: standard output: No space left on device\n"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_an_ascii_output_gets_question_marks(tmp_path: Path) -> None:
     for act in ("relu", "nsrelu"):
@@ -142,6 +143,7 @@ def has_trained(folder: Path) -> bool:
     return path.exists() and path.read_text().count("\n") > 2
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "seeds"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "2")]

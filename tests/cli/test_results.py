@@ -34,6 +34,7 @@ def test_compare_writes_to_a_file(trained: Path) -> None:
     assert (trained / "new" / "table.csv").read_text() == shown
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_plot_prints_the_files_that_it_writes(trained: Path) -> None:
     paths = ask("plot", "results/runs", "--kind", "curves, units", cwd=trained).out.split()
@@ -87,6 +88,7 @@ def test_plot_chooses_as_compare_does(trained: Path) -> None:
     assert answer.err == "nsrelu-bench: x is for the figure line, got curves\n"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_is_written_next_to_its_runs(trained: Path) -> None:

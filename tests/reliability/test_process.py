@@ -236,6 +236,7 @@ def test_no_home_or_temporary_folder_is_needed(tmp_path: Path) -> None:
     assert "nsrelu(0.1)" in answer.stdout
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_without_a_network_a_download_is_one_line(
     tmp_path: Path,

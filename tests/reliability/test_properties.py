@@ -217,6 +217,7 @@ def test_metrics_written_read_back_the_same(rows: list[dict[str, float | None]])
 ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @given(
     st.lists(ANY_TEXT | st.sampled_from(["=1", "'=", "''@", "-a(", "+1", "\t", "NA"]), min_size=1)

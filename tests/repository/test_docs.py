@@ -81,6 +81,7 @@ def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_snippet_runs_by_itself(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

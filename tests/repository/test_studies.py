@@ -136,6 +136,7 @@ def words(row: dict) -> list[str]:
     return found
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("number", CLAIMS)
 def test_a_verdict_of_findings_is_what_its_command_shows(

@@ -150,6 +150,7 @@ def same_numbers(study: Path, expected: Path) -> bool:
     return all((folder / n).read_bytes() == (expected / n).read_bytes() for n in names)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_runs_of_a_lost_node_are_repeated_with_the_same_bits(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
@@ -444,6 +445,7 @@ def test_runs_on_cuda_take_a_gpu_and_others_none() -> None:
     assert executor.needs(tiny(threads=2)) == {"CPU": 2.0}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), PRIVATE.items())
 def test_private_names_that_are_set_in_ray_exist(module: str, name: str) -> None:

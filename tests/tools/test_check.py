@@ -51,6 +51,7 @@ def outcomes(name, function, monkeypatch, cases):
     return {check.case: check for check in run_checks() if check.subject == name}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_implementation_is_checked_in_every_case(checks):
     expected = [(impl, case) for impl in (*IMPLS, NATIVE_IN_PLACE) for case in CASES]

@@ -157,6 +157,7 @@ def test_ids_are_those_from_before_ensembles() -> None:
     assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_an_ensemble_gives_the_same_bits_in_a_worker(tmp_path: Path) -> None:
     runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
@@ -267,6 +268,7 @@ for _ in run_all(runs, Path(sys.argv[1]), policy=RunPolicy(checkpoint_after=0)):
 """
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("appended", "stacked_with"),
@@ -381,6 +383,7 @@ def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
         assert status.error == "its process ended with exit code -9"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)

@@ -43,6 +43,7 @@ def test_bits_do_not_depend_on_what_ran_before(
     assert numbers(list(run(tiny(**settings)))) == first
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_bits_are_the_same_in_another_process() -> None:
     code = (
@@ -58,6 +59,7 @@ def test_bits_are_the_same_in_another_process() -> None:
     assert not slow_imports
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_training_leaves_the_process_as_it_was() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -293,6 +295,7 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
