@@ -210,12 +210,9 @@ def _family(
     margins: list[str] | None,
 ) -> dict[str, Any]:
     """Return the family of tests: options win over what the studies declare."""
-    from nsrelu_bench.compare import declared_family, read_margins
+    from nsrelu_bench.compare import choose_family, read_margins
 
-    given: dict[str, Any] = {"primary": primary, "secondary": secondary}
-    given |= declared_family(*paths, keys=[key for key, value in given.items() if value is None])
-    if given["secondary"] == ["none"]:
-        given["secondary"] = []
+    given = choose_family(*paths, primary=primary, secondary=secondary)
     return given | {"margins": read_margins(margins or (), given["primary"] or "test_accuracy")}
 
 
@@ -327,6 +324,8 @@ def _drawn_together(
 def report(
     paths: Paths = None,
     metric: Metric = None,
+    primary: Primary = None,
+    secondary: Secondary = None,
     arm: Arm = None,
     by: By = None,
     where: Where = None,
@@ -353,6 +352,8 @@ def report(
         arms=split_names(arm),
         by=split_names(by) or None,
         where=where or (),
+        primary=primary,
+        secondary=split_names(secondary) or None,
         without=choose_left_out(chosen, all_runs=all_runs),
         all_runs=all_runs,
     )

@@ -4,7 +4,13 @@ from nsrelu_bench.compare.baseline import find_baseline, read_baseline, settings
 from nsrelu_bench.compare.columns import metrics_for
 from nsrelu_bench.compare.comparison import Comparison, compare, summarise
 from nsrelu_bench.compare.conditions import RELU_BASELINE, Baseline, select
-from nsrelu_bench.compare.declared_tests import Family, declared_family, read_margins
+from nsrelu_bench.compare.declared_tests import (
+    Family,
+    choose_family,
+    declared,
+    declared_family,
+    read_margins,
+)
 from nsrelu_bench.compare.grouping import (
     ACT_COLUMNS,
     ACT_SETTINGS,
@@ -54,10 +60,12 @@ __all__ = [
     "Family",
     "act_order",
     "check_metric",
+    "choose_family",
     "clopper_pearson",
     "cohen_dz",
     "collapsed",
     "compare",
+    "declared",
     "declared_family",
     "find_baseline",
     "format_plan",

@@ -28,6 +28,7 @@ from nsrelu_bench.records import find_studies
 #: The metrics that are tested unless others are declared.
 PRIMARY = "test_accuracy"
 SECONDARY = ("zero_fraction", "dead_fraction")
+USUAL_FAMILY = {"primary": PRIMARY, "secondary": list(SECONDARY)}
 
 #: The default margins: smaller differences count as equivalent.
 ACCURACY_MARGIN = 0.01
@@ -87,28 +88,56 @@ def declare_family(
     return Family(first, tuple(dict.fromkeys(m for m in others if m != first)), dict(margins or {}))
 
 
-def declared_family(*paths: Path, keys: Iterable[str] = ("primary", "secondary")) -> dict[str, Any]:
-    """Return what the studies at some paths declare under `keys`, as arguments of `compare`.
+def declared(key: str, *paths: Path) -> dict[Path, Any]:
+    """Return what the study.yaml of each study at some paths says under a key, None for nothing.
 
     Raises:
-        UsageError: Two studies declare different metrics, or a study.yaml can't be read.
+        UsageError: A study.yaml can't be read.
     """
-    found: dict[str, dict[Path, Any]] = {key: {} for key in keys}
-    for study in dict.fromkeys(study for path in paths for study in find_studies(path)):
-        file = study / "study.yaml"
-        settings = read_yaml(file) if file.exists() else {}
-        for key, declared in found.items():
-            if settings.get(key) is not None:
-                declared[file] = settings[key]
-    for key, declared in found.items():
-        first = next(iter(declared), None)
-        for file, value in declared.items():
-            if first and value != declared[first]:
+    files = [study / "study.yaml" for path in paths for study in find_studies(path)]
+    return {
+        file: read_yaml(file).get(key) if file.exists() else None for file in dict.fromkeys(files)
+    }
+
+
+def declared_family(*paths: Path, keys: Iterable[str] = tuple(USUAL_FAMILY)) -> dict[str, Any]:
+    """Return what the studies at some paths declare under `keys`, as arguments of `compare`.
+
+    A study beside another does not change what that one tests, so all must agree; one that declares
+    nothing has the usual metrics.
+
+    Raises:
+        UsageError: Two studies have different metrics, or a study.yaml can't be read.
+    """
+    found = {}
+    for key in keys:
+        values = declared(key, *paths)
+        if all(value is None for value in values.values()):
+            continue
+        full = {
+            file: USUAL_FAMILY[key] if value is None else value for file, value in values.items()
+        }
+        (first, found[key]), *others = full.items()
+        for file, value in others:
+            if value != found[key]:
                 raise UsageError(
-                    f"{first} and {file} declare different {key} metrics, {declared[first]} and "
-                    f"{value}; choose with --{key}"
+                    f"{first.parent} and {file.parent} have different {key} metrics,"
+                    f" {found[key]} and {value}; choose with --{key}"
                 )
-    return {key: next(iter(declared.values())) for key, declared in found.items() if declared}
+    return found
+
+
+def choose_family(
+    *paths: Path, primary: str | None = None, secondary: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the family of tests, as arguments of `compare`: what is given, or what is declared.
+
+    Raises:
+        UsageError: As `declared_family`, of what is not given.
+    """
+    given = {"primary": primary, "secondary": [] if secondary == ["none"] else secondary}
+    missing = [key for key, value in given.items() if value is None]
+    return given | declared_family(*paths, keys=missing)
 
 
 def read_margins(texts: Iterable[str], primary: str) -> dict[str, float]:

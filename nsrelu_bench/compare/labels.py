@@ -78,10 +78,12 @@ def check_metric(name: str, known: Collection[str]) -> None:
             f"no run has {name}: runs made before it was added, or without it in measures,"
             " need --fresh"
         )
-    if name in RUN_COUNTS:
-        share = f"{name}_fraction"
-        instead = share if share in known else f"compare --columns {name}"
-        raise UsageError(f"{name!r} is a number of runs, not a metric; use {instead}")
+    count = name.removesuffix("_fraction")
+    if count in RUN_COUNTS:
+        kind = "number" if name == count else "share"
+        share = f"{count}_fraction"
+        instead = share if share in known else f"compare --columns {count}"
+        raise UsageError(f"{name!r} is a {kind} of runs, not a metric; use {instead}")
     if name in NOT_METRICS:
         kind = "setting" if name in CONFIG_COLUMNS else "column of a run"
         raise UsageError(f"{name!r} is a {kind}, not a metric; choose from: {', '.join(known)}")

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from nsrelu_bench.compare import (
     ACT_COLUMNS,
+    choose_family,
     compare,
-    declared_family,
+    declared,
     format_setting,
     notes,
     sheets_of,
@@ -59,6 +60,8 @@ def write_report(
     arms: Sequence[str] = (),
     by: Sequence[str] | None = None,
     where: Sequence[str] = (),
+    primary: str | None = None,
+    secondary: Sequence[str] | None = None,
     without: Collection[Path] = (),
     all_runs: bool = False,
 ) -> Path:
@@ -74,11 +77,13 @@ def write_report(
     command += ["--baseline", baseline] * (baseline != "relu") + ["--all"] * all_runs
     options = {"--metric": metric or (), "--arm": arms, "--by": by or ()}
     options |= {"--where": where, "--tune": tune}
+    options |= {"--primary": [primary] if primary else [], "--secondary": secondary or ()}
     command += [
         text for flag, values in options.items() for value in values for text in (flag, value)
     ]
     folders = {folder.resolve() for path in paths for folder in find_places(path)[0]}
     folders -= {folder.resolve() for folder in without}
+    questions = declared("question", *paths).values()
     page = render(
         load(*paths, without=without),
         environments=[_environment(folder) for folder in sorted(folders)],
@@ -89,8 +94,8 @@ def write_report(
         arms=arms,
         by=by,
         where=where,
-        family=declared_family(*paths),
-        question=declared_family(*paths, keys=["question"]).get("question"),
+        family=choose_family(*paths, primary=primary, secondary=secondary),
+        question=" ".join(dict.fromkeys(str(text) for text in questions if text)),
     )
     write_file(out, page)
     return out

@@ -59,12 +59,22 @@ def test_studies_that_declare_different_metrics_are_refused(tmp_path: Path) -> N
     one = make_study(tmp_path / "a", "primary: grad_norm\n")
     other = make_study(tmp_path / "b", "primary: val_accuracy\n")
     message = (
-        f"{one / 'study.yaml'} and {other / 'study.yaml'} declare different primary metrics, "
-        "grad_norm and val_accuracy; choose with --primary"
+        f"{one} and {other} have different primary metrics, grad_norm and val_accuracy;"
+        " choose with --primary"
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         declared_family(tmp_path)
     assert compared(one, other, "--primary", "test_accuracy")["primary"] == "test_accuracy"
+
+
+def test_what_one_study_declares_is_not_tested_in_another(tmp_path: Path) -> None:
+    make_study(tmp_path / "a", "primary: test_accuracy\n")
+    make_study(tmp_path / "b")
+    assert declared_family(tmp_path) == {"primary": "test_accuracy"}
+    make_study(tmp_path / "c", "secondary: []\n")
+    message = "a and .*c have different secondary metrics, .'zero_fraction', 'dead_fraction'. and"
+    with pytest.raises(UsageError, match=message):
+        declared_family(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def test_a_number_of_runs_is_a_column_and_no_metric(count: str) -> None:
     assert str(caught.value) == (
         f"{count!r} is a number of runs, not a metric; use compare --columns {count}"
     )
-    share = f"{count}_fraction"  # a figure can draw it
+    share = f"{count}_fraction"
+    with pytest.raises(UsageError, match=f"is a share of runs, not a .* --columns {count}$"):
+        check_metric(share, ["test_accuracy"])
+    check_metric(share, [share])  # a figure can draw it
     with pytest.raises(UsageError, match=f"not a metric; use {share}$"):
         check_metric(count, [share])

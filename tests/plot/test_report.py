@@ -23,9 +23,10 @@ from helpers.tiny_runs import tiny
 from nsrelu_bench.compare.comparison import compare
 from nsrelu_bench.compare.verdicts import verdict_clauses
 from nsrelu_bench.config import FIGURES
-from nsrelu_bench.errors import BenchError
+from nsrelu_bench.errors import BenchError, UsageError
 from nsrelu_bench.plot import report
 from nsrelu_bench.plot.report_summary import answer, split_verdicts
+from nsrelu_bench.records.frames import complete, to_csv
 from nsrelu_bench.sweep.execution import execute_run
 
 REPORTED_ENVIRONMENT = {
@@ -229,3 +230,19 @@ def test_runs_that_collapsed_or_lost_the_gradient_are_listed(
     assert "nsrelu(1) 0 collapsed nsrelu(1)-0.1-0" in text
     assert "nsrelu(1) 1 completed 300 nsrelu(1)-0.1-1" in text
     assert "1 of 15 runs diverged or collapsed." in text
+
+
+def test_studies_with_other_questions_and_metrics_share_a_report(tmp_path: Path) -> None:
+    runs = study(make_runs("relu", RELU), make_runs("gelu", RELU))
+    folders = [tmp_path / name for name in "ab"]
+    for folder, primary in zip(folders, ("grad_norm", "test_accuracy"), strict=True):
+        folder.mkdir()
+        (folder / "summary.csv").write_text(to_csv(complete(runs.assign(study=folder.name))))
+        asked = f"name: {folder.name}\nquestion: What of {folder.name}?\nprimary: {primary}\n"
+        (folder / "study.yaml").write_text(asked)
+    with pytest.raises(UsageError, match="choose with --primary"):
+        report.write_report(*folders, out=tmp_path / "report.html")
+    page = report.write_report(*folders, out=tmp_path / "report.html", primary="grad_norm")
+    text = page.read_text(encoding="utf-8")
+    assert "What of a? What of b?" in text
+    assert "--primary grad_norm" in text
