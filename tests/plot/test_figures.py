@@ -50,6 +50,7 @@ def test_an_exploding_gradient_does_not_flatten_the_others() -> None:
     assert {ax.collections[0].norm.vmax for ax in figure.axes[:5]} == {1.0}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "kind",
     [

@@ -87,6 +87,7 @@ ANY_SETTING: dict[str, st.SearchStrategy[Any]] = {
 ANY_SETTINGS = st.fixed_dictionaries({}, optional=ANY_SETTING)
 
 
+@pytest.mark.no_cover
 @given(ANY_SETTINGS)
 def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
     run = RunConfig(**given_settings)
@@ -122,6 +123,7 @@ def test_what_a_run_writes_is_parsed_line_by_line() -> None:
     assert yaml._parse_lines(stream.getvalue()) == yaml._parse_document(stream.getvalue())
 
 
+@pytest.mark.no_cover
 @given(ANY_SETTINGS, st.randoms(use_true_random=False))
 def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     given_settings: Any, shuffle: random.Random
@@ -133,6 +135,7 @@ def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     assert RunConfig(**shuffled.settings).run_id == shuffled.run_id
 
 
+@pytest.mark.no_cover
 @given(ANY_SETTINGS, ANY_SETTINGS)
 def test_run_ids_are_equal_where_the_numbers_are(first: Any, second: Any) -> None:
     one, other = RunConfig(**first), RunConfig(**second)

@@ -200,6 +200,7 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
     return [value.clone() for value in built[0].state_dict().values()]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "shape",
     [
