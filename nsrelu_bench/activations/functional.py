@@ -56,8 +56,8 @@ def nsrelu(
         leak: The slope of the gradient below 0.
         impl: How it is computed: a name in `IMPLS`; "native" with a gate.
         gate: Where the leak passes: a name in `config.GATES`.
-        unit_axis: The axis of the units, for the gates "dead" and "rescue"; only for an input of
-            two dimensions it need not be given.
+        unit_axis: The axis of the units, for the gates "dead", "rescue" and "net_rescue"; only for
+            an input of two dimensions it need not be given.
 
     Raises:
         UsageError: An argument is out of range or unknown, or the axis of the units is not certain.

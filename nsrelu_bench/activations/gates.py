@@ -6,15 +6,21 @@ With g the gradient at the output and s the gradient that the surrogate computes
          s   where x <= 0 and the gate lets it pass
          0   elsewhere
 
-    always   everywhere
-    up       where g < 0 and s < 0, so that descent raises x
-    dead     at units that are off for the whole batch
-    rescue   at units that are off for the whole batch, where g < 0 and s < 0
-    down     where g > 0 and s > 0, so that descent lowers x
+    always       everywhere
+    up           where g < 0 and s < 0, so that descent raises x
+    dead         at units that are off for the whole batch
+    rescue       at units that are off for the whole batch, where g < 0 and s < 0
+    net_rescue   at units that are off for the whole batch, if the sums of g and of s over it are
+                 both < 0, so that descent raises the unit on the whole
+    down         where g > 0 and s > 0, so that descent lowers x
 
 A unit is off where x <= 0. The whole batch is what one call sees: all axes but that of the units.
 Under `torch.func.vmap` each slice is a batch of its own. A gate reads the sign of g: gradients have
 derivatives, as those of any surrogate, but there is no forward mode.
+
+The sums of "net_rescue" are computed in float32, in float64 of float64. A sum that is 0 but for
+rounding has the sign that the order of summation gives it, which may differ between the forms here,
+devices and versions of PyTorch: such a unit passes all of its gradient or nothing.
 """
 
 from collections.abc import Callable
@@ -36,10 +42,12 @@ class Rule(NamedTuple):
     Attributes:
         moves_x: The way that descent moves x there: 1 up only, -1 down only, 0 both.
         whole_units: Whether only at units that are off for the whole batch.
+        net: Whether x moves that way on the whole, by the sums over the batch, and not everywhere.
     """
 
     moves_x: int
     whole_units: bool
+    net: bool = False
 
 
 #: The rule of each gate; "always" needs none.
@@ -47,6 +55,7 @@ RULES = {
     "up": Rule(1, whole_units=False),
     "dead": Rule(0, whole_units=True),
     "rescue": Rule(1, whole_units=True),
+    "net_rescue": Rule(1, whole_units=True, net=True),
     "down": Rule(-1, whole_units=False),
 }
 
@@ -150,8 +159,9 @@ class GatedNSReLUFunction(Function):
         single = rule.moves_x and not rule.whole_units
         if single and is_plain() and not torch.is_grad_enabled():
             return _gate_in_one_buffer(grad, y, ctx.leak, ctx.gate), None, None, None, None
-        slope = _leaky_slope(grad, y, ctx.leak, True)
-        return _gate(slope, grad, y, ctx.gate, ctx.axes), None, None, None, None
+        # The leak last: no sign depends on it, and sums over a batch not on how it is rounded.
+        gated = _gate(grad, grad, y, ctx.gate, ctx.axes)
+        return _leaky_slope(gated, y, ctx.leak, True), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Tensor:
@@ -206,11 +216,19 @@ def _gate(
     passes: Tensor | bool = True
     if rule.whole_units:
         passes = (saved.amax(axes, keepdim=True) if axes and saved.numel() else saved) <= 0
+    g, s = (_sum(t, axes) for t in (grad, surrogate)) if rule.net else (grad, surrogate)
     if rule.moves_x > 0:
-        passes = passes & (grad < 0) & (surrogate < 0)
+        passes = passes & (g < 0) & (s < 0)
     elif rule.moves_x < 0:
-        passes = passes & (grad > 0) & (surrogate > 0)
+        passes = passes & (g > 0) & (s > 0)
     return torch.where((saved > 0) | passes, surrogate, 0)
+
+
+def _sum(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the sum over the batch for each unit, in float32 at least."""
+    precision = torch.promote_types(values.dtype, torch.float32)
+    # Without axes torch.sum would take all of them.
+    return values.sum(axes, keepdim=True, dtype=precision) if axes else values
 
 
 def _gate_in_one_buffer(grad: Tensor, y: Tensor, leak: float, gate: str) -> Tensor:
@@ -238,7 +256,7 @@ def _relu_with_revival(
     if node is not None and y.numel():
         highest = _highest_unless_all_on(y.detach(), axes)
         if highest is not None:
-            node.register_hook(partial(_revive, highest, leak, gate))
+            node.register_hook(partial(_revive, highest, axes, leak, gate))
     return y
 
 
@@ -254,6 +272,7 @@ def _highest_unless_all_on(y: Tensor, axes: tuple[int, ...]) -> Tensor | None:
 
 def _revive(
     highest: Tensor,
+    axes: tuple[int, ...],
     leak: float,
     gate: str,
     grad_inputs: tuple[Tensor | None, ...],
@@ -263,10 +282,12 @@ def _revive(
     (dx,), (grad,) = grad_inputs, grad_outputs
     if dx is None or grad is None:
         return None
-    passes = grad
-    if moves_x := RULES[gate].moves_x:
-        passes = grad.clamp(max=0) if moves_x > 0 else grad.clamp(min=0)
-    return (dx.addcmul_(passes, (highest == 0).to(grad.dtype), value=leak),)
+    rule, passes, dead = RULES[gate], grad, highest == 0
+    if rule.net:
+        dead = dead & (rule.moves_x * _sum(grad, axes) < 0)
+    elif rule.moves_x:
+        passes = grad.clamp(max=0) if rule.moves_x > 0 else grad.clamp(min=0)
+    return (dx.addcmul_(passes, dead.to(grad.dtype), value=leak),)
 
 
 _relu_slope = torch.ops.aten.threshold_backward.default

@@ -88,9 +88,9 @@ class Surrogate(nn.Module):
 class NSReLU(Surrogate):
     """ReLU with the gradient of leaky ReLU (`nsrelu`); 0 at 0, slope `leak` there.
 
-    `gate` says where the leak passes; "dead" and "rescue" need `unit_axis`, the axis of the units
-    in the input, unless that has two dimensions. With `inplace` the input is overwritten, as by
-    nn.ReLU, and training keeps one tensor fewer.
+    `gate` says where the leak passes; "dead", "rescue" and "net_rescue" need `unit_axis`, the axis
+    of the units in the input, unless that has two dimensions. With `inplace` the input is
+    overwritten, as by nn.ReLU, and training keeps one tensor fewer.
 
     Raises:
         UsageError: An argument is unknown or out of range, or they don't go together.

@@ -363,6 +363,7 @@ GATES: dict[str, str] = {
     "up": "where x <= 0 and g < 0, so that descent raises x",
     "dead": "at units that are off for the whole batch",
     "rescue": "at units that are off for the whole batch, where g < 0",
+    "net_rescue": "at units that are off for the whole batch, if the sum of g over it is < 0",
     "down": "where x <= 0 and g > 0, so that descent lowers x: the control",
 }
 

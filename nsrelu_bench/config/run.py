@@ -97,7 +97,7 @@ class ActivationParts(BaseModel):
     )
     gate: str = setting(
         "activation",
-        "Where the backward's slope is used below 0: always, up, dead, rescue or down",
+        "Where the backward's slope is used below 0: always, up, dead, rescue, net_rescue or down",
         usual="always",
         names=GATES,
     )

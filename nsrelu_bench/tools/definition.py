@@ -21,6 +21,15 @@ def nsrelu_gradient(
 
     Rounded once: 16-bit types compute in float32. `axis` is that of the units.
     """
+    slope = nsrelu_slope(x, grad, leak, gate, axis)
+    g = grad.detach().double().numpy().astype(slope.dtype)
+    return torch.from_numpy(np.asarray(g * slope)).to(x.dtype)
+
+
+def nsrelu_slope(
+    x: Tensor, grad: Tensor, leak: float, gate: str = "always", axis: int = -1
+) -> np.ndarray:
+    """Return 1 where x > 0, `leak` where x <= 0 and the gate is open for `grad`, 0 elsewhere."""
     values = x.detach().double().numpy()
     g = grad.detach().double().numpy()
     off = values <= 0
@@ -31,11 +40,11 @@ def nsrelu_gradient(
         "up": off & (g < 0),
         "dead": dead,
         "rescue": dead & (g < 0),
+        "net_rescue": dead & (g.sum(axis=batch, keepdims=True) < 0),
         "down": off & (g > 0),
     }[gate]
     precision = np.float64 if x.dtype == torch.float64 else np.float32
-    slope = np.where(values > 0, precision(1), np.where(passes, precision(leak), precision(0)))
-    return torch.from_numpy(np.asarray(g.astype(precision) * slope)).to(x.dtype)
+    return np.where(values > 0, precision(1), np.where(passes, precision(leak), precision(0)))
 
 
 def expect_equal(what: str, x: Tensor, actual: Tensor, expected: Tensor) -> None:
@@ -59,6 +68,14 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int
     """Return normal random numbers, the same on every call."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def gradients(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    """Return normal random multiples of 1/64.
+
+    Their sums are exact, so that a gate that asks for the sign of one has only one answer.
+    """
+    return (64 * normal(shape, torch.float64, seed)).round().div(64).to(dtype)
 
 
 def batch(
@@ -114,7 +131,7 @@ class Subject:
         for sign in (1, -1):
             y = module(x)
             expect_equal("value", x, y, relu_value(x))
-            grad = sign * normal(y.shape, y.dtype, seed=1)
+            grad = sign * gradients(y.shape, y.dtype)
             (gradient,) = torch.autograd.grad(y, x, grad)
             expected = self.gradient(x, grad, leak, axis)
             expect_equal("gradient", before[defined], gradient[defined], expected[defined])

@@ -339,6 +339,7 @@ FORMS: dict[str, Form] = {
     "up": lambda x: nsrelu(x, LEAK, gate="up"),
     "dead": lambda x: nsrelu(x, LEAK, gate="dead", unit_axis=-1),
     "rescue": lambda x: nsrelu(x, LEAK, gate="rescue", unit_axis=-1),
+    "net_rescue": lambda x: nsrelu(x, LEAK, gate="net_rescue", unit_axis=-1),
     "down": lambda x: nsrelu(x, LEAK, gate="down"),
     "relu in place": F.relu_,
     "leaky_relu in place": lambda x: F.leaky_relu_(x, LEAK),

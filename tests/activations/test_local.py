@@ -10,7 +10,7 @@ from torch import nn
 from nsrelu_bench.activations import LocalConv2d, LocalLinear, build, true_gradients
 from nsrelu_bench.errors import UsageError
 
-LOCAL_ACTS = ["nsrelu(0.3)", "rescue(0.3)", "up(0.3)", "relu/bsilu"]
+LOCAL_ACTS = ["nsrelu(0.3)", "rescue(0.3)", "net_rescue(0.3)", "up(0.3)", "relu/bsilu"]
 CONVOLUTION_SETTINGS = [
     {},
     {"stride": 2, "padding": 1},
@@ -30,7 +30,10 @@ every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS)
 
 
 def pair(make, shape):
-    """Return a layer with a dead unit, its local form, an input and a gradient at the output."""
+    """Return a layer with a dead unit, its local form, an input and a gradient at the output.
+
+    The gradient is below 0 on the whole, so that every gate but "down" lets the leak pass.
+    """
     torch.manual_seed(0)
     layer, local = (module.double() for module in make())
     with torch.no_grad():
@@ -39,7 +42,7 @@ def pair(make, shape):
             layer.bias[0] = -1
     local.load_state_dict(layer.state_dict())
     x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
-    return layer, local, x, torch.randn_like(layer(x))
+    return layer, local, x, torch.randn_like(layer(x)) - 1
 
 
 def gradients(layer, activation, x, grad):

@@ -61,6 +61,8 @@ gated = pytest.mark.parametrize("gate", [gate for gate in GATES if gate != "alwa
         ("identity/identity", "identity"),
         ("gelu/identity", "gelu/identity"),
         ("rescue", "rescue(0.1)"),
+        ("net_rescue", "net_rescue(0.1)"),
+        ("nsrelu(0.2) @ net_rescue", "net_rescue(0.2)"),
         (" up ( .30 ) ", "up(0.3)"),
         ("nsrelu(0.2)@dead", "dead(0.2)"),
         ("nsrelu @ down ", "down(0.1)"),

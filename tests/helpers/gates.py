@@ -11,7 +11,7 @@ def gated_gradient(x: np.ndarray, grad: np.ndarray, leak: float, gate: str, axis
     """Return dx for the gradient `grad` at the output; `axis` is that of the units."""
     dx = np.zeros_like(grad)
     for index in np.ndindex(*x.shape):
-        unit = np.take(x, index[axis], axis) if x.ndim else x
+        unit, of_unit = (np.take(t, index[axis], axis) if x.ndim else t for t in (x, grad))
         off_for_all = all(value <= 0 for value in unit.flat)
         g = grad[index]
         passes = {
@@ -19,6 +19,7 @@ def gated_gradient(x: np.ndarray, grad: np.ndarray, leak: float, gate: str, axis
             "up": g < 0,
             "dead": off_for_all,
             "rescue": off_for_all and g < 0,
+            "net_rescue": off_for_all and sum(of_unit.ravel().tolist()) < 0,
             "down": g > 0,
         }
         if x[index] > 0:

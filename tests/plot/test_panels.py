@@ -404,7 +404,8 @@ def test_colours_of_usual_leaks_and_gates_differ(vision: str) -> None:
         return float(np.linalg.norm(one - two))
 
     assert distance("nsrelu(0.1)", "nsrelu(0.3)") > 20
-    gates = [f"{name}(0.1)" for name in ("nsrelu", "rescue", "up", "dead", "down", "leaky_relu")]
+    families = ("nsrelu", "leaky_relu", "rescue", "net_rescue", "up", "dead", "down")
+    gates = [f"{name}(0.1)" for name in families]
     assert min(distance(*pair) for pair in itertools.combinations(gates, 2)) > 10
     looks = {activation_style(gate).dash for gate in gates}
     assert len(looks) == len(gates)

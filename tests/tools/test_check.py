@@ -313,15 +313,15 @@ def wrong(change):
     return gated
 
 
-OTHER_GATE = {"rescue": "up", "up": "down", "down": "up"}
+OTHER_GATE = {"rescue": "up", "net_rescue": "rescue", "up": "down", "down": "up"}
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         (lambda *_, **a: {"leak": 2 * a["leak"]}, set(GATED)),
-        (lambda *_, gate, **__: {"gate": OTHER_GATE.get(gate, gate)}, {"up", "down", "rescue"}),
-        (lambda x, **_: {"unit_axis": 0} if x.dim() > 1 else {}, {"dead", "rescue"}),
+        (lambda *_, gate, **__: {"gate": OTHER_GATE.get(gate, gate)}, set(OTHER_GATE)),
+        (lambda x, **_: {"unit_axis": 0} if x.dim() > 1 else {}, {"dead", "rescue", "net_rescue"}),
     ],
     ids=["leak", "gate", "axis"],
 )

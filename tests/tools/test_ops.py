@@ -105,6 +105,7 @@ def test_the_ratios_are_of_the_times(rows):
         "up": 1,
         "dead": 1,
         "rescue": 1,
+        "net_rescue": 1,
         "down": 1,
         "rescue in place": 1,
     }.items(),
