@@ -63,10 +63,11 @@ def parse_settings(content: bytes, source: str, texts: Collection[str] = ()) -> 
 
 
 def _make_yaml(texts: Collection[str] = ()) -> "YAML":
-    """Return a reader that takes 1_0 for a word, as YAML 1.2 does and ruamel.yaml does not."""
+    """Return YAML as 1.2 has it where ruamel.yaml has not: 1_0 is a word, NEL no line break."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
     from ruamel.yaml.nodes import ScalarNode
+    from ruamel.yaml.representer import SafeRepresenter
     from ruamel.yaml.resolver import VersionedResolver
 
     class Resolver(VersionedResolver):
@@ -80,9 +81,17 @@ def _make_yaml(texts: Collection[str] = ()) -> "YAML":
             _check_nodes(node, texts, set())
             return super().construct_document(node)
 
+    class Representer(SafeRepresenter):
+        def represent_str(self, data: str) -> Any:
+            # Between single quotes the C1 control NEL is written as a line break, read as a space.
+            style = '"' if "\x85" in data else None
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    Representer.add_representer(str, Representer.represent_str)
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = Resolver
     yaml.Constructor = Constructor
+    yaml.Representer = Representer
     return yaml
 
 

@@ -87,6 +87,16 @@ def test_a_name_that_looks_like_something_else_stays_text(text: str, tmp_path: P
     assert parse_yaml(stream.getvalue()) == {"data_dir": text}
 
 
+@pytest.mark.parametrize(
+    "code", [0x1, 0x9, 0xA, 0xD, 0x7F, 0x85, 0x9F, 0xA0, 0x2028, 0x2029, 0xFEFF]
+)
+def test_a_rare_character_of_a_path_is_read_as_written(code: int) -> None:
+    for path in (f"a{chr(code)}b", chr(code), f"a {chr(code)} b{chr(code)}"):
+        stream = io.StringIO()
+        write_yaml({"data_dir": path}, stream)
+        assert parse_yaml(stream.getvalue()) == {"data_dir": path}
+
+
 def test_an_empty_value_and_an_alias_are_no_text(tmp_path: Path) -> None:
     path = write(tmp_path, "data_dir:\nepochs: &n 7\nname: *n\nwidth: *n")
     assert read_settings(path) == {"data_dir": None, "epochs": 7, "name": "7", "width": 7}
