@@ -34,7 +34,7 @@ DASHES: dict[str, Dash] = {
     "leaky_relu": "--",
     "nsrelu": "-.",
     "rescue": (0, (7, 1.5)),
-    "net_rescue": (0, (7, 1.5, 1, 1.5)),
+    "net_rescue": (0, (7, 1.5, 2.5, 1.5)),
     "up": (0, (4, 1, 1, 1, 1, 1)),
     "dead": (0, (2, 1)),
     "down": (0, (1, 2.5)),
