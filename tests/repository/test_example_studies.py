@@ -58,6 +58,11 @@ COUNTS = """
 23 | slow_regression | norm 3.041 | leaky_relu(0.1)/relu | lost plasticity
 23 | slow_regression | norm 3.041 | nsrelu(0.1) | diverged
 23 | slow_regression | norm 3.041 | nsrelu(0.1) bias_decay=0.001 | diverged
+23 | slow_regression | norm 2.333 | relu | lost plasticity
+23 | slow_regression | norm 2.333 | leaky_relu(0.1) | lost plasticity
+23 | slow_regression | norm 2.333 | leaky_relu(0.1)/relu | lost plasticity
+23 | slow_regression | norm 2.333 | nsrelu(0.1) | diverged
+23 | slow_regression | norm 2.333 | nsrelu(0.1) bias_decay=0.001 | diverged
 24 | slow_regression | norm 3.041 | reflected(0.1) | diverged
 24 | slow_regression | norm 3.041 | quadratic(0.01) | diverged
 24 | slow_regression | norm 3.041 | projected(0.1) | diverged

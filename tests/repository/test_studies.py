@@ -262,9 +262,12 @@ SOURCES_OF_NUMBERS = """
 14 | cifar10_cnn | lr=0.04 | difference relu/bsilu(1.67), accuracy relu
 14 | cifar10_cnn | lr=0.02 | difference nsrelu
 15 | cifar10_cnn | lr=0.02 | difference relu/helu(0.05), difference relu/nelu(0.05)
+17 | sugar_vgg16_tuned | lr=0.001 | accuracy relu/bsilu(1.67), accuracy relu
+17 | sugar_vgg16_tuned | lr=0.001 | difference relu/bsilu(1.67)
+17 | sugar_vgg16_tuned | lr=0.003 | accuracy relu/bsilu(1.67), accuracy relu
+17 | sugar_vgg16_tuned | lr=0.01 | accuracy relu, diverged relu/bsilu(1.67)
 17 | sugar_vgg16 |  | accuracy relu/bsilu(1.67), accuracy relu, accuracy leaky_relu
 17 | sugar_vgg16 |  | accuracy nsrelu
-17 | sugar_vgg16_lr |  | accuracy relu, diverged relu/bsilu(1.67)
 18 | both_mnist | optimizer=adam lr=0.001 | dead relu, dead nsrelu, zeros relu, zeros nsrelu
 18 | both_mnist | optimizer=adam lr=0.001 | difference nsrelu, accuracy relu, difference leaky_relu
 19 | both_mnist | optimizer=adam lr=0.01 | dead relu, dead nsrelu, zeros relu, zeros nsrelu
@@ -326,6 +329,7 @@ VERDICTS: dict[int, list[tuple[str, str, str]]] = {
     13: [("examples.tiny_nets:small_cnn, lr 1", NSRELU, "failures")],
     14: [(f"lr {lr}", "relu/bsilu(1.67)", ACCURACY) for lr in ("0.01", "0.02", "0.04")],
     15: [("lr 0.02", f"relu/{act}(0.05)", ACCURACY) for act in ("helu", "nelu")],
+    17: [("lr 0.001", "relu/bsilu(1.67)", ACCURACY)],
     18: [("adam, lr 0.001", NSRELU, metric) for metric in (DEAD, ZEROS, ACCURACY)],
     19: [("adam, lr 0.01", NSRELU, ACCURACY)],
     20: [
