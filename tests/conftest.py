@@ -25,10 +25,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_cover_of_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_cover_of_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start processes without coverage too, in a test that is marked with no_cover."""
-    if request.node.get_closest_marker("no_cover"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    # Its own MonkeyPatch: the one of a test must not be there before the test's other fixtures.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.node.get_closest_marker("no_cover"):
+            monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
