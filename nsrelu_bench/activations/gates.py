@@ -216,11 +216,13 @@ def _gate(
     passes: Tensor | bool = True
     if rule.whole_units:
         passes = (saved.amax(axes, keepdim=True) if axes and saved.numel() else saved) <= 0
-    g, s = (_sum(t, axes) for t in (grad, surrogate)) if rule.net else (grad, surrogate)
-    if rule.moves_x > 0:
-        passes = passes & (g < 0) & (s < 0)
-    elif rule.moves_x < 0:
-        passes = passes & (g > 0) & (s > 0)
+    # That of NSReLU, whose slope comes last, is the gradient itself: once is enough.
+    for values in (grad,) if surrogate is grad else (grad, surrogate):
+        moving = _sum(values, axes) if rule.net else values
+        if rule.moves_x > 0:
+            passes = passes & (moving < 0)
+        elif rule.moves_x < 0:
+            passes = passes & (moving > 0)
     return torch.where((saved > 0) | passes, surrogate, 0)
 
 
