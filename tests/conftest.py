@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_cover_of_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start processes without coverage too, in a test that is marked with no_cover."""
+    """Start processes without coverage too, in a test that is not traced."""
     # Its own MonkeyPatch: the one of a test must not be there before the test's other fixtures.
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.node.get_closest_marker("no_cover"):
@@ -83,5 +83,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "reliability" in item.path.parts:
             item.add_marker(pytest.mark.reliability)
+        # Tracing takes a third of the time, and most slow tests run no line that no other runs.
+        if item.get_closest_marker("slow") and not item.get_closest_marker("covers"):
+            item.add_marker(pytest.mark.no_cover)
     # What one process has to do alone goes first, so that at the end none waits for it.
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

@@ -314,7 +314,6 @@ def test_no_gate_goes_with_an_own_activation() -> None:
         build("mine:twice@up")
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["mine:Slope", "mine:two_leaks", "relu/mine:two_leaks"])
 def test_an_own_activation_can_be_stacked(act: str, folder: Path) -> None:
@@ -330,7 +329,6 @@ def test_what_cannot_be_stacked_says_so(folder: Path) -> None:
     )
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["mine:Slope", "mine:twice", "relu/mine:two_leaks"])
 def test_an_own_activation_can_be_compiled(act: str, folder: Path) -> None:

@@ -99,7 +99,6 @@ def test_a_full_output_is_one_line(tmp_path: Path) -> None:
     assert answer.stderr == "nsrelu-bench: standard output: No space left on device\n"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_an_ascii_output_gets_question_marks(tmp_path: Path) -> None:
     for act in ("relu", "nsrelu"):
@@ -148,7 +147,6 @@ def has_trained(folder: Path) -> bool:
     return path.exists() and path.read_text().count("\n") > 2
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "seeds"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "2")]
@@ -184,6 +182,7 @@ def test_the_command_that_resumes_also_reruns_what_it_interrupts(
     assert _resuming() == f"nsrelu-bench {resuming}"
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     process = start(tmp_path, "--seeds", "2")

@@ -34,7 +34,6 @@ def test_compare_writes_to_a_file(trained: Path) -> None:
     assert (trained / "new" / "table.csv").read_text() == shown
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_plot_prints_the_files_that_it_writes(trained: Path) -> None:
     paths = ask("plot", "results/runs", "--kind", "curves, units", cwd=trained).out.split()
@@ -71,6 +70,7 @@ def test_the_shortest_endings_distinguish_paths() -> None:
     assert ends("/small", "/A/small") == ["small", "A/small"]
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_plot_chooses_as_compare_does(trained: Path) -> None:
     options = ("--format", "svg", "--out", "chosen", "--metric", "dead_fraction, zero_fraction")
@@ -88,7 +88,6 @@ def test_plot_chooses_as_compare_does(trained: Path) -> None:
     assert answer.err == "nsrelu-bench: x is for the figure line, got curves\n"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_is_written_next_to_its_runs(trained: Path) -> None:
@@ -139,6 +138,7 @@ def test_a_summary_without_runs_gives_all_but_epochs(trained: Path, tmp_path: Pa
     assert "No figure curves: it needs run folders" in (study / "report.html").read_text()
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_a_study_elsewhere_is_a_baseline_by_its_path(trained: Path, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ def settings(folder: Path, name: str) -> set[object]:
     return {read_yaml(path)[name] for path in folder.glob("results/*/*/config.yaml")}
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_the_default_run_learns_to_read_digits(tmp_path: Path) -> None:
     answer = ask("train", "--act", "nsrelu", "--leak", "0.1", cwd=tmp_path)
@@ -77,7 +76,6 @@ def test_seeds_give_a_run_each_and_event_files(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("results/runs/*/events.out.tfevents.*"))) == 2
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_broken_torchvision_matters_only_where_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +139,6 @@ def test_results_that_can_not_be_written_are_one_line(tmp_path: Path) -> None:
     assert answer.err == "nsrelu-bench: file/runs: can't be written (Not a directory)\n"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()

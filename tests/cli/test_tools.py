@@ -25,6 +25,7 @@ def test_check_agrees() -> None:
         assert impl in answer.out
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_check_exits_1_on_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(functional.IMPLS, "native", lambda x, _: x.relu())

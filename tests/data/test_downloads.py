@@ -327,7 +327,6 @@ except BenchError as error:
 """
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_one_process_fetches_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DOWNLOAD_RACE, str(tmp_path)]

@@ -376,7 +376,6 @@ def train(make, activation, probed: bool) -> tuple[dict[str, Tensor], list[objec
     return state, draws
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("make", [mlp, pytest.param(cnn, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MAKERS)
 def test_measuring_keeps_the_bits_of_training(make, name):

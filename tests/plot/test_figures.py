@@ -50,7 +50,6 @@ def test_an_exploding_gradient_does_not_flatten_the_others() -> None:
     assert {ax.collections[0].norm.vmax for ax in figure.axes[:5]} == {1.0}
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "kind",
     [
@@ -72,6 +71,7 @@ def test_one_seed_and_one_epoch_are_enough(kind: str) -> None:
 # What is the same everywhere.
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_an_activation_has_the_same_colour_in_each_figure() -> None:
     color = activation_style("nsrelu(0.1)").color
@@ -92,7 +92,6 @@ def test_an_activation_has_the_same_colour_in_each_figure() -> None:
         assert to_hex(colors["nsrelu(0.1)"].get_color()) == color
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", [LOST_RUNS, GRID_RUNS], ids=["lost", "grid"])
 @pytest.mark.parametrize("kind", figure_specs.PLANS)
@@ -160,6 +159,7 @@ def test_too_many_panels_or_lines_are_refused() -> None:
 # Files.
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_files_are_written_and_missing_figures_explained(tmp_path: Path) -> None:
     reported: list[str] = []

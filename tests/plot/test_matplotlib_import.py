@@ -26,6 +26,7 @@ def imported(cwd: Path, **variables: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "backend"),

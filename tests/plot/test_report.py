@@ -96,7 +96,6 @@ def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
     assert report._command("x") == report._command([]) == ""
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_figure_is_shown_or_said_to_be_missing() -> None:
     assert set(report.ORDER) == set(FIGURES)
@@ -122,7 +121,6 @@ def test_nothing_is_loaded_and_ids_do_not_clash(lost_page: str) -> None:
 EVIL = "<script>alert('&1')</script>"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("tradeoff", "gradient_depth"))
@@ -141,7 +139,6 @@ def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None
     assert Page(text).text.count("alert('&1')") > 8
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("tradeoff", "pairs"))
@@ -173,7 +170,6 @@ def test_a_study_of_only_the_baseline_has_a_page(monkeypatch: pytest.MonkeyPatch
     assert "None: every run completed, and no gradient was lost." in text
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_report_is_written_from_run_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,7 @@ def test_equal_results_count_once(copies: tuple[Path, Path]) -> None:
         assert len(frames.metrics) == 2 * 3
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_different_results_are_both_kept_and_named(copies: tuple[Path, Path]) -> None:
     row = load_runs(copies[0])

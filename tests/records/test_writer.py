@@ -173,7 +173,6 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
     code = (

@@ -296,7 +296,6 @@ def test_a_study_folder_named_like_a_formula_is_harmless(results: Path) -> None:
 # Size, time, space.
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_ten_thousand_runs_are_compared(results: Path) -> None:
     write_summary(results)

@@ -219,7 +219,6 @@ def csv_files(state: State) -> State:
     return {name: content for name, content in state.items() if name.endswith(".csv")}
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_no_fault_loses_a_done_run_or_a_checkpoint(
     laboratory: Laboratory,

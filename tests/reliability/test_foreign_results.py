@@ -135,7 +135,6 @@ def test_a_summary_of_other_types_is_one_line(results: Path, column: str, value:
 ESCAPE = "\x1b[2J\x07\u202e"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_no_control_character_reaches_the_terminal(results: Path) -> None:
@@ -153,7 +152,6 @@ def test_no_control_character_reaches_the_terminal(results: Path) -> None:
         assert not [line for line in answer.err.splitlines() if line == "nsrelu-bench: all is well"]
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_names_that_are_not_text_are_compared(results: Path) -> None:

@@ -75,6 +75,7 @@ def under_way(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 # Signals.
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_a_closed_terminal_interrupts_a_run(
     tmp_path: Path, under_way: "subprocess.Popen[str]"
@@ -236,7 +237,6 @@ def test_no_home_or_temporary_folder_is_needed(tmp_path: Path) -> None:
     assert "nsrelu(0.1)" in answer.stdout
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_without_a_network_a_download_is_one_line(
     tmp_path: Path,
@@ -256,6 +256,7 @@ def test_without_a_network_a_download_is_one_line(
 # Memory and space.
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_a_run_without_memory_is_one_line(tmp_path: Path) -> None:
     answer = run(*ONE, cwd=tmp_path, wrapper='ulimit -v 1500000; exec "$@"')

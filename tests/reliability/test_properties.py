@@ -87,7 +87,6 @@ ANY_SETTING: dict[str, st.SearchStrategy[Any]] = {
 ANY_SETTINGS = st.fixed_dictionaries({}, optional=ANY_SETTING)
 
 
-@pytest.mark.no_cover
 @given(ANY_SETTINGS)
 def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
     run = RunConfig(**given_settings)
@@ -123,7 +122,6 @@ def test_what_a_run_writes_is_parsed_line_by_line() -> None:
     assert yaml._parse_lines(stream.getvalue()) == yaml._parse_document(stream.getvalue())
 
 
-@pytest.mark.no_cover
 @given(ANY_SETTINGS, st.randoms(use_true_random=False))
 def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     given_settings: Any, shuffle: random.Random
@@ -135,7 +133,6 @@ def test_a_run_id_does_not_depend_on_the_order_of_the_keys(
     assert RunConfig(**shuffled.settings).run_id == shuffled.run_id
 
 
-@pytest.mark.no_cover
 @given(ANY_SETTINGS, ANY_SETTINGS)
 def test_run_ids_are_equal_where_the_numbers_are(first: Any, second: Any) -> None:
     one, other = RunConfig(**first), RunConfig(**second)
@@ -220,7 +217,6 @@ def test_metrics_written_read_back_the_same(rows: list[dict[str, float | None]])
 ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @given(
     st.lists(ANY_TEXT | st.sampled_from(["=1", "'=", "''@", "-a(", "+1", "\t", "NA"]), min_size=1)
@@ -262,6 +258,7 @@ def whole_loss(whole: Path) -> float:
     return float(load(whole).runs["train_loss"].iloc[0])
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

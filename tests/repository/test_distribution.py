@@ -48,7 +48,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_the_wheel_runs_where_nothing_else_of_the_project_is(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "env"

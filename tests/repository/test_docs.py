@@ -81,7 +81,6 @@ def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_snippet_runs_by_itself(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +91,6 @@ def test_a_snippet_runs_by_itself(
     exec(code, {"__name__": "__main__"})  # noqa: S102
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_figures")
 def test_the_notebook_runs_and_shows_what_it_is_committed_with(

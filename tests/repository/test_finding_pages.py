@@ -64,7 +64,6 @@ def rows(page: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), SHOWN_TABLES, ids=lambda value: str(value)[-60:])
 def test_a_table_in_a_studys_readme_is_what_its_command_prints(

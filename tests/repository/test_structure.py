@@ -90,7 +90,6 @@ def test_nothing_reaches_round_a_door() -> None:
     ]
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("room", "heavy"), LIGHT.items(), ids=LIGHT)
 def test_a_light_room_loads_nothing_heavy(room: str, heavy: tuple[str, ...]) -> None:

@@ -150,7 +150,6 @@ def same_numbers(study: Path, expected: Path) -> bool:
     return all((folder / n).read_bytes() == (expected / n).read_bytes() for n in names)
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_runs_of_a_lost_node_are_repeated_with_the_same_bits(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
@@ -186,6 +185,7 @@ def test_runs_of_a_lost_node_are_repeated_with_the_same_bits(
     assert not list((tmp_path / "ray").glob(".ray-*"))
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_collected_runs_have_all_files_of_local_ones(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
@@ -210,6 +210,7 @@ def test_collected_runs_have_all_files_of_local_ones(
     assert (failed.state, failed.error) == ended[2]
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "reported"),
@@ -233,6 +234,7 @@ def test_a_missing_cluster_token_is_one_line(
     assert not (tmp_path / tiny().run_id).exists()
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_a_run_that_no_node_has_room_for_is_refused(
     head: "subprocess.Popen[str]", settings: dict[str, str], tmp_path: Path
@@ -252,6 +254,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_an_interrupted_study_leaves_nothing_of_its_ray(
     settings: dict[str, str], tmp_path: Path, short_folder: Path
@@ -445,7 +448,6 @@ def test_runs_on_cuda_take_a_gpu_and_others_none() -> None:
     assert executor.needs(tiny(threads=2)) == {"CPU": 2.0}
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), PRIVATE.items())
 def test_private_names_that_are_set_in_ray_exist(module: str, name: str) -> None:

@@ -29,7 +29,6 @@ def files(study: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_the_numbers_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     for workers in (0, 2):
@@ -91,7 +90,6 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert (status.state, status.error) == ("failed", "ValueError: no luck")
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_worker_that_is_killed_fails_only_its_run(tmp_path: Path) -> None:
     runs = [tiny(epochs=2000, seed=7), *TINY_RUNS[:2]]
@@ -124,7 +122,6 @@ def open_files(pid: int) -> str:
         return ""
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_an_iterator_that_is_closed_ends_its_runs_as_interrupted(tmp_path: Path) -> None:
     runs = [tiny(epochs=5000, seed=seed) for seed in (0, 1, 2)]

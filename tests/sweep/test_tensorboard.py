@@ -37,7 +37,6 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     }
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_event_files_hold_every_epoch(tmp_path: Path, workers: int) -> None:
     follow(tmp_path / "with", TINY_RUN, DIVERGING_RUN, workers=workers)

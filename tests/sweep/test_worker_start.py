@@ -25,7 +25,6 @@ def run(source: Path | str, folder: Path) -> None:
     assert (folder / "started").read_text() == "x"  # once, without a main guard
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_modules_of_the_working_folder_are_not_pythons(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -36,7 +35,6 @@ def test_modules_of_the_working_folder_are_not_pythons(tmp_path: Path) -> None:
     run(program, tmp_path / "here")
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_program_may_come_from_standard_input(tmp_path: Path) -> None:
     run("-", tmp_path)

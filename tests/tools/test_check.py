@@ -51,7 +51,6 @@ def outcomes(name, function, monkeypatch, cases):
     return {check.case: check for check in run_checks() if check.subject == name}
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_implementation_is_checked_in_every_case(checks):
     expected = [(impl, case) for impl in (*IMPLS, NATIVE_IN_PLACE) for case in CASES]
@@ -205,6 +204,7 @@ WRONG = {
 }
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "found", "missed"), WRONG.values(), ids=WRONG)
 def test_a_wrong_implementation_is_detected(function, found, missed, monkeypatch):
@@ -242,6 +242,7 @@ def test_a_documented_difference_that_is_gone_is_detected(impl, case, monkeypatc
     assert result.outcome == "disagrees"
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_the_compiler_itself_agrees(monkeypatch):
     # With inductor, where there is a C++ compiler; on one form, for the sake of time.

@@ -393,6 +393,7 @@ def test_a_device_that_can_not_compute_is_wrong(
     }
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize("results", ["results", "file"])
 def test_the_command_prints_text_or_json_and_exits_accordingly(

@@ -139,6 +139,7 @@ def test_all_forms_take_turns_in_every_round(monkeypatch):
     assert "".join(order).endswith("abcbcacab")
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_compiled_forms_are_measured_or_say_why_not(monkeypatch):
     # With the tracing alone: the compiler itself takes seconds a form.

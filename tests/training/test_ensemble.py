@@ -157,7 +157,6 @@ def test_ids_are_those_from_before_ensembles() -> None:
     assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_an_ensemble_gives_the_same_bits_in_a_worker(tmp_path: Path) -> None:
     runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
@@ -222,6 +221,7 @@ def test_all_seeds_may_diverge(tmp_path: Path) -> None:
     assert all(len(rows(tmp_path, config)) < 6 for config in runs)
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
@@ -268,7 +268,6 @@ for _ in run_all(runs, Path(sys.argv[1]), policy=RunPolicy(checkpoint_after=0)):
 """
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("appended", "stacked_with"),
@@ -363,6 +362,7 @@ def test_only_a_seed_that_can_not_be_written_fails(
     assert states(made(tmp_path, stacked())) == ["completed", "failed", "completed"]
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)
@@ -383,7 +383,6 @@ def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
         assert status.error == "its process ended with exit code -9"
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
     runs = stacked(epochs=2000)

@@ -43,7 +43,6 @@ def test_bits_do_not_depend_on_what_ran_before(
     assert numbers(list(run(tiny(**settings)))) == first
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_bits_are_the_same_in_another_process() -> None:
     code = (
@@ -59,7 +58,6 @@ def test_bits_are_the_same_in_another_process() -> None:
     assert not slow_imports
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_training_leaves_the_process_as_it_was() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -200,7 +198,6 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
     return [value.clone() for value in built[0].state_dict().values()]
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "shape",
     [
@@ -296,7 +293,6 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
