@@ -112,11 +112,12 @@ def group_into_jobs(runs: Sequence[RunConfig]) -> Iterator[Job]:
 
 
 def execute_job(job: Job, study: Path, policy: RunPolicy) -> Iterator[Event]:
-    """Compute a job, each run in its folder below `study`; yields as `execute_run` does."""
-    if len(job.runs) == 1:
-        yield from execute_run(job.runs[0], study / job.runs[0].run_id, policy)
-    else:
-        yield from execute_ensemble(job.runs, study, policy)
+    """Compute a job, each run in its folder below `study`; yields, of each, as `execute_run` does.
+
+    An error in training ends all runs of an ensemble; one in writing a run ends that run alone.
+    Only runs that resume from the same epoch train together.
+    """
+    yield from _execute([Recording(c, study / c.run_id, policy) for c in job.runs])
 
 
 def execute_run(
@@ -127,65 +128,35 @@ def execute_run(
     An error ends the run as failed. A run that another process is running or has just finished is
     not started. Closing the iterator ends the run as interrupted.
     """
-    recording = Recording(config, folder, policy)
-    event = recording.open()
-    try:
-        yield event
-        if not recording.is_open:
-            return
-        from nsrelu_bench.training import run
-
-        if config.stack:
-            recording.record_stack([config])
-        for epoch in run(config, recording.checkpoint):
-            event = recording.add(epoch)
-            if not event.ended:
-                yield event
-        event = recording.close()
-    except Exception as error:
-        event = recording.close(error)
-    except BaseException as error:
-        recording.close(error)
-        raise
-    yield event
+    yield from _execute([Recording(config, folder, policy)])
 
 
-def execute_ensemble(
-    runs: Sequence[RunConfig], study: Path, policy: RunPolicy = DEFAULT_POLICY
-) -> Iterator[Event]:
-    """Train runs that differ in their seeds as one network, each in its folder below `study`.
-
-    Yields, for each run, what `execute_run` yields. An error in training ends all of them; one in
-    writing a run ends that run alone. Only runs that resume from the same epoch train together.
-    """
-    opened = [Recording(config, study / config.run_id, policy) for config in runs]
+def _execute(recordings: Sequence["Recording"]) -> Iterator[Event]:
     by_epoch: dict[int | None, list[Recording]] = {}
     try:
-        for recording in opened:
+        for recording in recordings:
             yield recording.open()
             if recording.is_open:
                 epoch = (recording.checkpoint or {}).get("epoch")
                 by_epoch.setdefault(epoch, []).append(recording)
         for members in by_epoch.values():
-            yield from _train_together(members)
+            yield from _train(members)
     except BaseException as error:
-        for recording in opened:
-            if recording.is_open:
-                recording.close(error)
+        for recording in recordings:
+            recording.close(error)
         raise
 
 
-def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
+def _train(members: Sequence["Recording"]) -> Iterator[Event]:
+    """Train runs, several of them as one network."""
     try:
-        from nsrelu_bench.training import run_ensemble
-
-        configs = [member.config for member in members]
-        for member in members:
-            try:
-                member.record_stack(configs)
-            except Exception as error:
-                yield member.close(error)
-        for epochs in run_ensemble(configs, [member.checkpoint for member in members]):
+        if members[0].config.stack:
+            for member in members:
+                try:
+                    member.record_stack([other.config for other in members])
+                except Exception as error:
+                    yield member.close(error)
+        for epochs in _epochs(members):
             # Written for all before anything is reported: what stops a study between two events
             # leaves all seeds with a checkpoint of the same epoch, from which they resume together.
             yield from [
@@ -200,6 +171,14 @@ def _train_together(members: Sequence["Recording"]) -> Iterator[Event]:
         for member in members:
             if member.is_open:
                 yield member.close(error)
+
+
+def _epochs(members: Sequence["Recording"]) -> Iterator[dict[int, "Epoch"]]:
+    from nsrelu_bench.training import run, run_ensemble
+
+    if len(members) == 1:
+        return ({0: epoch} for epoch in run(members[0].config, members[0].checkpoint))
+    return run_ensemble([m.config for m in members], [m.checkpoint for m in members])
 
 
 def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
