@@ -21,7 +21,7 @@ from nsrelu_bench.compare.statistics import (
     probability_of_improvement,
     seeds_needed,
 )
-from nsrelu_bench.config import NUMBER, read_yaml
+from nsrelu_bench.config import NUMBER, read_settings
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.records import find_studies
 
@@ -96,7 +96,8 @@ def declared(key: str, *paths: Path) -> dict[Path, Any]:
     """
     files = [study / "study.yaml" for path in paths for study in find_studies(path)]
     return {
-        file: read_yaml(file).get(key) if file.exists() else None for file in dict.fromkeys(files)
+        file: read_settings(file).get(key) if file.exists() else None
+        for file in dict.fromkeys(files)
     }
 
 

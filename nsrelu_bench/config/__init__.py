@@ -13,7 +13,7 @@ from nsrelu_bench.config.activation_spec import (
     parse_activation,
     same_activation,
 )
-from nsrelu_bench.config.reading import override, read_run, read_setting, read_settings, run_config
+from nsrelu_bench.config.reading import override, read_run, read_setting, run_config
 from nsrelu_bench.config.registry import (
     CLASSES,
     DATASETS,
@@ -34,7 +34,7 @@ from nsrelu_bench.config.run_names import find_varying, name_run, name_setting
 from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
 from nsrelu_bench.config.template import study_schema, study_template
-from nsrelu_bench.config.yaml import parse_settings, read_yaml, write_yaml
+from nsrelu_bench.config.yaml import parse_settings, read_settings, write_yaml
 
 __all__ = [
     "ACTIVATION_NAMES",
@@ -75,7 +75,6 @@ __all__ = [
     "read_setting",
     "read_settings",
     "read_study",
-    "read_yaml",
     "resolve_device",
     "run_config",
     "same_activation",

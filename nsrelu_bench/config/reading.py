@@ -9,23 +9,8 @@ from pydantic import ValidationError
 
 from nsrelu_bench.config.activation_spec import forget
 from nsrelu_bench.config.run import LABEL_PARTS, SETTINGS, RunConfig
-from nsrelu_bench.config.yaml import parse_yaml, read_yaml
+from nsrelu_bench.config.yaml import parse_yaml, read_settings
 from nsrelu_bench.errors import UsageError, unknown
-
-#: Keys whose values are text, even where they look like a number, a date or a missing value.
-TEXTS = (
-    *(name for name, setting in SETTINGS.items() if setting.kind is str),
-    *("name", "question", "primary", "secondary"),
-)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a run or a study from a YAML file.
-
-    Raises:
-        UsageError: It can't be read as a mapping.
-    """
-    return read_yaml(path, TEXTS)
 
 
 def read_setting(text: str) -> tuple[str, Any]:
@@ -39,7 +24,7 @@ def read_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     try:
         if equals and key.isidentifier():
-            ((key, value),) = parse_yaml(f"{key}: {value}", TEXTS).items()
+            ((key, value),) = parse_yaml(f"{key}: {value}").items()
             return key, value
     except UsageError as error:
         raise UsageError(f"--set: {key}: {str(error).removeprefix('line 1: ')}") from None

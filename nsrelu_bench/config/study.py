@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nsrelu_bench.config.reading import brief, mistake_lines, override, read_settings, run_config
+from nsrelu_bench.config.reading import brief, mistake_lines, override, run_config
 from nsrelu_bench.config.registry import METRICS, is_own
 from nsrelu_bench.config.run import RunConfig, resolve_device
+from nsrelu_bench.config.yaml import read_settings
 from nsrelu_bench.errors import UsageError, unknown
 
 #: The keys that repeat each configuration, and the setting that each varies.
@@ -26,10 +27,7 @@ MAX_RUNS = 100_000
 class Study:
     """The runs of one config file, without duplicates, in the order of the grid.
 
-    Attributes:
-        name: The name of its folder.
-        runs: Its runs.
-        asked: The settings as they were given, before they were expanded.
+    `name` is that of its folder, `asked` the settings as they were given, before their expansion.
     """
 
     name: str
@@ -72,7 +70,7 @@ def make_study(
     `question`, nor on the `primary` and `secondary` metrics that compare tests.
 
     Args:
-        settings: The settings, as in a study's file.
+        settings: As in a study's file.
         default_name: The name where they have none.
         place: Names a setting to the user.
         strict: Whether an entry of `exclude` that leaves nothing out is a mistake.

@@ -6,10 +6,11 @@ ruamel.yaml is imported where it is used, so that ``--help`` need not wait for i
 import copy
 import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsrelu_bench.config.run import SETTINGS
 from nsrelu_bench.errors import UsageError, error_reason
 from nsrelu_bench.files import find_broken_link, read_bytes
 from nsrelu_bench.text import NOT_TINY, underflows
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 1_000_000
 
+#: Keys whose values are text, even where they look like a number, a date or a missing value.
+TEXTS = (
+    *(name for name, setting in SETTINGS.items() if setting.kind is str),
+    *("name", "question", "primary", "secondary"),
+)
+
 #: Kinds of values that YAML recognises by how they are written.
 PLAIN_KINDS = ("int", "float", "bool", "null", "timestamp")
 
 
-def read_yaml(path: Path, texts: Collection[str] = ()) -> dict[str, Any]:
-    """Read a YAML 1.2 file that holds one mapping; tags and doubled keys are mistakes.
-
-    Args:
-        path: The file.
-        texts: Keys whose plain values are text, whatever they look like.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a run or a study from a YAML file; doubled keys and tags are mistakes.
 
     Raises:
         UsageError: There is no such file, or it can't be read as a mapping.
@@ -37,10 +40,10 @@ def read_yaml(path: Path, texts: Collection[str] = ()) -> dict[str, Any]:
         content = read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: {find_broken_link(path) or error_reason(error)}") from None
-    return parse_settings(content, str(path), texts)
+    return parse_settings(content, str(path))
 
 
-def parse_settings(content: bytes, source: str, texts: Collection[str] = ()) -> dict[str, Any]:
+def parse_settings(content: bytes, source: str) -> dict[str, Any]:
     """Parse the content of a YAML 1.2 file that holds one mapping; `source` names the file.
 
     Raises:
@@ -49,7 +52,7 @@ def parse_settings(content: bytes, source: str, texts: Collection[str] = ()) -> 
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        return parse_yaml(content.decode(), texts)
+        return parse_yaml(content.decode())
     except UnicodeDecodeError:
         raise UsageError(f"{source}: is not UTF-8 text") from None
     except MarkedYAMLError as error:
@@ -62,7 +65,7 @@ def parse_settings(content: bytes, source: str, texts: Collection[str] = ()) -> 
         raise UsageError(f"{source}: {error_reason(error)}") from None
 
 
-def _make_yaml(texts: Collection[str] = ()) -> "YAML":
+def _make_yaml() -> "YAML":
     """Return YAML as 1.2 has it where ruamel.yaml has not: 1_0 is a word, NEL no line break."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
@@ -78,7 +81,7 @@ def _make_yaml(texts: Collection[str] = ()) -> "YAML":
 
     class Constructor(SafeConstructor):
         def construct_document(self, node: Any) -> Any:
-            _check_nodes(node, texts, set())
+            _check_nodes(node, set())
             return super().construct_document(node)
 
     class Representer(SafeRepresenter):
@@ -95,17 +98,17 @@ def _make_yaml(texts: Collection[str] = ()) -> "YAML":
     return yaml
 
 
-def parse_yaml(text: str, texts: Collection[str] = ()) -> dict[str, Any]:
+def parse_yaml(text: str) -> dict[str, Any]:
     """Parse YAML text that holds one mapping with names as keys.
 
     Raises:
         ValueError: It is something else, or has a number too small to be told from 0.
         YAMLError: It is not YAML.
     """
-    return _parse_lines(text, tuple(texts)) or _parse_document(text, texts)
+    return _parse_lines(text) or _parse_document(text)
 
 
-def _parse_lines(text: str, texts: tuple[str, ...] = ()) -> dict[str, Any] | None:
+def _parse_lines(text: str) -> dict[str, Any] | None:
     """Parse settings one a line, as `write_yaml` writes them; None where a line needs others.
 
     A line that begins with a name and is a mapping by itself means the same beside such lines. Runs
@@ -114,7 +117,7 @@ def _parse_lines(text: str, texts: tuple[str, ...] = ()) -> dict[str, Any] | Non
     settings: dict[str, Any] = {}
     lines = text.splitlines(keepends=True)
     for line in lines:
-        if not _LINE.fullmatch(line) or (parsed := _parse_line(line, texts)) is None:
+        if not _LINE.fullmatch(line) or (parsed := _parse_line(line)) is None:
             return None
         settings |= parsed
     return settings if len(settings) == len(lines) else None
@@ -125,26 +128,26 @@ _LINE = re.compile(r"[a-z_]+: [A-Za-z0-9_./+(-][A-Za-z0-9_./+() ,-]*\n")
 
 
 @functools.lru_cache(maxsize=10_000)
-def _parse_line(line: str, texts: tuple[str, ...]) -> dict[str, Any] | None:
+def _parse_line(line: str) -> dict[str, Any] | None:
     from ruamel.yaml.error import YAMLError
 
     try:
-        return _parse_document(line, texts)
+        return _parse_document(line)
     except (YAMLError, ValueError):
         return None
 
 
-def _parse_document(text: str, texts: Collection[str] = ()) -> dict[str, Any]:
+def _parse_document(text: str) -> dict[str, Any]:
     if re.search(r"^%YAML +1\.[01]", text, re.MULTILINE):
         raise ValueError("must be YAML 1.2, in which `no` is a word and 010 is 10")
-    content = _make_yaml(texts).load(text)
+    content = _make_yaml().load(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("must be a mapping of settings")
     return content
 
 
-def _check_nodes(node: Any, texts: Collection[str], seen: set[int]) -> None:
-    """Make the plain values of some keys text, and refuse numbers too small to be told from 0."""
+def _check_nodes(node: Any, seen: set[int]) -> None:
+    """Make the plain values of `TEXTS` text, and refuse numbers too small to be told from 0."""
     if id(node) in seen:
         return  # an alias
     seen.add(id(node))
@@ -156,12 +159,12 @@ def _check_nodes(node: Any, texts: Collection[str], seen: set[int]) -> None:
     for index, child in enumerate(node.value):
         if isinstance(child, tuple):
             key, value = child
-            if key.value in texts:
+            if key.value in TEXTS:
                 value = _as_text(value)
                 node.value[index] = (key, value)
-            _check_nodes(value, texts, seen)
+            _check_nodes(value, seen)
         else:
-            _check_nodes(child, texts, seen)
+            _check_nodes(child, seen)
 
 
 def _as_text(node: Any) -> Any:

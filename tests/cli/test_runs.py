@@ -12,7 +12,7 @@ import pytest
 from helpers.command_line import CLI, ask, nsrelu
 from helpers.tiny_runs import make
 
-from nsrelu_bench.config import read_yaml
+from nsrelu_bench.config import read_settings
 
 TINY_TRAINING = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 TINY_TRAINING += ["--probe-size", "200"]
@@ -38,7 +38,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings(folder: Path, name: str) -> set[object]:
     """Return the values that a setting has in the runs below a folder."""
-    return {read_yaml(path)[name] for path in folder.glob("results/*/*/config.yaml")}
+    return {read_settings(path)[name] for path in folder.glob("results/*/*/config.yaml")}
 
 
 @pytest.mark.slow

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsrelu_bench.config.reading import read_settings
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import read_study
-from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
+from nsrelu_bench.config.yaml import parse_yaml, read_settings, write_yaml
 from nsrelu_bench.errors import UsageError
 
 
@@ -34,7 +33,7 @@ def test_a_file_without_settings_is_reported_with_its_line(
 ) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as error:
-        read_yaml(path)
+        read_settings(path)
     assert str(error.value).startswith(f"{path}:")
     assert reported in str(error.value)
     assert "\n" not in str(error.value)
@@ -42,15 +41,15 @@ def test_a_file_without_settings_is_reported_with_its_line(
 
 def test_what_is_not_a_text_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Is a directory"):
-        read_yaml(tmp_path)
+        read_settings(tmp_path)
     with pytest.raises(UsageError, match="No such file"):
-        read_yaml(tmp_path / "none.yaml")
+        read_settings(tmp_path / "none.yaml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="is not UTF-8 text"):
-        read_yaml(tmp_path / "binary")
+        read_settings(tmp_path / "binary")
     (tmp_path / "large").write_bytes(b"#" * 2_000_000)
     with pytest.raises(UsageError, match="larger than"):
-        read_yaml(tmp_path / "large")
+        read_settings(tmp_path / "large")
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from nsrelu_bench.config.reading import run_config
 from nsrelu_bench.config.registry import DATASETS, OPTIMIZERS, SITE_MEASURES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import make_study
-from nsrelu_bench.config.yaml import parse_yaml, read_yaml, write_yaml
+from nsrelu_bench.config.yaml import parse_yaml, read_settings, write_yaml
 from nsrelu_bench.records import RunWriter, load, load_runs, read_status, to_csv
 from nsrelu_bench.records import writer as records
 from nsrelu_bench.records.corruption import find_corruption
@@ -287,7 +287,6 @@ def test_a_damaged_run_is_never_read_wrong(
         assert isinstance(find_corruption(path), str)
     finally:
         path.write_bytes(content)
-    assert status is not None
     if found["state"] == "completed":
         assert found["train_loss"] == whole_loss
         assert changed == content or name == "status.json"
@@ -305,7 +304,7 @@ def test_any_bytes_as_settings_are_lines_of_mistakes(content: bytes) -> None:
         path = Path(place) / "s.yaml"
         path.write_bytes(content)
         try:
-            run_config(read_yaml(path))
+            run_config(read_settings(path))
         except ValueError as error:  # a UsageError is one
             lines = str(error).splitlines()
             assert lines

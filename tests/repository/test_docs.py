@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import nsrelu_bench
 from nsrelu_bench.cli import app as cli
-from nsrelu_bench.config import read_study, read_yaml
+from nsrelu_bench.config import read_settings, read_study
 from nsrelu_bench.sweep import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,7 @@ def test_the_figure_of_the_activations_is_as_the_code_computes(tmp_path: Path) -
 
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    citation = read_yaml(ROOT / "CITATION.cff")
+    citation = read_settings(ROOT / "CITATION.cff")
     assert nsrelu_bench.__version__ == project["version"] == citation["version"]
     assert citation["license"] == project["license"]
 
