@@ -143,20 +143,27 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
 
 
 def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a whole file or nothing, by writing a temporary file and renaming it.
+    """Write a whole file or nothing, into a folder that exists, as `replacing` does."""
+    with replacing(path, durable=durable) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a temporary file that is renamed to `path` at the end, unless there is an error.
 
     Args:
         path: The file; its folder must exist.
-        content: What to write.
         durable: Return only once the file would survive a loss of power.
+        mode: The file's permissions, of which the umask takes some away.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     remove_drafts(path.parent, path.name)
-    draft, file = _create_draft(path)
+    draft, file = _create_draft(path, mode)
     try:
         with file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -173,12 +180,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def remove_drafts(folder: Path, name: str = "") -> None:
-    """Remove the temporary files in a folder whose processes are gone.
-
-    Args:
-        folder: The folder.
-        name: The file that they were written for; any if empty.
-    """
+    """Remove the temporary files in a folder, of `name` or any, whose processes are gone."""
     with suppress(OSError), os.scandir(folder) as entries:
         drafts = [e.path for e in entries if e.name.startswith(f".{name}") and DRAFT.search(e.name)]
         for draft in drafts:
@@ -198,11 +200,11 @@ def held_draft(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def _create_draft(path: Path) -> tuple[Path, BinaryIO]:
+def _create_draft(path: Path, mode: int = 0o666) -> tuple[Path, BinaryIO]:
     """Create a temporary file next to `path`, locked so that `remove_drafts` leaves it alone."""
     while True:
         draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
-        file = draft.open("xb")
+        file = open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 -- Path has no opener
         if _claim(file) and draft.exists():
             return draft, file
         file.close()  # another process removed it before it was locked

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -22,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nsrelu_bench.data.dataset import Parts
-from nsrelu_bench.files import file_lock, open_regular
+from nsrelu_bench.files import file_lock, open_regular, replacing
 
 #: The last number goes up by one when the format, or the decoding, changes.
 CACHE_FORMAT = b"nsrelu-bench images 2\n"
@@ -210,19 +209,8 @@ def _unpack(file: BinaryIO, stamp: str) -> Parts:
 
 
 def _write(entry: Path, content: Iterable[bytes | memoryview]) -> None:
-    """Write a file atomically, and remove what killed processes have left."""
+    """Write an entry, readable only by this user; what can't be written is not."""
     with suppress(OSError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in entry.parent.glob(f".{entry.name}.*.part"):
-            left.unlink(missing_ok=True)
-        # Readable only by this user, and a new file: never another user's file or link.
-        descriptor, name = tempfile.mkstemp(".part", f".{entry.name}.", entry.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for piece in content:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(entry)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with replacing(entry, mode=0o600) as file:
+            file.writelines(content)
