@@ -96,8 +96,7 @@ def left_behind(study: Path) -> tuple[int, list[tuple[int, int]]]:
     """Count the runs that are done, and for each other that has begun the epochs kept and lost."""
     done, begun = 0, []
     for folder in (path for path in study.glob("*") if path.is_dir()):
-        status = read_status(folder)
-        if status is not None and status.done:
+        if read_status(folder).done:
             done += 1
         elif (folder / "metrics.csv").exists():
             rows = (folder / "metrics.csv").read_bytes().count(b"\n") - 1

@@ -181,7 +181,6 @@ def files(config: RunConfig, folder: Path) -> dict[str, bytes]:
     """Run, and return the files with the numbers."""
     list(execute_run(config, folder))
     status = read_status(folder)
-    assert status is not None
     assert status.done, status.error
     return {name: (folder / name).read_bytes() for name in ("metrics.csv", "layers.csv")}
 

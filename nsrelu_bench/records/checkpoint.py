@@ -22,12 +22,7 @@ FORMAT = b"nsrelu-bench checkpoint 2\n"
 
 
 def pack(about: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
-    """Return a checkpoint file's content.
-
-    Args:
-        about: The run and the epoch of the state, and more, as plain values.
-        state: Tensors and plain values.
-    """
+    """Return the content of a checkpoint file: a state, and what `describe` returns about it."""
     import torch
 
     buffer = io.BytesIO()

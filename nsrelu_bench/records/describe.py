@@ -1,7 +1,6 @@
 """Describe one run, for `show`."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     settings = read_run(folder / CONFIG)
     usual = RunConfig().settings
     shown = ("act", "dataset", "model", "seed")
-    status = read_status(folder)
-    state: Mapping[str, Any] = asdict(status) if status else {"state": "new"}
+    state = asdict(read_status(folder))
     row = read_row(folder)
     columns = (*settings, *state, *COUNTERS, "leak", "study", "run_id", "fingerprint")
     return {

@@ -100,12 +100,9 @@ def environment_columns(content: Mapping[str, Any]) -> dict[str, str | int | Non
 
 
 def instruction_set(flags: str) -> str:
-    """Return the best instruction set of a processor by its name in oneDNN; "" if unknown.
+    """Return the best instruction set of a processor with these features; "" if unknown.
 
-    MKL and oneDNN choose their code, and so their rounding, by it.
-
-    Args:
-        flags: The features that the system lists, separated by spaces.
+    It is named as in oneDNN. MKL and oneDNN choose their code, and so their rounding, by it.
     """
     have = set(flags.split())
     return next((name for name, needed in INSTRUCTION_SETS.items() if needed <= have), "")

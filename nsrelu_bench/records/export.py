@@ -19,14 +19,9 @@ TABLES = {
 
 
 def export(paths: Sequence[Path], table: str, form: str) -> bytes:
-    """Return the content of a file with a table of the runs at some paths.
+    """Return the content of a file with one of the `TABLES` of some runs, as "csv" or "parquet".
 
     Each row has the study, the run id and the settings.
-
-    Args:
-        paths: Runs, studies or folders of them.
-        table: One of `TABLES`.
-        form: "csv" or "parquet".
 
     Raises:
         UsageError: There is no such table or form.

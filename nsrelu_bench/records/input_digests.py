@@ -9,9 +9,7 @@ from nsrelu_bench.plugins import load_plugin, source_digest
 def input_digests(config: RunConfig, *, imported: bool = False) -> dict[str, str | None]:
     """Return the SHA-256 of a run's data, and that of the source of each plug-in.
 
-    Args:
-        config: The run.
-        imported: Import the plug-ins, so that the digests are of the sources that are run here.
+    `imported` imports the plug-ins, so that the digests are of the sources that are run here.
 
     Raises:
         BenchError: The data set can't be loaded or a plug-in can't be found; with `imported`, a

@@ -51,8 +51,7 @@ def remove_runs(folders: Iterable[Path]) -> list[Path]:
     """
     removed = []
     for folder in folders:
-        status = read_status(folder)
-        if status is not None and status.state == "running":
+        if read_status(folder).state == "running":
             continue
         with wrap_write_errors(folder):
             shutil.rmtree(folder)

@@ -16,13 +16,7 @@ from nsrelu_bench.records.summary import write_summary
 
 @dataclass
 class Merged:
-    """What `merge_studies` did.
-
-    Attributes:
-        copied: The ids of the runs that were copied.
-        kept: The ids of the runs that the folder already had.
-        running: The ids of runs that are still running and were left out.
-    """
+    """The ids of runs that `merge_studies` copied, that were there, and that it left out."""
 
     copied: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -39,12 +33,9 @@ class _Candidate:
 def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
     """Copy the runs of several folders into one study, which may be one of them.
 
-    If several folders have a run, the one that got furthest is copied. Nothing is copied if two
-    folders have different results of a run. An interrupted merge can be repeated.
-
-    Args:
-        sources: Folders of one study, or runs of it.
-        target: The study's folder; created if missing.
+    Runs that are still running are left out. If several folders have a run, the one that got
+    furthest is copied. Nothing is copied if two folders have different results of a run. An
+    interrupted merge can be repeated.
 
     Raises:
         BenchError: A folder has no runs, results differ, or the target can't be written.
@@ -82,7 +73,7 @@ def study_name(sources: Sequence[Path]) -> str | None:
 
 def _examine(folder: Path) -> _Candidate:
     with wrap_read_errors(folder):
-        status = read_status(folder, strict=True) or Status("failed")
+        status = read_status(folder, strict=True)
         hashes = parse_status(read_bytes(folder / STATUS))[1] if status.done else {}
     return _Candidate(folder, status, hashes.get("metrics.csv", ""))
 

@@ -56,16 +56,12 @@ class Results:
 
 
 def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
-    """Read all runs in run folders, studies or folders of studies.
+    """Read all runs in run folders, studies or folders of studies, `without` some run folders.
 
     A study without run folders, as in findings/, has only the `runs` of its summary.
 
     Studies of the same name in several folders are one study, unless they have different results of
     a run. Then their folders become part of their names: "a/study" and "b/study".
-
-    Args:
-        paths: Where to look.
-        without: Run folders to leave out.
 
     Raises:
         BenchError: There is no run, or a study without run folders has a damaged summary.

@@ -74,7 +74,7 @@ def write_status(folder: Path, state: str, error: str | None = None) -> Status:
     if not folder.is_dir():
         return ended
     with wrap_write_errors(folder), suppress(Timeout), run_lock(folder):
-        status = read_status(folder) or ended
+        status = read_status(folder)
         if status.done:
             return status
         ended = replace(status, state=state, error=error)
@@ -82,18 +82,15 @@ def write_status(folder: Path, state: str, error: str | None = None) -> Status:
     return ended
 
 
-def read_status(folder: Path, *, strict: bool = False) -> Status | None:
-    """Return the status of the run in a folder, or None where there never was one.
+def read_status(folder: Path, *, strict: bool = False) -> Status:
+    """Return the status of the run in a folder, "new" where there never was one.
 
     A run that is done according to its file has failed if its files have other hashes. One that is
     running according to its file was interrupted if no process holds its lock.
 
-    Args:
-        folder: The run's folder.
-        strict: Raise an error of the disk, which may be temporary, instead of returning "failed".
-
     Raises:
-        OSError: With `strict`, a file exists and can't be read.
+        OSError: With `strict`, a file exists and can't be read, perhaps for the moment. Without,
+            the run has failed.
     """
     try:
         return _read_status(folder)
@@ -103,11 +100,13 @@ def read_status(folder: Path, *, strict: bool = False) -> Status | None:
         return Status("failed", error=f"its files can't be read ({error_reason(error)})")
 
 
-def _read_status(folder: Path) -> Status | None:
+def _read_status(folder: Path) -> Status:
     try:
         status, hashes = parse_status(read_bytes(folder / STATUS))
     except FileNotFoundError:
-        return Status("failed", error=f"{STATUS} is missing") if folder.is_dir() else None
+        if folder.is_dir():
+            return Status("failed", error=f"{STATUS} is missing")
+        return Status("new")
     except ValueError as error:
         return Status("failed", error=f"{STATUS} can't be read ({error})")
     if status.done:

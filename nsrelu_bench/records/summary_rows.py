@@ -44,19 +44,17 @@ def read_run(
 ) -> Row:
     """Return how a run ended, its configuration and, if it is done, its final metrics.
 
-    If one of the files `needed` is damaged, the run has failed, whatever its status says.
-
-    Args:
-        folder: The run's folder.
-        needed: The files that must be intact, in addition to the configuration.
-        mark: Its fingerprint, if it has just been taken.
+    If its configuration or one of the files `needed` is damaged, the run has failed, whatever its
+    status says. `mark` is its fingerprint, if that has just been taken.
 
     Raises:
         OSError: A file exists and can't be read.
     """
     if mark is None:  # before the rest, so that a change meanwhile is noticed
         mark = fingerprint(folder)
-    status = read_status(folder, strict=True) or Status("failed", error="it was removed")
+    status = read_status(folder, strict=True)
+    if status.state == "new":
+        status = Status("failed", error="it was removed")
     configuration, problem = _configuration(folder)
     if status.done:
         for name in (CONFIG, *needed):

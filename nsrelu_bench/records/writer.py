@@ -108,12 +108,12 @@ class RunWriter:
             with wrap_write_errors(self.folder):
                 # Strict, because a run whose files can't be read at the moment may be done.
                 status = read_status(self.folder, strict=True)
-                changed = status is not None and CHANGED in (status.error or "")
+                changed = CHANGED in (status.error or "")
                 if not changed:
                     check_configuration(self.folder, self.config)
                 elif not self._fresh:
                     self._set_aside()
-            if status is not None and status.done and not self._fresh:
+            if status.done and not self._fresh:
                 raise RunDoneError(status)
         except BaseException:
             self._lock.release()

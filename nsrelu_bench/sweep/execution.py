@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,6 @@ class Event:
     """The state of a run when something happened to it.
 
     Attributes:
-        config: The run.
-        status: Its status.
         metrics: Its newest row of metrics.csv, if there is one.
         kept: It stays as it is: it was done before, or is not among those to retry.
         elsewhere: Another process is running it, and is waited for.
@@ -83,19 +81,10 @@ DEFAULT_POLICY = RunPolicy()
 
 @dataclass(frozen=True)
 class Job:
-    """Runs that are computed together: one, or the seeds of an ensemble.
-
-    Attributes:
-        runs: Their configurations.
-        attempt: How often the job has been submitted, counted from 1.
-    """
+    """Runs that are computed together: one, or the seeds of an ensemble."""
 
     runs: tuple[RunConfig, ...]
-    attempt: int = 1
-
-    def again(self) -> "Job":
-        """Return the job for its next attempt."""
-        return replace(self, attempt=self.attempt + 1)
+    attempt: int = 1  # how often the job has been submitted
 
 
 def group_into_jobs(runs: Sequence[RunConfig]) -> Iterator[Job]:
@@ -153,7 +142,7 @@ def _train(members: Sequence["Recording"]) -> Iterator[Event]:
         if members[0].config.stack:
             for member in members:
                 try:
-                    member.record_stack([other.config for other in members])
+                    member.record_stack([other.config.seed for other in members])
                 except Exception as error:
                     yield member.close(error)
         for epochs in _epochs(members):
@@ -193,13 +182,7 @@ def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
 
 
 class Recording:
-    """Writes the epochs of one run to its folder, and returns an event for each.
-
-    Args:
-        config: The run.
-        folder: Its folder.
-        policy: How to run.
-    """
+    """Writes the epochs of one run to its folder, and returns an event for each."""
 
     def __init__(self, config: RunConfig, folder: Path, policy: RunPolicy) -> None:
         self.config = config
@@ -227,9 +210,9 @@ class Recording:
         self.is_open = True
         return self._event()
 
-    def record_stack(self, configs: Sequence[RunConfig]) -> None:
-        """Record which runs are computed as one network with this one."""
-        self._writer.record_stack([config.seed for config in configs])
+    def record_stack(self, seeds: Sequence[int]) -> None:
+        """Record which seeds are computed as one network with this run."""
+        self._writer.record_stack(seeds)
 
     def add(self, epoch: "Epoch") -> Event:
         """Write an epoch."""

@@ -8,11 +8,7 @@ LOGGED_FILES = ("metrics.csv", "layers.csv")
 
 
 class NewValues:
-    """Reads the rows of a run's files once each.
-
-    Args:
-        folder: Of the run.
-    """
+    """Reads the rows of a run's files once each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -15,7 +15,7 @@ from nsrelu_bench.config import RunConfig, find_varying, parse_settings, run_con
 from nsrelu_bench.files import read_bytes
 from nsrelu_bench.records import Status
 
-Plan = Sequence[tuple[RunConfig, Status | None, bool]]
+Plan = Sequence[tuple[RunConfig, Status, bool]]
 
 #: The settings that do not change how long an epoch takes. All others do, so that each new one
 #: counts until it is known not to. Of the activation, only its parameters do not.
@@ -36,12 +36,8 @@ def format_runs(
 ) -> str:
     """List the runs of `plan_runs`: status, whether they are due, and the settings that vary.
 
-    Args:
-        plan: The runs.
-        study: The study's folder; times are estimated from the runs in it and in its neighbours.
-        workers: Processes that run at once.
-        timed: Whether to time an epoch of each kind of run for that, instead.
-        as_json: For programs.
+    The time that `workers` processes take is estimated from the runs in the study's folder and its
+    neighbours or, if `timed`, from an epoch of each kind of run.
 
     Raises:
         BenchError: A data set, a model or a device that is timed can't be had.
@@ -55,7 +51,7 @@ def format_runs(
     rows: list[dict[str, Any]] = [
         {
             "run_id": config.run_id,
-            "state": status.state if status else "new",
+            "state": status.state,
             "due": due,
             "settings": {name: config.settings[name] for name in varying},
             "estimated_s": known[_key(config)] * config.total_epochs

@@ -32,13 +32,9 @@ def follow(
     varying: Sequence[str] = ("lr",),
     quiet: bool = False,
 ) -> list[Event]:
-    """Show the progress of runs, and return the last event of each.
+    """Show the progress of so many runs, and return the last event of each.
 
-    Args:
-        events: What happens.
-        runs: Number of runs.
-        varying: The settings that tell them apart, for their names.
-        quiet: Whether to show nothing.
+    Their names have the settings `varying`.
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
     view = _View(console, runs, varying)
@@ -65,13 +61,7 @@ def follow(
 
 
 class _View:
-    """What has been shown of some runs.
-
-    Args:
-        console: Where lines go.
-        runs: Number of runs; one by itself has a line per epoch, several have one each.
-        varying: The settings that a run's name has.
-    """
+    """What has been shown of some runs; one by itself has a line per epoch, several one each."""
 
     def __init__(self, console: Console, runs: int, varying: Sequence[str]) -> None:
         self._console, self._varying = console, varying

@@ -8,6 +8,7 @@ each has its own folder.
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nsrelu_bench.config import RunConfig
@@ -25,8 +26,8 @@ from nsrelu_bench.sweep.executors import POLL_S, Executor, Lost
 
 def plan_runs(
     runs: Sequence[RunConfig], study: Path, policy: RunPolicy = DEFAULT_POLICY
-) -> Iterator[tuple[RunConfig, Status | None, bool]]:
-    """Yield each run with its status, None for a new one, and whether it is due.
+) -> Iterator[tuple[RunConfig, Status, bool]]:
+    """Yield each run with its status and whether it is due.
 
     Raises:
         BenchError: A run that is kept has another configuration, or had other data or sources.
@@ -34,11 +35,8 @@ def plan_runs(
     for config in runs:
         folder = study / config.run_id
         status = read_status(folder)
-        if policy.retry:
-            due = status is not None and status.state in policy.retry
-        else:
-            due = policy.fresh or status is None or not status.done
-        if status is not None and status.done and not due:
+        due = status.state in policy.retry if policy.retry else (policy.fresh or not status.done)
+        if status.done and not due:
             check_configuration(folder, config)
             check_inputs(folder, config)
         yield config, status, due
@@ -75,7 +73,7 @@ def run_all(
         if is_due:
             due.append(config)
         else:
-            yield Event(config, status or Status("new"), kept=True)
+            yield Event(config, status, kept=True)
     if not due:
         return
     if executor is None:
@@ -108,7 +106,8 @@ def _schedule(
                 if isinstance(report, Lost):
                     if report.job.attempt < executor.attempts:
                         delay_s = 2.0**report.job.attempt
-                        put_off.append((time.monotonic() + delay_s, report.job.again()))
+                        again = replace(report.job, attempt=report.job.attempt + 1)
+                        put_off.append((time.monotonic() + delay_s, again))
                         continue
                     for config in report.job.runs:
                         del under_way[config.run_id]

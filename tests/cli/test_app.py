@@ -162,9 +162,7 @@ def test_a_signal_ends_at_once_and_keeps_what_was_done(
     assert errors.endswith(f"nsrelu-bench: Interrupted. Resume with: {command}\n")
     assert "Traceback" not in errors
     for folder in tmp_path.glob("results/runs/*/"):
-        status = read_status(folder)
-        assert status is not None
-        assert status.state == "interrupted"
+        assert read_status(folder).state == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,7 @@ def test_shards_become_one_study(shards: list[Path], study: Path, tmp_path: Path
     assert (merged.copied, merged.kept, merged.running) == (runs, [], [])
     for run in runs:
         assert contents(target / run) == contents(study / run)
-        status = read_status(target / run)
-        assert status is not None
-        assert status.done
+        assert read_status(target / run).done
     assert (target / "study.yaml").read_text() == "name: leaks\n"
     assert sorted(load_runs(target)["run_id"]) == runs
     merged = merge_studies(shards, target)
@@ -60,14 +58,11 @@ def test_the_run_that_got_furthest_is_taken(shards: list[Path], tmp_path: Path, 
     target = tmp_path / "all"
     merge_studies(shards[::order], target)
     status = read_status(target / config.run_id)
-    assert status is not None
     assert (status.state, status.epoch) == ("interrupted", 2)
     assert (target / config.run_id / "checkpoint.pt").exists()
     make(shards[0], seed=7, epochs=3)
     merge_studies(shards[::order], target)
-    status = read_status(target / config.run_id)
-    assert status is not None
-    assert status.done
+    assert read_status(target / config.run_id).done
     assert not (target / config.run_id / "checkpoint.pt").exists()
 
 

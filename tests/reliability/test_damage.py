@@ -381,7 +381,6 @@ def test_a_full_disk_leaves_the_old_files(results: Path, mounted: Callable[..., 
 def test_a_damaged_status_says_what_is_wrong(results: Path) -> None:
     (results / RELU_RUN / "status.json").write_text('{"state": "compl')
     status = read_status(results / RELU_RUN)
-    assert status is not None
     assert "status.json can't be read (Invalid JSON: EOF while parsing a string at line 1" in str(
         status.error
     )

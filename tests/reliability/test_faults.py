@@ -230,8 +230,7 @@ def test_no_fault_loses_a_done_run_or_a_checkpoint(
 
     def go_wrong(before: State, was_done: bool, fault: str, at: int) -> bool:
         after, came = laboratory.attempt(before, fault, at)
-        status = read_status(laboratory.folder)
-        is_done = status is not None and status.done
+        is_done = read_status(laboratory.folder).done
         if is_done:
             assert csv_files(after) == csv_files(whole)
         else:
@@ -269,7 +268,5 @@ def test_a_done_run_survives_a_loss_of_power(laboratory: Laboratory, fault: str)
     whole, _ = laboratory.attempt({}, fault, at=1000)
     assert laboratory.status.state == "completed"
     laboratory.disk.lose_power()
-    status = read_status(laboratory.folder)
-    assert status is not None
-    assert status.done
+    assert read_status(laboratory.folder).done
     assert csv_files(laboratory.state()) == csv_files(whole)

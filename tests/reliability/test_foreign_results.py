@@ -68,7 +68,6 @@ FOREIGN_STATUS = {"state": "completed", "epoch": 2}
 def test_a_status_of_other_types_is_a_failed_run(results: Path, content: str, reason: str) -> None:
     (results / RELU_RUN / "status.json").write_text(content)
     status = read_status(results / RELU_RUN)
-    assert status is not None
     assert status.state == "failed"
     assert str(status.error).startswith(f"status.json can't be read ({reason}")
     assert "\n" not in str(status.error)

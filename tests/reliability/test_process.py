@@ -86,9 +86,7 @@ def test_a_closed_terminal_interrupts_a_run(
     assert "nsrelu-bench: Interrupted. Resume with: " in reported.splitlines()[-1]
     assert "Traceback" not in reported
     (folder,) = runs_in(tmp_path / "results")
-    status = read_status(folder)
-    assert status is not None
-    assert status.state == "interrupted"
+    assert read_status(folder).state == "interrupted"
 
 
 def test_removing_the_results_of_a_run_is_one_line(tmp_path: Path) -> None:
@@ -295,9 +293,7 @@ def test_a_run_resumes_after_its_disk_was_full(
         assert last.startswith(f"nsrelu-bench: {place}/runs")
         assert last.endswith(": can't be written (No space left on device)")
         (folder,) = runs_in(place)
-        status = read_status(folder)
-        assert status is not None
-        assert not status.done
+        assert not read_status(folder).done
         subprocess.run(["mount", "-o", "remount,size=8m", str(place)], check=True)
         config = run_config(read_run(folder / "config.yaml"))
         *_, event = execute_run(config, folder)

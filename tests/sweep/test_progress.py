@@ -66,7 +66,7 @@ def test_runs_are_counted_by_what_became_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {tiny(seed=seed).run_id: state for seed, state in enumerate(KEPT)}
-    known = {run_id: None if s == "new" else Status(s) for run_id, s in before.items()}
+    known = {run_id: Status(state) for run_id, state in before.items()}
     monkeypatch.setattr(scheduler, "read_status", lambda folder: known[folder.name])
     runs = [tiny(seed=seed) for seed in range(len(KEPT))]
     events = list(run_all(runs, tmp_path, policy=RunPolicy(fresh, retry), executor=Instant()))

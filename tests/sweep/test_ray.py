@@ -206,7 +206,6 @@ def test_collected_runs_have_all_files_of_local_ones(
         if run != DIVERGING:
             assert same_numbers(tmp_path / "ray", expected)
     failed = read_status(tmp_path / "ray" / tiny(**runs[2]).run_id)
-    assert failed is not None
     assert (failed.state, failed.error) == ended[2]
 
 
@@ -268,9 +267,7 @@ def test_an_interrupted_study_leaves_nothing_of_its_ray(
         code, _, errors = finished(process)
         assert (code, errors) == (143, "")
         assert left_of(process) == []
-    status = read_status(tmp_path / "ray" / tiny(epochs=5000).run_id)
-    assert status is not None
-    assert status.state == "interrupted"
+    assert read_status(tmp_path / "ray" / tiny(epochs=5000).run_id).state == "interrupted"
     assert list(short_folder.glob("ray-*")) == []
     assert not (Path(settings["HOME"]) / ".ray").exists()  # its token is in no file
 
@@ -370,9 +367,7 @@ def test_an_interrupted_run_to_be_collected_is_marked(
     )
     with pytest.raises(KeyboardInterrupt):
         list(run_all([tiny()], tmp_path, executor=executor))
-    status = read_status(tmp_path / tiny().run_id)
-    assert status is not None
-    assert status.state == "interrupted"
+    assert read_status(tmp_path / tiny().run_id).state == "interrupted"
 
 
 def test_a_run_to_be_collected_is_left_to_its_owner(

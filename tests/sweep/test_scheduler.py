@@ -86,7 +86,6 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert failed.status.error == "ValueError: no luck"
     assert "Traceback" in str(failed.traceback)
     status = read_status(tmp_path / TINY_RUNS[0].run_id)
-    assert status is not None
     assert (status.state, status.error) == ("failed", "ValueError: no luck")
 
 
@@ -105,7 +104,6 @@ def test_a_worker_that_is_killed_fails_only_its_run(tmp_path: Path) -> None:
     assert states.pop(runs[0].run_id) == "failed"
     assert set(states.values()) == {"completed"}
     status = read_status(tmp_path / runs[0].run_id)
-    assert status is not None
     assert (status.state, status.error) == ("failed", "its process ended with exit code -9")
 
 
@@ -131,9 +129,7 @@ def test_an_iterator_that_is_closed_ends_its_runs_as_interrupted(tmp_path: Path)
     events.close()
     assert time.monotonic() - before < 5
     for folder in (tmp_path / run_id for run_id in started):
-        status = read_status(folder)
-        assert status is not None
-        assert status.state == "interrupted"
+        assert read_status(folder).state == "interrupted"
 
 
 LONG = f"""
@@ -184,7 +180,7 @@ def test_retry_reruns_only_runs_with_that_status(tmp_path: Path) -> None:
     mark_(tmp_path / TINY_RUNS[1].run_id, "interrupted")
     events = list(run_all(TINY_RUNS, tmp_path, policy=RunPolicy(retry=["failed"])))
     assert {event.config.run_id for event in events if not event.kept} == {TINY_RUNS[0].run_id}
-    assert read_status(tmp_path / TINY_RUNS[3].run_id) is None
+    assert read_status(tmp_path / TINY_RUNS[3].run_id).state == "new"
     reported = (
         "--retry: must be one of running, completed, diverged, failed, interrupted, got 'all'"
     )

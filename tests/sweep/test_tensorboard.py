@@ -45,9 +45,7 @@ def test_event_files_hold_every_epoch(tmp_path: Path, workers: int) -> None:
         folder, plain = (tmp_path / name / run.run_id for name in ("with", "without"))
         for name in ("config.yaml", "metrics.csv", "layers.csv"):
             assert (folder / name).read_bytes() == (plain / name).read_bytes()
-        status = read_status(folder)
-        assert status is not None
-        assert status.done
+        assert read_status(folder).done
         found = scalars(folder)
         metrics = pd.read_csv(folder / "metrics.csv", index_col="epoch")
         for name in ("test_accuracy", "dead_units", "died_units"):
@@ -71,9 +69,7 @@ def test_the_file_ends_with_the_run_that_is_broken_off(tmp_path: Path) -> None:
     next(events)
     events.close()
     assert set(scalars(tmp_path / TINY_RUN.run_id)["test_accuracy"]) == {0}
-    status = read_status(tmp_path / TINY_RUN.run_id)
-    assert status is not None
-    assert status.state == "interrupted"
+    assert read_status(tmp_path / TINY_RUN.run_id).state == "interrupted"
 
 
 def test_without_the_extra_it_says_how_to_get_it(

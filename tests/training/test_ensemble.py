@@ -189,9 +189,7 @@ def test_a_seed_that_diverges_does_not_change_the_others(
     scale_weights(monkeypatch, 1, 1e38)
     events = made(tmp_path / "broken", runs)
     assert states(events) == ["completed", "diverged", "completed"]
-    diverged = read_status(tmp_path / "broken" / runs[1].run_id)
-    assert diverged is not None
-    assert diverged.diverged_epoch == 0
+    assert read_status(tmp_path / "broken" / runs[1].run_id).diverged_epoch == 0
     assert len(rows(tmp_path / "broken", runs[1])) == 1
     for config in (runs[0], runs[2]):
         assert rows(tmp_path / "broken", config) == rows(tmp_path / "well", config)
@@ -378,9 +376,7 @@ def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
                     os.kill(int(child), signal.SIGKILL)
     assert states(events) == ["failed"] * 3
     for config in runs:
-        status = read_status(tmp_path / config.run_id)
-        assert status is not None
-        assert status.error == "its process ended with exit code -9"
+        assert read_status(tmp_path / config.run_id).error == "its process ended with exit code -9"
 
 
 @pytest.mark.slow
@@ -392,9 +388,7 @@ def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
             break
     events.close()
     for config in runs:
-        status = read_status(tmp_path / config.run_id)
-        assert status is not None
-        assert status.state == "interrupted"
+        assert read_status(tmp_path / config.run_id).state == "interrupted"
 
 
 def test_ctrl_c_interrupts_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,9 +402,7 @@ def test_ctrl_c_interrupts_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps it
             list(run_all(runs, tmp_path))
     for config in runs:
-        status = read_status(tmp_path / config.run_id)
-        assert status is not None
-        assert status.state == "interrupted"
+        assert read_status(tmp_path / config.run_id).state == "interrupted"
     assert states(made(tmp_path, runs)) == ["completed"] * 3
     assert kept.value is not None
 

@@ -14,24 +14,16 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Lost:
-    """A job whose process is gone.
-
-    Attributes:
-        job: The job; of an ensemble, the runs that had not ended.
-        reason: Why, in one line.
-    """
+    """A job whose process is gone; of an ensemble, the runs that had not ended."""
 
     job: Job
     reason: str
 
 
 class Executor(ABC):
-    """Computes jobs, and reports; decides nothing.
+    """Computes jobs, and reports; decides nothing."""
 
-    Attributes:
-        attempts: How often a job is submitted if its process is lost each time.
-    """
-
+    #: How often a job is submitted if its process is lost each time.
     attempts = 1
 
     @abstractmethod

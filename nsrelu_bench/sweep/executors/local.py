@@ -61,12 +61,9 @@ class InProcess(Executor):
 
 
 class ProcessPool(Executor):
-    """Computes jobs in worker processes, one at a time in each.
+    """Computes jobs in at most so many worker processes, one at a time in each.
 
     A worker can be killed at any moment: that is how a study ends, too.
-
-    Args:
-        workers: Number of processes, at most.
     """
 
     def __init__(self, workers: int) -> None:
@@ -113,11 +110,7 @@ class ProcessPool(Executor):
 
 
 class _Worker:
-    """A process that computes one job after another, and the connection to it.
-
-    Attributes:
-        running: The runs of its job that have not ended, by run id.
-    """
+    """A process that computes one job after another, and the connection to it."""
 
     def __init__(self, context: SpawnContext, study: Path, policy: RunPolicy) -> None:
         self.connection, theirs = context.Pipe()
@@ -125,7 +118,7 @@ class _Worker:
         with _signals_held(), _clean_start():
             self.process.start()
         theirs.close()
-        self.running: dict[str, RunConfig] = {}
+        self.running: dict[str, RunConfig] = {}  # of its job, what has not ended, by run id
 
     def begin(self, job: Job) -> None:
         """Send a job."""

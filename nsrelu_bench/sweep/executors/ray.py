@@ -232,8 +232,8 @@ def _claim(folder: Path, policy: RunPolicy) -> FileLock:
             lock.acquire()
         except Timeout:
             raise RunLockedError(f"{folder}: running in another process") from None
-    status = None if policy.restarts else read_status(folder)
-    if status is not None and status.done:
+    status = read_status(folder)
+    if status.done and not policy.restarts:
         lock.release()
         raise RunDoneError(status)
     return lock
