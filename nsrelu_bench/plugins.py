@@ -73,12 +73,8 @@ def blame(setting: str, name: str) -> Iterator[None]:
 def _check_source(setting: str, module: ModuleType, before: str) -> None:
     """Check that the source of a module is still the one that it was imported from.
 
-    A module runs as it was when it was imported, whatever its file says now.
-
-    Args:
-        setting: What it is given for.
-        module: The module.
-        before: The SHA-256 of its source right before it was imported, if it had not been before.
+    A module runs as it was when it was imported, whatever its file says now. `before` is the digest
+    of its source right before it was imported, if it had not been imported already.
     """
     spec, then = _imported.get(module.__name__, (None, before))
     if spec is not module.__spec__:  # imported now for the first time, by the user, or again

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nsrelu_bench.files import file_sha256, read_bytes, replace_file, write_file
+from nsrelu_bench.files import file_sha256, read_bytes, replace_file
 
 HANG = """
 import os, sys
@@ -69,12 +69,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(
         replace_file(tmp_path / "file", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
-
-
-def test_a_link_is_written_through(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("target")
-    write_file(tmp_path / "link", "text")
-    assert (tmp_path / "target").read_text() == "text"
 
 
 @pytest.mark.parametrize("read", [read_bytes, file_sha256])

@@ -21,11 +21,9 @@ def find_varying(runs: Sequence[RunConfig]) -> list[str]:
 
 
 def name_run(config: RunConfig, varying: Sequence[str] = ("lr",)) -> str:
-    """Name a run: "nsrelu(0.1) on mnist5k, mlp, lr 0.01, seed 3".
+    """Name a run, with the settings that `find_varying` has found for its study.
 
-    Args:
-        config: The run.
-        varying: The settings to name, as `find_varying` returns them for a study.
+    For example "nsrelu(0.1) on mnist5k, mlp, lr 0.01, seed 3".
     """
     values = [name_setting(config, name) for name in varying]
     kind = [f"{config.act} on {config.dataset}", config.model]

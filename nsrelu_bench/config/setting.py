@@ -48,16 +48,10 @@ def setting(
     metavar: str | None = None,
     **constraints: Any,
 ) -> Any:
-    """Return the field of a setting.
+    """Return the field of a `Setting`; `constraints` are further arguments of `pydantic.Field`.
 
-    Args:
-        section: What it belongs to.
-        description: What it is, in one line.
-        default: As for `pydantic.Field`.
-        usual: The default in words, where it is not a plain value.
-        names: Values that can be named, where others are allowed too.
-        metavar: Placeholder for a value in help texts.
-        constraints: Further arguments of `pydantic.Field`.
+    `usual` is the default in words, where it is not a plain value. `names` are values that can be
+    named, where others are allowed too.
     """
     shown: dict[str, Any] = {
         "section": section,

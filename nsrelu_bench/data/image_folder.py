@@ -38,13 +38,9 @@ IMAGES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What is in a folder; equal if no file changed.
+    """What is in a folder: the images of each part and class; equal if no file changed.
 
-    Attributes:
-        root: The folder.
-        classes: Their names, sorted.
-        paths: The images of each part and class.
-        stamp: A digest of the names, sizes and times of all files.
+    `stamp` is a digest of the names, sizes and times of all files.
     """
 
     root: Path

@@ -31,7 +31,7 @@ from torchvision.datasets import utils
 
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import downloads, load_dataset
-from nsrelu_bench.data.downloads import MNIST_FILES, SOURCES, File, read_published
+from nsrelu_bench.data.downloads import SOURCES, File, read_published
 from nsrelu_bench.errors import BenchError
 
 
@@ -333,8 +333,3 @@ def test_one_process_fetches_at_a_time(tmp_path: Path) -> None:
     racers = [subprocess.Popen(command) for _ in range(2)]
     assert [racer.wait() for racer in racers] == [0, 0]
     assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 2
-
-
-def test_names_of_mnists_files_are_those_of_torchvision() -> None:
-    names = [Path(name).name for name, _ in datasets.MNIST.resources]
-    assert names == [f"{name}-ubyte.gz" for name in MNIST_FILES]

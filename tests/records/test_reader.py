@@ -37,13 +37,6 @@ def test_unfinished_runs_are_listed_without_numbers(study: Path, tmp_path: Path)
     assert len(results.metrics["run_id"].unique()) == 1
 
 
-def test_a_run_with_a_damaged_configuration_has_failed(tmp_path: Path) -> None:
-    folder = make(tmp_path / "study")
-    make(tmp_path / "study", seed=1)
-    (folder / "config.yaml").write_text("act: [")
-    assert load(tmp_path).runs["state"].tolist() == ["failed", "completed"]
-
-
 def test_a_run_a_study_and_all_studies_can_be_loaded(study: Path) -> None:
     run = study / tiny().run_id
     assert find_runs(run) == [run]
