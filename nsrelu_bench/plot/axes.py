@@ -66,21 +66,14 @@ def set_metric_axis(
     which: Literal["x", "y"] = "y",
 ) -> None:
     """Set the label, limits and scale of an axis for a metric."""
-    set_label = axes.set_xlabel if which == "x" else axes.set_ylabel
-    set_limits = axes.set_xlim if which == "x" else axes.set_ylim
-    set_label(axis_label(metric))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_label_text(axis_label(metric))
     if not log:
-        set_limits(limits_around(values))
+        axes.set(**{f"{which}lim": limits_around(values)})
         return
     low, high = (10**end for end in limits_around(values.map(math.log10)))
-    set_log_scale(axes, low, high, which)
-    set_limits(low, high)
-
-
-def set_log_scale(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "y") -> None:
-    """Make an axis logarithmic, with plain numbers even if it spans less than a decade."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log", subs=[])
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    # Plain numbers, even if it spans less than a decade.
     steps = (1, 2, 5) if high / low <= 1000 else (1,)
     axis.set_major_locator(LogLocator(subs=steps) if high / low >= 10 else MaxNLocator(5))
     axis.set_minor_locator(NullLocator())

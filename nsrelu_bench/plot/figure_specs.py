@@ -155,7 +155,7 @@ def plan_layers(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureS
     """Plan a metric over the epochs, a panel per layer; of many layers some, evenly spaced."""
     groups, layers = results.groups, results.layers
     facets, wanted = results.facets(), metrics or ("dead_fraction",)
-    there = [m for m in wanted if not epoch_values(groups, _any_layer(layers), m).empty]
+    there = [m for m in wanted if not epoch_values(groups, layers, m).empty]
     if not there:
         raise NothingToDrawError(f"no run has {' or '.join(wanted)} by layer")
     names = list(dict.fromkeys(layers.loc[layers["run_id"].isin(groups["run_id"]), "layer"]))
@@ -181,11 +181,6 @@ def plan_layers(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureS
         columns=min(3, len(shown)) if len(shown) > 1 else 2,
         alike=len(there) == 1,
     )
-
-
-def _any_layer(layers: pd.DataFrame) -> pd.DataFrame:
-    keys = ["run_id", "epoch"]
-    return layers.drop_duplicates(keys) if len(layers) else pd.DataFrame(columns=keys)
 
 
 def plan_tradeoff(results: GroupedResults, metrics: Sequence[str] = ()) -> FigureSpec:

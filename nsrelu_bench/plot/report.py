@@ -117,18 +117,10 @@ def render(
 ) -> str:
     """Return the page as text.
 
-    Args:
-        frames: What `nsrelu_bench.load` returns.
-        environments: The contents of the runs' env.json files.
-        command: The command line that writes this page.
-        baseline: As for `compare`.
-        tune: As for `compare`.
-        metric: As for `compare`; figures draw them too.
-        arms: As for `compare`.
-        by: As for `compare`; each value has figures of its own.
-        where: As for `compare`.
-        family: What `declared_family` returns.
-        question: The question of the study; otherwise the project's own.
+    `environments` are the contents of the runs' env.json files, `command` the command line that
+    writes this page, `family` what `declared_family` returns, and `question` that of the study,
+    otherwise the project's own. The other options are those of `compare`; figures draw the metrics
+    too, and each value of `by` has figures of its own.
 
     Raises:
         BenchError: The runs can't be compared.

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 
 from nsrelu_bench.compare import parse_act
@@ -138,11 +137,6 @@ def run_mark(outcome: str) -> dict[str, Any]:
     size, width = mpl.rcParams["lines.markersize"], mpl.rcParams["lines.linewidth"]
     marker = {"diverged": "x", "collapsed": "1"}[outcome]
     return {"marker": marker, "markersize": 1.3 * size, "markeredgewidth": width}
-
-
-def hatch_background(axes: Axes) -> None:
-    """Hatch cells without a value."""
-    axes.patch.set(facecolor="white", hatch=HATCH["hatch"], edgecolor=HATCH["ec"], lw=0)
 
 
 def log_norm(grids: Iterable[pd.DataFrame]) -> LogNorm:

@@ -1,9 +1,10 @@
 """Draw single panels, one function for each kind.
 
-Each function takes runs as `nsrelu_bench.compare.name_groups` returns them and an optional `ax`,
-and returns the axes; `figures` puts panels side by side. An activation has the same colour, marker
-and dash everywhere (`style.activation_style`). Runs that diverged are drawn or counted, never
-silently left out. Nothing here uses pyplot or a global figure.
+Each function takes `groups`, runs as `nsrelu_bench.compare.name_groups` returns them, and the name
+of a metric. It draws on `ax` or in a new figure, and returns the axes; `figures` puts panels side
+by side. An activation has the same colour, marker and dash everywhere (`style.activation_style`).
+Runs that diverged are drawn or counted, never silently left out. Nothing here uses pyplot or a
+global figure.
 """
 
 from nsrelu_bench.plot.panels.epochs import curves

@@ -41,11 +41,7 @@ def curves(
     runs at every epoch. A collapsed run has a line too, and counts in the mean. A tick on the axis
     shows where the gradient of a run lost the true one.
 
-    Args:
-        groups: Runs as `name_groups` returns them.
-        metrics: One row per run and epoch, or those of one layer.
-        metric: A column of `metrics`.
-        ax: Where to draw; otherwise a new figure.
+    `metrics` has one row per run and epoch, of the network or of one layer.
 
     Raises:
         NothingToDrawError: No run has the metric, or there are more than 12 groups.

@@ -50,12 +50,6 @@ def tradeoff(
     The Pareto front goes through the means that no other mean beats in both. Collapsed runs have
     marks instead of points.
 
-    Args:
-        groups: Runs as `name_groups` returns them.
-        x: A final metric.
-        y: A final metric.
-        ax: Where to draw; otherwise a new figure.
-
     Raises:
         NothingToDrawError: No completed run has both metrics, or there are more than 12 groups.
     """
@@ -126,11 +120,6 @@ def leak_curve(
 
     Marks and intervals are those of `setting_curve`.
 
-    Args:
-        groups: Runs as `name_groups` returns them.
-        metric: A final metric.
-        ax: Where to draw; otherwise a new figure.
-
     Raises:
         NothingToDrawError: No run has the metric, or no family has more than one leak.
     """
@@ -153,17 +142,11 @@ def leak_curve(
 def setting_curve(
     groups: pd.DataFrame, *, x: str, metric: str = "test_accuracy", ax: Axes | None = None
 ) -> Axes:
-    """Draw a final metric over a numeric setting, one line per activation.
+    """Draw a final metric over the only setting that varies, a numeric one; a line per activation.
 
     Means and 95 % t intervals are over completed runs, those of several activations side by side. A
     cross on the axis means that no run completed; each collapsed run has a mark. The metric
     ``diverged_fraction`` is the share of the finished runs that diverged.
-
-    Args:
-        groups: Runs as `name_groups` returns them, in which only `x` varies.
-        x: A numeric setting.
-        metric: A final metric.
-        ax: Where to draw; otherwise a new figure.
 
     Raises:
         NothingToDrawError: No run has the metric, or there are more than 12 activations.

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from nsrelu_bench.compare import format_setting, is_percent
 from nsrelu_bench.plot.axes import axes_for, axis_label, finish
@@ -18,7 +19,7 @@ from nsrelu_bench.plot.panel_data import (
     layer_grid,
     setting_label,
 )
-from nsrelu_bench.plot.style import HATCH, HEAT, hatch_background, linear_norm, log_norm
+from nsrelu_bench.plot.style import HATCH, HEAT, linear_norm, log_norm
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 
@@ -39,12 +40,7 @@ def gradient_depth(
     The mean is over the completed runs of one group. If no run has completed, it is
     over the diverged ones, up to their end. Hatched cells have no value, grey ones are zero.
 
-    Args:
-        groups: The runs of one group.
-        layers: One row per run, epoch and layer.
-        metric: A column of `layers`.
-        norm: One scale for several panels.
-        ax: Where to draw; otherwise a new figure.
+    `layers` has one row per run, epoch and layer; `norm` is one scale for several panels.
 
     Raises:
         NothingToDrawError: No run has the metric.
@@ -52,13 +48,8 @@ def gradient_depth(
     grid = layer_grid(groups, layers, metric)
     if grid.empty:
         raise NothingToDrawError(f"no run has {metric} by layer")
-    axes = axes_for(ax)
-    hatch_background(axes)
-    values = grid.to_numpy(dtype=float)
-    shown = np.where(values > 0, values, np.nan)
-    norm = norm or log_norm([grid])
-    mesh = axes.pcolormesh(shown, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
-    mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
+    axes, values = axes_for(ax), grid.to_numpy(dtype=float)
+    _draw_cells(axes, np.where(values > 0, values, np.nan), metric, norm or log_norm([grid]))
     for row, column in np.argwhere(values == 0):
         axes.add_patch(Rectangle((column, row), 1, 1, color="0.6", lw=0))
     step = max(1, math.ceil(len(grid) / 8))
@@ -81,16 +72,8 @@ def phase(
     """Draw a final metric over two settings: a cell is the mean over its completed runs.
 
     If some of its runs diverged or collapsed, a cell is hatched and gives their share. A cell
-    without a completed run has no colour.
-
-    Args:
-        runs: Runs as `name_groups` returns them; for ``x="leak"`` those of one family, with relu
-            as its leak 0.
-        x: A setting.
-        y: A setting.
-        metric: A final metric.
-        norm: One scale for several panels.
-        ax: Where to draw; otherwise a new figure.
+    without a completed run has no colour. For ``x="leak"`` the runs are those of one family, with
+    relu as its leak 0. `norm` is one scale for several panels.
 
     Raises:
         NothingToDrawError: There is no finished run, or a cell would mix several groups.
@@ -105,9 +88,7 @@ def phase(
         raise NothingToDrawError("no run is finished")
     norm = norm or linear_norm([grid])
     axes, means = axes_for(ax), grid.to_numpy()
-    hatch_background(axes)
-    mesh = axes.pcolormesh(means, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
-    mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
+    _draw_cells(axes, means, metric, norm)
     colors, number = mpl.colormaps[HEAT](norm(means)), ".1f" if is_percent(metric) else ".3g"
     for (row, column), mean in np.ndenumerate(means):
         empty = math.isnan(mean)
@@ -120,6 +101,13 @@ def phase(
     axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [format_setting(v) for v in grid.index])
     axes.set(xlabel=setting_label(x), ylabel=setting_label(y))
     return finish(axes, ax)
+
+
+def _draw_cells(axes: Axes, cells: NDArray[np.float64], metric: str, norm: Normalize) -> None:
+    """Draw cells of a metric over a hatched background, which shows where there is no value."""
+    axes.patch.set(facecolor="white", hatch=HATCH["hatch"], edgecolor=HATCH["ec"], lw=0)
+    mesh = axes.pcolormesh(cells, cmap=HEAT, norm=norm, edgecolors="white", lw=0.5)
+    mesh.set_label("_" + axis_label(metric))  # for the colour bar; legends skip it
 
 
 def _check_unmixed(runs: pd.DataFrame, x: str, y: str) -> None:

@@ -19,12 +19,7 @@ def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | Non
     spread more than five times as far as those of the median activation, because they run away,
     does not stretch the axis; the share of its values beyond the axis is written in its colour. The
     legend gives the share of values <= 0, and the number of values that are not finite and so are
-    not drawn.
-
-    Args:
-        values: The inputs of an activation's sites, of any shape, by the activation's label.
-        bins: Number of bins.
-        ax: Where to draw; otherwise a new figure.
+    not drawn. `values` are the inputs of an activation's sites, of any shape, by its label.
 
     Raises:
         NothingToDrawError: There is no finite value, or there are more than 12 activations.

@@ -27,11 +27,6 @@ def profile(groups: pd.DataFrame, *, metric: str = "test_accuracy", ax: Axes | N
 
     A diverged run ends above no value, so its group begins below 100 %.
 
-    Args:
-        groups: Runs as `name_groups` returns them.
-        metric: A final metric.
-        ax: Where to draw; otherwise a new figure.
-
     Raises:
         NothingToDrawError: No run has the metric, or there are more than 12 groups.
 
@@ -78,14 +73,8 @@ def pairs(
 ) -> Axes:
     """Draw each run beside the baseline's run of the same seed, joined by a line.
 
-    Marks are means over the pairs. A diverged run is a cross on the lower edge.
-
-    Args:
-        groups: Runs as `name_groups` returns them, which differ only in the activation, the seed
-            and the baseline's setting.
-        baseline: What the runs are paired with: the label of an activation, or a `Baseline`.
-        metric: A final metric.
-        ax: Where to draw; otherwise a new figure.
+    Marks are means over the pairs. A diverged run is a cross on the lower edge. The runs differ
+    only in the activation, the seed and the baseline's setting; a label is that of an activation.
 
     Raises:
         NothingToDrawError: No run has the metric or a partner, or there are more than 12 groups.
