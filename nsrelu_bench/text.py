@@ -1,7 +1,9 @@
 """Text for people: numbers with significant digits, and rows of texts as columns."""
 
 import math
+import os
 import re
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -30,6 +32,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shell_command(words: Iterable[str]) -> str:
+    r"""Write a command that can be pasted into a shell, on one line: $'\033' for an escape."""
+    return " ".join(shlex.quote(w) if w.isprintable() else _escaped(w) for w in words)
+
+
+def _escaped(word: str) -> str:
+    plain = {c for c in word if c.isprintable()} - {"'", "\\"}
+    octal = ("".join(f"\\{byte:03o}" for byte in os.fsencode(c)) for c in word)
+    return f"$'{''.join(c if c in plain else o for c, o in zip(word, octal, strict=True))}'"
 
 
 #: The smallest positive number that single precision holds with all its digits.

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,6 +220,16 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
+def moment(text: str) -> datetime:
+    """Read a time as ISO 8601 writes it; it is local without an offset from UTC."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"must be a time such as 2026-12-31T23:59+00:00, got {text[:80]!r}"
+        ) from None
+
+
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
@@ -229,6 +240,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "X": number,
     "SECONDS": number,
     "K/N": part,
+    "TIME": moment,
     "DIR": file_path,
     "FILE": file_path,
     "STUDY": file_path,
@@ -277,6 +289,12 @@ Workers = Annotated[
     ),
 ]
 Fresh = Annotated[bool, make_option("--fresh", "Repeat runs that are done", section=RUNNING)]
+FreshSince = Annotated[
+    Any,
+    make_option(
+        "--fresh-since", "Repeat runs that began before this", metavar="TIME", section=RUNNING
+    ),
+]
 CheckpointAfter = Annotated[
     float | None,
     make_option(

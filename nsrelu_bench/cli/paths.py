@@ -1,6 +1,5 @@
 """Which runs a command reads, where its result goes, and which command comes next."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from nsrelu_bench.cli.app import PROGRAM
 from nsrelu_bench.cli.options import file_path
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.files import write_file
-from nsrelu_bench.text import printable
+from nsrelu_bench.text import printable, shell_command
 
 
 def choose_paths(given: Sequence[Path] | None) -> list[Path]:
@@ -77,5 +76,5 @@ def write_or_print(text: str | bytes, out: Path | None) -> None:
 def print_next(*commands: Sequence[str | Path]) -> None:
     """Suggest the next commands on stderr."""
     for index, words in enumerate(commands):
-        line = shlex.join([PROGRAM, *map(str, words)])
-        print(f"{'next: ' if index == 0 else '      '}{printable(line)}", file=sys.stderr)
+        line = shell_command([PROGRAM, *map(str, words)])
+        print(f"{'next: ' if index == 0 else '      '}{line}", file=sys.stderr)

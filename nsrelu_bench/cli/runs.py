@@ -1,10 +1,12 @@
 """Commands that run: train, sweep."""
 
 import functools
-import shlex
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from nsrelu_bench.cli.paths import print_next
 from nsrelu_bench.config import SETTINGS
 from nsrelu_bench.errors import BenchError, UsageError, lookup
 from nsrelu_bench.machine import available_cores
-from nsrelu_bench.text import split_names
+from nsrelu_bench.text import shell_command, split_names
 
 if TYPE_CHECKING:
     from nsrelu_bench.config import RunConfig
@@ -24,10 +26,12 @@ from nsrelu_bench.cli.options import (
     CLUSTER,
     LOGGERS,
     RUNNING,
+    VARIABLES,
     AsJson,
     CheckpointAfter,
     DataDir,
     Fresh,
+    FreshSince,
     Log,
     Quiet,
     Replicates,
@@ -67,6 +71,7 @@ def train(
     results: ResultsDir = Path("results"),
     workers: Workers = None,
     fresh: Fresh = False,
+    fresh_since: FreshSince = None,
     checkpoint_after: CheckpointAfter = None,
     log: Log = None,
     tensorboard: TensorBoard = False,
@@ -87,11 +92,10 @@ def train(
     study = make_study(merged, "runs", flag_of)
     _check_impl(settings[-1].get("impl"), study.runs[0])
     folder = results / study.name
-    policy = _policy(fresh, (), checkpoint_after)
+    policy = _policy((), checkpoint_after, fresh=fresh, since=fresh_since)
     events = run_all(study.runs, folder, workers=workers or available_cores(), policy=policy)
-    _follow(
-        study.runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json
-    )
+    loggers = _loggers(log, tensorboard)
+    _follow(study.runs, folder, events, policy, log=loggers, quiet=quiet, as_json=as_json)
 
 
 def _check_impl(asked: str | None, config: "RunConfig") -> None:
@@ -185,6 +189,7 @@ def sweep(
     timed: Timed = False,
     retry: Retry = None,
     fresh: Fresh = False,
+    fresh_since: FreshSince = None,
     shard: Shard = None,
     workers: Workers = None,
     engine: Engine = "local",
@@ -211,7 +216,7 @@ def sweep(
     overrides |= {name: value for name, value in options.items() if value is not None}
     study = read_study(config, overrides)
     folder = results / study.name
-    policy = _policy(fresh, retry or (), checkpoint_after)
+    policy = _policy(retry or (), checkpoint_after, fresh=fresh, since=fresh_since)
     runs = study.runs
     if shard:
         jobs = list(group_into_jobs(runs))[shard[0] - 1 :: shard[1]]
@@ -226,7 +231,8 @@ def sweep(
         return
     save_study(study, folder)
     events = run_all(runs, folder, workers=workers, policy=policy, executor=executor)
-    _follow(runs, folder, events, log=_loggers(log, tensorboard), quiet=quiet, as_json=as_json)
+    loggers = _loggers(log, tensorboard)
+    _follow(runs, folder, events, policy, log=loggers, quiet=quiet, as_json=as_json)
 
 
 def _executor(
@@ -244,12 +250,18 @@ def _executor(
     return RayExecutor(address=address, collect=collect, gpus=gpus)
 
 
-def _policy(fresh: bool, retry: Sequence[str], checkpoint_after: float | None) -> "RunPolicy":
+def _policy(
+    retry: Sequence[str], checkpoint_after: float | None, *, fresh: bool, since: datetime | None
+) -> "RunPolicy":
+    """Return how to run: what is repeated is all that began before now, or before `since`."""
     from nsrelu_bench.sweep import RunPolicy
 
-    if checkpoint_after is None:
-        return RunPolicy(fresh, retry)
-    return RunPolicy(fresh, retry, checkpoint_after)
+    if fresh and since:
+        raise UsageError("--fresh-since: repeats less than --fresh; give one of them")
+    policy = RunPolicy(fresh or since is not None, retry)
+    if checkpoint_after is not None:
+        policy = replace(policy, checkpoint_after=checkpoint_after)
+    return replace(policy, before=since or datetime.now(UTC)) if policy.restarts else policy
 
 
 def _loggers(names: list[str] | None, tensorboard: bool) -> list[str]:
@@ -275,18 +287,27 @@ def _log(
     return events
 
 
-def _resuming() -> str:
-    """Return the command that resumes this one: what it interrupted is to be retried too."""
+def _resuming(policy: "RunPolicy") -> str:
+    """Return the command that resumes this one, with the variables that set its options.
+
+    What it has repeated is not repeated again, and what it interrupted is retried too.
+    """
     words = [word for word in sys.argv[1:] if word != "--fresh"]
-    if any(word.partition("=")[0] == "--retry" for word in words):
-        words += ["--retry", "interrupted"]
-    return shlex.join([PROGRAM, *words])
+    more = ["--retry", "interrupted"] if policy.retry else []
+    if policy.before and not any(w.partition("=")[0] == "--fresh-since" for w in words):
+        more += ["--fresh-since", policy.before.isoformat()]
+    after = next(i for i, word in enumerate(words, 1) if not word.startswith("-"))
+    words[after:after] = more
+    given = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
+    variables = ["env", *dict.fromkeys(given)] if given else []
+    return shell_command([*variables, PROGRAM, *words])
 
 
 def _follow(
     runs: "Sequence[RunConfig]",
     folder: Path,
     events: "Generator[Event, None, None]",
+    policy: "RunPolicy",
     *,
     log: Sequence[str],
     quiet: bool,
@@ -303,7 +324,7 @@ def _follow(
         try:
             ended = progress.follow(events, len(runs), varying=varying, quiet=quiet)
         except (KeyboardInterrupt, SystemExit):
-            print(f"{PROGRAM}: Interrupted. Resume with: {_resuming()}", file=sys.stderr)
+            print(f"{PROGRAM}: Interrupted. Resume with: {_resuming(policy)}", file=sys.stderr)
             raise
     failures = [event for event in ended if event.status.state == "failed" and not event.kept]
     if TRACEBACK in sys.argv:
@@ -322,7 +343,7 @@ def _follow(
         if left:
             print(
                 f"{PROGRAM}: {left} other runs in {folder}, which this study does not ask for;"
-                f" to remove them: {PROGRAM} clean {shlex.quote(str(folder))}",
+                f" to remove them: {shell_command([PROGRAM, 'clean', str(folder)])}",
                 file=sys.stderr,
             )
         print_next(*([name, folder] for name in ("compare", "plot", "report")))

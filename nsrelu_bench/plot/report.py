@@ -240,7 +240,7 @@ def _settings(runs: pd.DataFrame, config_columns: Sequence[str]) -> list[tuple[s
 
 
 #: Entries of env.json about how a run was started, which are not versions.
-NOT_VERSIONS = ("command", "packages", "resumed_after", "refused")
+NOT_VERSIONS = ("command", "packages", "resumed_after", "refused", "started")
 
 
 def _versions(environments: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

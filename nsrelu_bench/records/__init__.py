@@ -1,7 +1,12 @@
 """What a run leaves on disk, and how it is read back. No torch."""
 
 from nsrelu_bench.records.describe import describe_run
-from nsrelu_bench.records.environment import ENVIRONMENT, environment, read_environment
+from nsrelu_bench.records.environment import (
+    ENVIRONMENT,
+    began_before,
+    environment,
+    read_environment,
+)
 from nsrelu_bench.records.export import export
 from nsrelu_bench.records.folders import find_drawable, find_places, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, KNOWN_COLUMNS, find_mixed, to_csv
@@ -34,6 +39,7 @@ __all__ = [
     "RunLockedError",
     "RunWriter",
     "Status",
+    "began_before",
     "check_configuration",
     "check_inputs",
     "describe_run",

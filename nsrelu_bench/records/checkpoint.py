@@ -64,6 +64,7 @@ def describe(
         "epoch": epoch,
         "environment": {name: environment.get(name) for name in DECISIVE},
         "stacked": environment.get("stacked"),
+        "started": environment.get("started"),
         "files": files,
     }
 

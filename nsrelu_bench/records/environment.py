@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         **input_digests(config, imported=True),
         "classes": count_classes(config),
         "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(),
     }
 
 
@@ -79,6 +81,18 @@ def read_environment(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def began_before(folder: Path, time: datetime) -> bool:
+    """Return whether a run began before a time; runs of older versions did not record when.
+
+    Raises:
+        OSError: Its env.json can't be read.
+    """
+    try:
+        return datetime.fromisoformat(read_environment(folder)["started"]) < time
+    except (KeyError, TypeError, ValueError):
+        return True
 
 
 def environment_columns(content: Mapping[str, Any]) -> dict[str, str | int | None]:

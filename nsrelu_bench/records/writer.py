@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -31,7 +32,7 @@ from nsrelu_bench.files import (
     write_json,
 )
 from nsrelu_bench.records.checkpoint import check_resumable, describe, load_state, pack, unpack
-from nsrelu_bench.records.environment import environment
+from nsrelu_bench.records.environment import began_before, environment
 from nsrelu_bench.records.same_run import check_configuration
 from nsrelu_bench.records.schema import (
     CHECKPOINT,
@@ -70,6 +71,7 @@ class RunWriter:
         folder: The run's own folder; created if missing.
         config: The run.
         fresh: Start over, even if the run is done or has a checkpoint.
+        before: With `fresh`, only if it began before this time.
         checkpoint_after: The least time between two checkpoints, in seconds.
 
     Raises:
@@ -84,13 +86,14 @@ class RunWriter:
         config: RunConfig,
         *,
         fresh: bool = False,
+        before: datetime | None = None,
         checkpoint_after: float = 10.0,
     ) -> None:
         self.folder = folder
         self.checkpoint: dict[str, Any] | None = None
         self.config = config
         self.status = Status("running")
-        self._fresh = fresh
+        self._fresh, self._before = fresh, before
         self._checkpoint_after = checkpoint_after
         self._last_checkpoint_s = time.monotonic()
         self._files: dict[str, TextIO] = {}
@@ -106,6 +109,8 @@ class RunWriter:
                 raise RunLockedError(f"{self.folder}: running in another process") from None
         try:
             with wrap_write_errors(self.folder):
+                if self._fresh and self._before is not None:
+                    self._fresh = began_before(self.folder, self._before)
                 # Strict, because a run whose files can't be read at the moment may be done.
                 status = read_status(self.folder, strict=True)
                 changed = CHANGED in (status.error or "")
@@ -163,6 +168,7 @@ class RunWriter:
                 self.status = Status("running", epoch=about["epoch"])
                 self._environment["resumed_after"] = about["epoch"]
                 self._environment["stacked"] = about.get("stacked")
+                self._environment["started"] = about.get("started")
                 return {name: length for name, (length, _) in about["files"].items()}
         self._environment |= {"resumed_after": None, "refused": refused}
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,14 @@ class RunPolicy:
         fresh: Also rerun runs that are done.
         retry: Rerun only runs with one of these states.
         checkpoint_after: Seconds between the checkpoints of a run.
+        before: Rerun no run that is done and began at this time or later, and resume those that
+            did and are not.
     """
 
     fresh: bool = False
     retry: Collection[str] = ()
     checkpoint_after: float = 10.0
+    before: datetime | None = None
 
     def __post_init__(self) -> None:
         for state in self.retry:
@@ -189,7 +193,11 @@ class Recording:
         self.is_open = False
         self._metrics: dict[str, Any] = {}
         self._writer = RunWriter(
-            folder, config, fresh=policy.restarts, checkpoint_after=policy.checkpoint_after
+            folder,
+            config,
+            fresh=policy.restarts,
+            before=policy.before,
+            checkpoint_after=policy.checkpoint_after,
         )
 
     @property

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nsrelu_bench.cli.options import VARIABLES
 from nsrelu_bench.cli.runs import _resuming
 from nsrelu_bench.errors import unknown
 from nsrelu_bench.records import read_status
+from nsrelu_bench.sweep import RunPolicy
 
 TINY_OPTIONS = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 
@@ -158,26 +160,63 @@ def test_a_signal_ends_at_once_and_keeps_what_was_done(
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
-    command = f"nsrelu-bench train {' '.join(TINY_OPTIONS)} --epochs 100000 --seeds {seeds}"
-    assert errors.endswith(f"nsrelu-bench: Interrupted. Resume with: {command}\n")
+    since = r"--fresh-since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00"
+    options = f"{' '.join(TINY_OPTIONS)} --epochs 100000 --seeds {seeds}"
+    command = f"nsrelu-bench train {since} {options}"
+    assert re.search(f"nsrelu-bench: Interrupted. Resume with: {command}\n$", errors)
     assert "Traceback" not in errors
     for folder in tmp_path.glob("results/runs/*/"):
         assert read_status(folder).state == "interrupted"
 
 
+WHEN = datetime(2026, 1, 2, tzinfo=UTC)
+SINCE = "--fresh-since 2026-01-02T00:00:00+00:00"
+
+
 @pytest.mark.parametrize(
-    ("given", "resuming"),
+    ("given", "policy", "resuming"),
     [
-        ("train --fresh --seeds 2", "train --seeds 2"),
-        ("sweep a.yaml --retry failed", "sweep a.yaml --retry failed --retry interrupted"),
-        ("sweep a.yaml --retry=failed", "sweep a.yaml --retry=failed --retry interrupted"),
+        ("sweep a.yaml", RunPolicy(), "sweep a.yaml"),
+        ("train --fresh --seeds 2", RunPolicy(True, before=WHEN), f"train {SINCE} --seeds 2"),
+        ("--traceback train --fresh", RunPolicy(True, before=WHEN), f"--traceback train {SINCE}"),
+        (f"train {SINCE}", RunPolicy(True, before=WHEN), f"train {SINCE}"),
+        ("sweep --retry=failed a", RunPolicy(retry=["failed"]), "sweep {again} --retry=failed a"),
+        (
+            "sweep --retry failed -- a",
+            RunPolicy(retry=["failed"]),
+            "sweep {again} --retry failed -- a",
+        ),
+        (
+            "sweep a --retry diverged",
+            RunPolicy(retry=["diverged"], before=WHEN),
+            f"sweep {{again}} {SINCE} a --retry diverged",
+        ),
     ],
+    ids=["plain", "fresh", "traceback", "since", "retry", "dashes", "retry done"],
 )
-def test_the_command_that_resumes_also_reruns_what_it_interrupts(
-    given: str, resuming: str, monkeypatch: pytest.MonkeyPatch
+def test_the_command_that_resumes_asks_for_what_is_left(
+    given: str, policy: RunPolicy, resuming: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["nsrelu-bench", *given.split()])
-    assert _resuming() == f"nsrelu-bench {resuming}"
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert _resuming(policy) == f"nsrelu-bench {resuming.format(again='--retry interrupted')}"
+
+
+def test_the_command_that_resumes_has_variables_and_is_quoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["sweep", "my study.yaml", "--set", "act=nsrelu(0.1)", "--results", "it's\n\udcff\x1b1"]
+    monkeypatch.setattr(sys, "argv", ["nsrelu-bench", *words])
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NSRELU_DATA_DIR", "of mine")
+    command = _resuming(RunPolicy())
+    assert command.isprintable()
+    show = """sh -c 'printf "%s|" "$NSRELU_DATA_DIR" "$@"' -"""
+    shell = ["bash", "-c", command.replace("nsrelu-bench", show)]
+    given = subprocess.run(shell, stdout=subprocess.PIPE).stdout
+    assert [os.fsdecode(word) for word in given.split(b"|")[:-1]] == ["of mine", *words]
 
 
 @pytest.mark.covers

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,32 @@ def test_fresh_reruns_everything(tmp_path: Path) -> None:
     assert not any(
         event.kept for event in run_all(TINY_RUNS[:1], tmp_path, policy=RunPolicy(fresh=True))
     )
+
+
+def test_what_was_interrupted_under_fresh_is_not_repeated_again(tmp_path: Path) -> None:
+    """One run is repeated and another begins, before Ctrl-C; the third is an old one."""
+    list(run_all(TINY_RUNS[:3], tmp_path))
+    policy = RunPolicy(fresh=True, before=datetime.now(UTC), checkpoint_after=0)
+    events = run_all(TINY_RUNS[:3], tmp_path, policy=policy)
+    for event in events:
+        if (event.config, event.status.epoch) == (TINY_RUNS[1], 1):
+            break
+    events.close()
+    again = list(run_all(TINY_RUNS[:3], tmp_path, policy=policy))
+    assert [event.kept for event in last_events(again).values()] == [True, False, False]
+    first = {run: next(e.status.epoch for e in again if e.config == run) for run in TINY_RUNS[1:3]}
+    assert first == {TINY_RUNS[1]: 1, TINY_RUNS[2]: None}
+    assert all(event.kept for event in run_all(TINY_RUNS[:3], tmp_path, policy=policy))
+
+
+def test_a_checkpoint_from_before_is_not_fresh(tmp_path: Path) -> None:
+    events = run_all(TINY_RUNS[:1], tmp_path, policy=RunPolicy(checkpoint_after=0))
+    for event in events:
+        if event.status.epoch == 1:
+            break
+    events.close()
+    policy = RunPolicy(fresh=True, before=datetime.now(UTC))
+    assert next(run_all(TINY_RUNS[:1], tmp_path, policy=policy)).status.epoch is None
 
 
 def test_a_damaged_run_is_set_aside_and_rerun(tmp_path: Path) -> None:
