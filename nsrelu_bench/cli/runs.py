@@ -19,6 +19,8 @@ from nsrelu_bench.machine import available_cores
 from nsrelu_bench.text import shell_command, split_names
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nsrelu_bench.config import RunConfig
     from nsrelu_bench.sweep import Event, Executor, RunPolicy
 from nsrelu_bench.cli.app import PROGRAM, TRACEBACK, command
@@ -303,6 +305,19 @@ def _resuming(policy: "RunPolicy") -> str:
     return shell_command([*variables, PROGRAM, *words])
 
 
+def _final_rows(runs: "Sequence[RunConfig]", folder: Path) -> "pd.DataFrame":
+    """Update summary.csv, and return its row of each run; an empty one for a run that has none."""
+    import pandas as pd
+
+    from nsrelu_bench.records import NoRunsError, write_summary
+
+    asked = pd.DataFrame(index=pd.Index([run.run_id for run in runs], name="run_id"))
+    try:
+        return asked.join(write_summary(folder).set_index("run_id"))
+    except NoRunsError:  # all are new and stay so, or failed before they had a folder
+        return asked
+
+
 def _follow(
     runs: "Sequence[RunConfig]",
     folder: Path,
@@ -315,7 +330,7 @@ def _follow(
 ) -> None:
     """Show the progress of the runs of a study, and how they ended."""
     from nsrelu_bench.config import find_varying
-    from nsrelu_bench.records import find_leftovers, write_summary
+    from nsrelu_bench.records import find_leftovers
     from nsrelu_bench.sweep import progress
 
     events = _log(events, folder, log)
@@ -331,9 +346,7 @@ def _follow(
         print(*(event.traceback for event in failures), sep="\n", file=sys.stderr)
     if failures and len(runs) == 1:
         raise BenchError(str(failures[0].status.error))
-    summary = write_summary(folder).set_index("run_id")
-    # A run that was killed before it made its folder has no row.
-    table = summary.reindex([run.run_id for run in runs])
+    table = _final_rows(runs, folder)
     if as_json:
         print(table.reset_index().to_json(orient="records", indent=2))
     else:
@@ -346,6 +359,7 @@ def _follow(
                 f" to remove them: {shell_command([PROGRAM, 'clean', str(folder)])}",
                 file=sys.stderr,
             )
-        print_next(*([name, folder] for name in ("compare", "plot", "report")))
-    if failures:
+        if ended:
+            print_next(*([name, folder] for name in ("compare", "plot", "report")))
+    if any(event.status.state == "failed" for event in ended):
         raise typer.Exit(3)

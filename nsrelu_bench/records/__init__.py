@@ -8,7 +8,13 @@ from nsrelu_bench.records.environment import (
     read_environment,
 )
 from nsrelu_bench.records.export import export
-from nsrelu_bench.records.folders import find_drawable, find_places, find_runs, find_studies
+from nsrelu_bench.records.folders import (
+    NoRunsError,
+    find_drawable,
+    find_places,
+    find_runs,
+    find_studies,
+)
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, KNOWN_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.leftover_runs import find_leftovers, remove_runs
 from nsrelu_bench.records.merge import Merged, merge_studies, study_name
@@ -34,6 +40,7 @@ __all__ = [
     "KNOWN_COLUMNS",
     "STATES",
     "Merged",
+    "NoRunsError",
     "Results",
     "RunDoneError",
     "RunLockedError",

@@ -5,14 +5,18 @@ from pathlib import Path
 
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.files import find_broken_link
-from nsrelu_bench.records.schema import CONFIG, SUMMARY
+from nsrelu_bench.records.schema import CONFIG, STUDY, SUMMARY
+
+
+class NoRunsError(BenchError):
+    """A folder has no runs."""
 
 
 def find_runs(path: Path) -> list[Path]:
     """Return the run folders that a path is, has, or has one level deeper, sorted.
 
     Raises:
-        BenchError: There is no run.
+        NoRunsError: There is no run.
     """
     for depth in ("", "*/", "*/*/"):
         found = sorted(file.parent for file in path.glob(f"{depth}{CONFIG}"))
@@ -25,7 +29,7 @@ def find_drawable(path: Path) -> list[Path]:
     """Return what can be drawn: the path itself if it is a run, otherwise the studies there.
 
     Raises:
-        BenchError: There is no run.
+        NoRunsError: There is no run.
     """
     if (path / CONFIG).exists():
         return [path]
@@ -39,7 +43,7 @@ def find_studies(path: Path) -> dict[Path, list[Path]]:
     """Return the run folders of each study at or in a path; a study may have only a summary."""
     summaries = sorted([*path.glob(SUMMARY), *path.glob(f"*/{SUMMARY}")])
     studies: dict[Path, list[Path]] = {file.parent: [] for file in summaries}
-    with suppress(BenchError):
+    with suppress(NoRunsError):
         for folder in find_runs(path):
             studies.setdefault(folder.parent, []).append(folder)
     return studies
@@ -49,7 +53,7 @@ def find_places(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the run folders at or in a path, and the studies that have only a summary.
 
     Raises:
-        BenchError: There is neither.
+        NoRunsError: There is neither.
     """
     studies = find_studies(path)
     if not studies:
@@ -58,11 +62,12 @@ def find_places(path: Path) -> tuple[list[Path], list[Path]]:
     return folders, [study for study, found in studies.items() if not found]
 
 
-def no_runs(path: Path) -> BenchError:
+def no_runs(path: Path) -> NoRunsError:
     """Return the error for a folder without runs."""
-    if (path / SUMMARY).exists():
-        return BenchError(
-            f"{str(path)!r} has a {SUMMARY} but no run folders; run its sweep to create them"
-        )
+    for name in (SUMMARY, STUDY):
+        if (path / name).exists():
+            return NoRunsError(
+                f"{str(path)!r} has a {name} but no run folders; run its sweep to create them"
+            )
     missing = "" if path.is_dir() else f" ({find_broken_link(path) or 'there is no such folder'})"
-    return BenchError(f"no runs in {str(path)!r}{missing}; create one with nsrelu-bench train")
+    return NoRunsError(f"no runs in {str(path)!r}{missing}; create one with nsrelu-bench train")

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from nsrelu_bench.config import make_study, read_settings
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.files import wrap_write_errors
-from nsrelu_bench.records.folders import find_studies
+from nsrelu_bench.records.folders import NoRunsError, find_studies
 from nsrelu_bench.records.schema import CONFIG, STUDY
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.records.summary import write_summary
@@ -57,6 +57,6 @@ def remove_runs(folders: Iterable[Path]) -> list[Path]:
             shutil.rmtree(folder)
         removed.append(folder)
     for study in {folder.parent for folder in removed}:
-        with suppress(BenchError):  # no run is left
+        with suppress(NoRunsError):  # none is left
             write_summary(study)
     return removed

@@ -207,6 +207,41 @@ def test_new_runs_that_retry_leaves_out_are_counted(study: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("state", ["failed", "completed"])
+def test_retry_without_runs_says_so(study: Path, state: str) -> None:
+    retry = ["sweep", "small.yaml", "--retry", state]
+    line = "0 runs in results/small; {}, not started because of --retry\n"
+    answer = ask(*retry)
+    assert (answer.code, answer.out, answer.err) == (0, line.format("4 new runs"), "")
+    one = ask(*retry, "--set", "act=relu", "--seeds", "1")
+    assert (one.code, one.out) == (0, line.format("1 new run"))
+    (row,) = json.loads(ask(*retry, "--set", "act=relu", "--seeds", "1", "--json").out)
+    assert list(row) == ["run_id"]
+    assert ask("compare", "results/small").err == (
+        "nsrelu-bench: 'results/small' has a study.yaml but no run folders; run its sweep to"
+        " create them\n"
+    )
+
+
+def test_runs_that_all_lack_a_folder_are_counted(study: Path) -> None:
+    for row in json.loads(ask("sweep", "small.yaml", "--dry-run", "--json").out):
+        Path("results/small").mkdir(parents=True, exist_ok=True)
+        Path("results/small", row["run_id"]).touch()  # a file where its folder would be
+    answer = ask("sweep", "small.yaml")
+    assert (answer.code, answer.out) == (3, "4 runs in results/small: 4 failed\n")
+
+
+@pytest.mark.parametrize("acts", [["relu"], ["relu", "nsrelu(0.1)"]], ids=["one", "two"])
+def test_failed_runs_that_are_not_retried_are_exit_code_3(study: Path, acts: list[str]) -> None:
+    study.write_text(SMALL_STUDY.replace("[relu, nsrelu(0.1)]", json.dumps(acts)))
+    broken = ["sweep", "small.yaml", "--set", "train_size=2000", "--seeds", "1"]
+    ask(*broken)
+    answer = ask(*broken, "--retry", "interrupted", "--traceback")
+    assert answer.code == 3
+    assert "not retried)" in answer.out
+    assert "None" not in answer.err
+
+
 def test_a_run_without_a_folder_is_counted_with_the_others(study: Path) -> None:
     ask("sweep", "small.yaml", "--seeds", "1")
     gone = min(Path("results/small").glob("*/"))
