@@ -105,6 +105,34 @@ def align(rows: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
     return lines
 
 
-def wrap(line: str, room: int | None = None) -> str:
-    """Break a line between words where it is longer than `room`."""
-    return line if room is None else textwrap.fill(line, room, subsequent_indent="  ")
+def wrap(line: str, room: int | None = None, indent: str = "  ") -> str:
+    """Break a line where it is longer than `room`: between words, or in one that is longer itself.
+
+    Such a word is broken after a mark, if it has one in time. Later lines begin with `indent`.
+    """
+    if room is None:
+        return line
+    lines = [""]
+    for word in line.split():
+        gap = " " if lines[-1].strip() else ""
+        for piece in _pieces(word, room - len(indent)):
+            if len(lines[-1] + gap + piece) > room and lines[-1].strip():
+                lines.append(indent)
+                gap = ""
+            lines[-1] += gap + piece
+            gap = ""
+    return "\n".join(lines)
+
+
+#: The marks after which a word may be broken, the better ones first.
+MARKS = ("=:", "/.,", "_-+")
+
+
+def _pieces(word: str, room: int, marks: Sequence[str] = MARKS) -> list[str]:
+    """Divide a word that is longer than `room` after the best marks that make it short enough."""
+    if len(word) <= room:
+        return [word]
+    if not marks:
+        return textwrap.wrap(word, room)
+    parts = re.split(f"(?<=[{re.escape(marks[0])}])", word)
+    return [piece for part in parts for piece in _pieces(part, room, marks[1:]) if piece]

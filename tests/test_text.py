@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from nsrelu_bench.text import decimal_places, format_fixed, format_p, split_names, underflows
+from nsrelu_bench.text import (
+    decimal_places,
+    format_fixed,
+    format_p,
+    split_names,
+    underflows,
+    wrap,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +62,30 @@ def test_names_are_taken_apart_at_commas() -> None:
     assert split_names(None) == []
     assert split_names("a, b") == ["a", "b"]
     assert split_names(["a,b", " c"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "room", "broken"),
+    [
+        (
+            "model=examples.tiny_nets:pooled_mlp init=he lr=0.1",
+            29,
+            "model=examples.tiny_nets:|pooled_mlp init=he lr=0.1",
+        ),
+        ("act=leaky_relu(0.1)/relu lr=0.1", 20, "act=|leaky_relu(0.1)/relu|lr=0.1"),
+        ("init=he act=leaky_relu(0.1)", 19, "init=he|act=leaky_relu(0.1)"),
+        ("a_long_name_of_a_function", 12, "a_long_name_|of_a_|function"),
+        ("no_mark x" + 12 * "y", 10, "no_mark|x" + 9 * "y" + "|yyy"),
+        ("", 5, ""),
+    ],
+    ids=["colon", "equals", "between", "underscore", "no mark", "empty"],
+)
+def test_a_line_is_broken_between_words_or_after_a_mark(line: str, room: int, broken: str) -> None:
+    lines = wrap(line, room, "")
+    assert lines == broken.replace("|", "\n")
+    assert all(len(part) <= room for part in lines.split("\n"))
+
+
+def test_later_lines_are_indented() -> None:
+    assert wrap("some words, and more", 12) == "some words,\n  and more"
+    assert wrap("some words, and more") == "some words, and more"

@@ -4,7 +4,6 @@ import io
 import logging
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from nsrelu_bench.plot.layout import (
 from nsrelu_bench.plot.panel_data import NothingToDrawError
 from nsrelu_bench.plot.style import RC, STYLES
 from nsrelu_bench.records import Results
+from nsrelu_bench.text import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def figure(spec: FigureSpec, style: str = "paper") -> Figure:
             panel(ax=ax)
             # A letter is some 0.6 of its height wide, and the axes have 0.85 of the panel's width.
             letters = 0.85 * width / columns * 72 / (0.6 * mpl.rcParams["axes.titlesize"])
-            ax.set_title(textwrap.fill(title, int(letters)))
-            ax.set_xlabel(textwrap.fill(ax.get_xlabel(), int(letters)))
+            ax.set_title(wrap(title, int(letters), ""))
+            ax.set_xlabel(wrap(ax.get_xlabel(), int(letters), ""))
             axes.append(ax)
         shared = not spec.alike or share_limits(axes, columns)
         name_outer_axes(axes, columns)

@@ -1,7 +1,6 @@
 """Lay out a figure: title, legend, the line below it, colour bar, shared limits and names."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -23,6 +22,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from nsrelu_bench.plot.panel_data import group_label, outcomes
 from nsrelu_bench.plot.style import HATCH, WARNING, activation_style, run_mark
+from nsrelu_bench.text import wrap
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
@@ -39,8 +39,8 @@ def add_frame(
     width, height = figure.get_size_inches()
     size = mpl.rcParams["font.size"]
     letters = int(0.96 * width * 72 / (0.53 * size))  # a letter is some 0.53 of its height wide
-    title = textwrap.fill(title, int(letters / 1.1))
-    foot = textwrap.fill(foot, int(letters / 0.85))
+    title = wrap(title, int(letters / 1.1), "")
+    foot = wrap(foot, int(letters / 0.85), "")
     legend = _add_legend(figure, handles) if handles else None
     heights = [
         (1.25 * (foot.count("\n") + 1) * 0.85 + 0.3) * size / 72 if foot else 0.0,
