@@ -40,6 +40,8 @@ DASHES: dict[str, Dash] = {
 }
 #: The hues of other activations.
 OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa4499")
+#: The dashes of a user's own, which are often compared with other arguments.
+OWN_DASHES: tuple[Dash, ...] = (":", (0, (4, 2)), (0, (8, 2, 2, 2)))
 #: Activations that are compared with each other: each gets the colour of `OTHERS` at its position.
 NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
 
@@ -95,7 +97,7 @@ def activation_style(act: str) -> ActivationStyle:
 
     relu is black and solid. A family of `SHADES` has its own hues and dash; shade and marker depend
     on the leak. The colour of others depends on their name, their dash on the gate, and their
-    marker on the whole label.
+    marker on the whole label; so does the dash of a user's own.
     """
     family, leak = parse_act(act)
     if act == "relu":
@@ -104,8 +106,10 @@ def activation_style(act: str) -> ActivationStyle:
         pair, _, gate = act.partition("@")
         name = re.sub(r"\(.*?\)", "", pair)
         hue = NAMED.index(name) if name in NAMED else zlib.crc32(name.encode()) % len(OTHERS)
-        marker = MARKERS[zlib.crc32(act.encode()) // 97 % len(MARKERS)]
-        return ActivationStyle(OTHERS[hue], marker, DASHES.get(gate, ":"), OTHERS[hue])
+        whole = zlib.crc32(act.encode())
+        dash = OWN_DASHES[whole % len(OWN_DASHES)] if ":" in act else DASHES.get(gate, ":")
+        marker = MARKERS[whole // 97 % len(MARKERS)]
+        return ActivationStyle(OTHERS[hue], marker, dash, OTHERS[hue])
     place = min(max(leak, 0.0), 1.0) ** (1 / 3)
     stops = list(zip(PLACES, SHADES[family], strict=True))
     color = to_hex(LinearSegmentedColormap.from_list(family, stops)(place))

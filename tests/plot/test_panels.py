@@ -223,6 +223,13 @@ def test_surrogates_have_colours_of_their_own() -> None:
     assert activation_style("relu/bsilu(1.5)").color == activation_style("relu/bsilu(1.67)").color
 
 
+def test_ones_own_differ_by_their_arguments() -> None:
+    own = [activation_style(f"lab.acts:NetRescue(0.1, {wait})") for wait in (1, 30, 100)]
+    assert len({style.color for style in own}) == 1
+    assert len({(style.dash, style.marker) for style in own}) == 3
+    assert len({style.dash for style in own}) > 1
+
+
 def test_the_callers_axes_are_used_and_get_no_legend() -> None:
     ax = Figure().subplots()
     assert panels.curves(group(FRAMES), FRAMES.metrics, ax=ax) is ax
