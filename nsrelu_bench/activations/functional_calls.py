@@ -13,13 +13,7 @@ from torch import nn
 def functional_calls(
     model: nn.Module, names: set[str], without: tuple[type[nn.Module], ...]
 ) -> list[str]:
-    """Name the modules that use one of some functions, as "layer (Block): relu".
-
-    Args:
-        model: Any module.
-        names: The functions, such as "relu" and "relu_".
-        without: Types of modules that are left out.
-    """
+    """Name the modules that use a function such as "relu" or "relu_", as "layer (Block): relu"."""
     calls = []
     for path, module in model.named_modules():
         if isinstance(module, without):

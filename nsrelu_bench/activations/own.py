@@ -20,9 +20,6 @@ from nsrelu_bench.plugins import blame, load_plugin
 class OwnFunction:
     """A user's function with its parameters, as a function of the input alone.
 
-    Args:
-        spec: Its name and its parameters.
-
     Raises:
         UsageError: There is no such function, or it is a module.
         BenchError: Its module can't be imported.
@@ -44,13 +41,7 @@ class OwnFunction:
 
 
 class OwnActivation(nn.Module):
-    """One site of a user's module; what is inside is no site.
-
-    Args:
-        spec: Its name and the parameters that its class takes.
-        module: The user's module.
-        unit_axis: The axis of the units, for a probe.
-    """
+    """One site of a user's module; what is inside is no site. A probe reads its `unit_axis`."""
 
     def __init__(self, spec: FunctionSpec, module: nn.Module, unit_axis: int | None = None) -> None:
         super().__init__()

@@ -75,12 +75,8 @@ def _write_section(formatter: Any, title: str, records: list[tuple[str, str]]) -
 def command(
     app: typer.Typer, section: str, *examples: str, name: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that makes a function a command.
+    """Return a decorator that makes a function a command of the program.
 
-    Args:
-        app: The program.
-        section: Where the program's help lists it.
-        examples: Command lines for the end of its help.
-        name: Its name, otherwise that of the function.
+    The help of the program lists it in a section; its own ends with the examples.
     """
     return app.command(name=name, cls=Command, epilog="\n".join(examples), rich_help_panel=section)

@@ -80,18 +80,11 @@ def make_option(
 ) -> Any:
     """Return an option for an annotation.
 
-    Args:
-        flag: Its name; "--on/--off" for a choice of two.
-        text: What it is.
-        default: Its default in words.
-        metavar: Placeholder for its value in help texts.
-        parser: Reads its value, otherwise what `PARSERS` has for the placeholder.
-        within: The least and the greatest number.
-        choices: Its values, if there are no others.
-        names: Values that shells complete.
-        completer: Returns what shells complete, instead.
-        section: Where help texts list it.
-        variable: Whether an environment variable sets it too.
+    The flag is "--on/--off" for a choice of two. The text says what it is, and the default what it
+    is without it, in words. The parser is otherwise the one that `PARSERS` has for the placeholder
+    `metavar`. `within` are the least and the greatest number, and `choices` all values that there
+    are. Shells complete `names`, or what the completer returns. Help texts list it in a section;
+    with `variable`, an environment variable sets it too.
     """
     env = variable_of(flag.split("/")[0])
     if variable:
@@ -214,10 +207,11 @@ def file_path(text: str | Path) -> Path:
 
 def part(text: str) -> tuple[int, int]:
     """Read K/N, the K-th of N parts."""
-    number, _, of = text.partition("/")
-    if not (_COUNT.fullmatch(number) and _COUNT.fullmatch(of) and 1 <= int(number) <= int(of)):
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, of = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= of:
         raise typer.BadParameter(f"must be K/N with K from 1 to N, got {text[:80]!r}")
-    return int(number), int(of)
+    return number, of
 
 
 def moment(text: str) -> datetime:
@@ -228,9 +222,6 @@ def moment(text: str) -> datetime:
         raise typer.BadParameter(
             f"must be a time such as 2026-12-31T23:59+00:00, got {text[:80]!r}"
         ) from None
-
-
-_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 #: What reads a value, by its placeholder in help texts; without one it is a text.

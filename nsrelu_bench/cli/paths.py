@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nsrelu_bench.cli.app import PROGRAM
 from nsrelu_bench.cli.options import file_path
+from nsrelu_bench.config import parse_activation
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.files import write_file
 from nsrelu_bench.text import printable, shell_command
@@ -40,8 +41,6 @@ def choose_baseline(given: str, paths: Sequence[Path]) -> tuple[str, list[Path]]
 
 
 def _is_activation(text: str) -> bool:
-    from nsrelu_bench.config import parse_activation
-
     try:
         parse_activation(text)
     except UsageError:

@@ -9,7 +9,17 @@ import typer
 
 from nsrelu_bench.cli.app import PROGRAM, command
 from nsrelu_bench.cli.options import AsJson, ResultsDir, file_path, make_argument, make_option
+from nsrelu_bench.cli.paths import print_next
+from nsrelu_bench.config import (
+    find_varying,
+    name_setting,
+    read_run,
+    run_config,
+    study_schema,
+    study_template,
+)
 from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.files import write_file
 from nsrelu_bench.text import printable
 
 
@@ -25,10 +35,6 @@ def init(
     ),
 ) -> None:
     """Write a study with comments, to be edited."""
-    from nsrelu_bench.cli.paths import print_next
-    from nsrelu_bench.config import study_template
-    from nsrelu_bench.files import write_file
-
     if file.exists() or file.is_symlink():
         raise UsageError(f"{file}: exists; name another file, or remove it")
     write_file(file, study_template())
@@ -44,8 +50,6 @@ def init(
 )
 def schema() -> None:
     """Print the JSON schema of a study's file, for editors."""
-    from nsrelu_bench.config import study_schema
-
     print(json.dumps(study_schema(), indent=2))
 
 
@@ -107,8 +111,6 @@ def _find_run(name: str, results: Path) -> Path:
 
 def _tell_apart(folders: list[Path]) -> list[str]:
     """Return run folders, each with the settings that it differs in from the others."""
-    from nsrelu_bench.config import find_varying, name_setting, read_run, run_config
-
     try:
         runs = [run_config(read_run(folder / "config.yaml")) for folder in folders]
     except UsageError:  # one is damaged

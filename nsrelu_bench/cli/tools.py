@@ -1,7 +1,9 @@
 """Commands that examine: check, born-dead, ops, list, data, doctor."""
 
 import itertools
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,8 +107,6 @@ def born_dead(
     as_json: AsJson = False,
 ) -> None:
     """Estimate how often a ReLU network is dead before training."""
-    from dataclasses import asdict
-
     import pandas as pd
 
     from nsrelu_bench.tools.born_dead import born_dead as estimate
@@ -154,9 +154,6 @@ def ops(
     as_json: AsJson = False,
 ) -> None:
     """Measure time and memory of every implementation of NSReLU."""
-    import json
-    from dataclasses import asdict
-
     import torch
 
     from nsrelu_bench.files import wrap_write_errors
@@ -235,8 +232,6 @@ def data(
     as_json: AsJson = False,
 ) -> None:
     """Download, check and describe a data set."""
-    import json
-
     from nsrelu_bench.data import describe, format_description
 
     settings = {"dataset": name} | ({} if data_dir is None else {"data_dir": data_dir})
@@ -256,8 +251,6 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine the installation and report problems."""
-    import json
-
     from nsrelu_bench.tools.doctor import examine, format_findings, is_well, to_json
 
     findings = examine(file_path(data_dir or "data"), results)

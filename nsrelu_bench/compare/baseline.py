@@ -80,10 +80,7 @@ def _find_study(runs: pd.DataFrame, text: str) -> str:
 def check_pairs(runs: pd.DataFrame, baseline: Baseline, settings: Sequence[str]) -> None:
     """Check that some run can be compared with a baseline that is not an activation.
 
-    Args:
-        runs: The runs that are tested.
-        baseline: What they are compared with.
-        settings: The settings that paired runs must share.
+    `settings` are those that paired runs must share.
 
     Raises:
         UsageError: All runs belong to the baseline, or none has a partner; the message names the

@@ -66,13 +66,7 @@ def choose_columns(
 
 
 def make_column(comparison: Comparison, rows: pd.DataFrame, key: str) -> Column:
-    """Return a column of the groups of a section.
-
-    Args:
-        comparison: The whole comparison.
-        rows: Its rows of the section.
-        key: One of `column_names`: "runs", "test_accuracy", "diff", "zero_fraction:p".
-    """
+    """Return one of `column_names`, such as "zero_fraction:p", for the rows of a section."""
     if key in RUN_COUNTS:
         groups = rows.drop_duplicates("group")
         return key, list(map(str, groups[key]))

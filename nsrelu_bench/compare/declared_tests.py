@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from nsrelu_bench.compare.labels import check_metric, is_percent, scale_of
@@ -195,7 +194,7 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
     metrics = table.index.get_level_values("metric")
     tested = np.asarray(metrics.isin(family.metrics))
     table["p_holm"] = holm(table["p"].where(tested).to_numpy())
-    table["p_adjusted"] = _where(tested, step_down_p(differences[tested]))
+    table.loc[tested, "p_adjusted"] = step_down_p(differences[tested])
     margins = metrics.map(family.margin).to_numpy(dtype=float)
     table["margin"] = np.where(tested, margins, np.nan)
     bounded = tested & np.isfinite(margins)
@@ -203,7 +202,7 @@ def _assess_study(pairs: pd.DataFrame, family: Family, confidence: float) -> pd.
     ends = np.vstack([differences[bounded] + room, room - differences[bounded]])
     # Equivalence needs both one-sided tests.
     one_sided = step_down_p(ends, "greater").reshape(2, -1)
-    table["p_equivalent"] = _where(bounded, one_sided.max(axis=0))
+    table.loc[bounded, "p_equivalent"] = one_sided.max(axis=0)
     count = int(tested.sum())
     table["seeds_needed"] = seeds_needed(
         table["diff"].to_numpy(),
@@ -226,13 +225,6 @@ def _one_by_one(differences: Array, confidence: float) -> Array:
         some = differences[rows][there[rows]].reshape(-1, n)
         found[rows] = np.column_stack([*sign_flip_interval(some, confidence), sign_flip_p(some)])
     return found
-
-
-def _where(chosen: npt.NDArray[np.bool_], values: Array) -> Array:
-    """Return values at the chosen rows, NaN elsewhere."""
-    result = np.full(len(chosen), np.nan)
-    result[chosen] = values
-    return result
 
 
 #: The columns that a verdict is computed from.

@@ -52,15 +52,8 @@ def name_arms(
     """Make settings part of the activations' labels, so that they are compared with one baseline.
 
     The value that most runs have is left out of the label: with ``arms=["redo"]``, the runs of relu
-    are "relu" and "relu redo=100".
-
-    Args:
-        runs: One row per run, each with a configuration.
-        config_columns: The columns of `runs` that are configuration.
-        arms: The settings, besides those of `ACT_SETTINGS`.
-
-    Returns:
-        The runs, with new labels in the column `act`, and the configuration without the settings.
+    are "relu" and "relu redo=100". Those of `ACT_SETTINGS` are always part of it. Returns the runs,
+    with new labels in the column `act`, and the configuration without the settings.
 
     Raises:
         UsageError: There is no such setting.

@@ -56,11 +56,9 @@ SHORT_LABELS = {
 
 
 def metrics_among(columns: Iterable[Hashable], settings: Collection[str]) -> list[str]:
-    """Return those of the columns that are metrics.
+    """Return those of the columns of runs, epochs or layers that are metrics.
 
-    Args:
-        columns: Columns of the frames of runs, epochs or layers.
-        settings: Those that are configuration here, in addition to the settings of a run.
+    `settings` are configuration here, in addition to the settings of a run.
     """
     return [str(c) for c in columns if c not in NOT_METRICS and c not in settings]
 

@@ -25,12 +25,7 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 class SurrogateCall:
-    """One call of an untied activation, from which both gradients can be computed.
-
-    Args:
-        module: The activation.
-        pre: Its input, before it is called.
-    """
+    """A call of an untied activation that is to come, from which both gradients can be computed."""
 
     def __init__(self, module: nn.Module, pre: Tensor) -> None:
         self._module = module
@@ -64,11 +59,7 @@ class OverwrittenView:
 
     Changing a view gives it and its base a new history, in which a hook on the view from before is
     lost. The earlier history of the base still receives the gradient at the values before the
-    change, with that of other uses of the base.
-
-    Args:
-        view: The input, before the activation is called.
-        use: Takes the gradient at it, of its shape.
+    change, with that of other uses of the base. `use` takes it, in the shape of the view.
     """
 
     def __init__(self, view: Tensor, use: Callable[[Tensor], None]) -> None:

@@ -31,10 +31,7 @@ def load_measures(measures: "Iterable[str | OwnMeasure]") -> "list[str | OwnMeas
 
 
 class OwnMeasure:
-    """A user's measure.
-
-    Args:
-        name: As ``package.module:name``.
+    """A user's measure, by ``package.module:name``.
 
     Raises:
         UsageError: There is no such class, or it lacks a method.

@@ -56,14 +56,11 @@ def pre_quantiles(model: nn.Module, images: Tensor, *, batch_size: int = 250) ->
 
 
 class _Draw:
-    """Draws from the values of a site, which come batch by batch.
+    """Draws from the values of a site, which come batch by batch, for `examples` in all.
 
     All values are cut into `SAMPLE` stretches of one length, and one of each is drawn. Taking every
     n-th would count the edges of images more or less often than the rest, where n and their width
     have a common factor.
-
-    Args:
-        examples: Number of examples in all batches.
     """
 
     def __init__(self, examples: int) -> None:

@@ -18,11 +18,8 @@ class RunningSums(Generic[S]):
     """The sums of one site over passes; `add` takes what `gather` gave.
 
     A handful of operations on a small batch take longer than what they compute. On the CPU the
-    values of small batches are therefore kept and summed together.
-
-    Args:
-        update: Gathers the sums of values (N, U, ...).
-        pooled: Values of batches up to this size are pooled, eight times as many at most.
+    values (N, U, ...) of batches up to the size `pooled` are therefore kept and summed together,
+    eight times as many at most.
     """
 
     def __init__(self, update: Callable[[Tensor], S], pooled: int) -> None:

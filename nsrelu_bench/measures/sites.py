@@ -99,11 +99,6 @@ class Site:
     own: Mapping[str, Any] = field(default_factory=dict)  # sums of the user's measures, by name
 
     @property
-    def units(self) -> int:
-        """Number of units."""
-        return self.post.units
-
-    @property
     def nonfinite(self) -> bool:
         """Whether any value at the site is not finite."""
         return bool(self.pre.nonfinite or self.post.nonfinite)
@@ -162,7 +157,7 @@ def site_rows(
         intact = intact and not site.nonfinite
         feeding = [weights[p] for p in site.weights if p in weights]
         computed = wanted if finite else wanted - GRADIENT_MEASURES
-        row: Row = {"layer": name, "units": site.units}
+        row: Row = {"layer": name, "units": site.post.units}
         row |= dict.fromkeys([*(name for name in _COMPUTE if name in wanted), *own])
         values = site_values([site], feeding, site.weights, computed, own) if intact else {}
         rows.append(row | values)

@@ -44,13 +44,9 @@ def check_unit_axis(
 
 
 def find_axes(site: str, values: Tensor, asked: Axes | None, known: Axes | None) -> Axes:
-    """Return the axes of the units, counted from the last, which is -1.
+    """Return the axes of the units at a site, counted from the last, which is -1.
 
-    Args:
-        site: Its name.
-        values: Its input or output.
-        asked: The axes that the user names, from either end.
-        known: The axes that are known from where the values come.
+    The user has `asked` for axes, from either end; others are `known` from where the values come.
 
     Raises:
         BenchError: There is no axis of examples, the axes asked for are not there, or none are

@@ -54,12 +54,7 @@ class Finding:
 
 
 def examine(data_dir: Path, results: Path) -> list[Finding]:
-    """Examine everything that a run needs.
-
-    Args:
-        data_dir: The folder of downloaded data sets.
-        results: The folder of all results.
-    """
+    """Examine everything that a run needs, with the folders of data sets and of all results."""
     return [
         Finding("version", "python", platform.python_version()),
         *_packages(),

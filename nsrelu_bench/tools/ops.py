@@ -86,12 +86,6 @@ class ForumFunction(Function):
         return result, None
 
 
-def forum(x: Tensor, leak: float = LEAK) -> Tensor:
-    """Apply `ForumFunction`."""
-    y: Tensor = ForumFunction.apply(x, leak)
-    return y
-
-
 def _multiply(x: Tensor) -> Tensor:
     return multiplication_trick(x, F.relu, lambda x: torch.where(x > 0, 1.0, LEAK).to(x.dtype))
 
@@ -335,7 +329,7 @@ FORMS: dict[str, Form] = {
     "function": lambda x: nsrelu(x, LEAK, "function"),
     "mismatch": lambda x: nsrelu(x, LEAK, "mismatch"),
     "multiply": _multiply,
-    "forum": forum,
+    "forum": lambda x: ForumFunction.apply(x, LEAK),
     "up": lambda x: nsrelu(x, LEAK, gate="up"),
     "dead": lambda x: nsrelu(x, LEAK, gate="dead", unit_axis=-1),
     "rescue": lambda x: nsrelu(x, LEAK, gate="rescue", unit_axis=-1),

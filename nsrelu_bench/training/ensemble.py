@@ -40,8 +40,7 @@ State = dict[str, Any]
 class Ensemble:
     """K networks of the same architecture, in training mode, that are trained together.
 
-    Args:
-        networks: Each gives logits (N, classes); the first is used to compute all of them.
+    Each gives logits (N, classes); the first is used to compute all of them.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -119,11 +118,8 @@ def run_ensemble(
     """Train runs that differ in their seeds as one network.
 
     Yields, before the first step and after every epoch, the `Epoch` of each run by its index, as
-    `run` does for one; without the runs that have diverged before.
-
-    Args:
-        configs: The runs.
-        checkpoints: Of each run, all of the same epoch; or None for each.
+    `run` does for one; without the runs that have diverged before. The `checkpoints` are all of the
+    same epoch, or all None.
 
     Raises:
         BenchError: The data set, the model or the device can't be had, or the model can't be

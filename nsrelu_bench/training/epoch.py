@@ -59,13 +59,8 @@ class Epoch:
 class Monitor:
     """Measures one run, and keeps what later measurements need of earlier ones.
 
-    Args:
-        config: The run.
-        saved: Its `state` from a checkpoint.
-
-    Attributes:
-        watch: The early warning.
-        between_s: Seconds that `after_step` has taken since the last `end_epoch`.
+    It resumes from its `state`, which a checkpoint has `saved`. `between_s` are the seconds that
+    `after_step` has taken since the last `end_epoch`.
     """
 
     def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
@@ -99,24 +94,16 @@ class Monitor:
     def after_step(
         self, network: nn.Module, inputs: Tensor, labels: Tensor, task: Task, epoch: int, step: int
     ) -> None:
-        """Compare the gradients, and take measures if `probe_every` asks for them at this step.
+        """Compare the gradients, and take measures, whichever is `due` at this step.
 
-        Args:
-            network: As it is after the step.
-            inputs: Of the step's batch, normalized: (N, ...).
-            labels: Its classes (N,).
-            task: Whose probe set measures.
-            epoch: The epoch that the step belongs to.
-            step: Its number, from 1.
+        The gradients are those of the network after the step on its batch, inputs (N, ...) and
+        labels (N,); the measures are taken on the probe set of the task.
         """
-        compares, measures = self.watch.due(step), self._measures_after(step)
-        if not compares and not measures:
-            return  # without waiting for the device
-        labels[:1].cpu()  # waits for it: the time of the steps is not counted here
+        labels[:1].cpu()  # waits for the device: the time of the steps is not counted here
         started = time.perf_counter()
-        if compares:
+        if self.watch.due(step):
             self.watch.look(network, inputs, labels, step)
-        if measures:
+        if self._measures_after(step):
             self._between = self._measure(network, task, self._between)
             values = _of_training_split(self._between.totals)
             self._steps.append({"epoch": epoch, "step": step, **values})
@@ -125,14 +112,10 @@ class Monitor:
     def end_epoch(
         self, network: nn.Module, task: Task, at: Row, losses: Tensor | None, train_s: float
     ) -> Epoch:
-        """Measure a network at the end of an epoch.
+        """Measure a network at the end of an epoch, on the probe set and the splits of a task.
 
-        Args:
-            network: As it is after the last step.
-            task: Whose probe set and splits it is measured on.
-            at: The `position` of the run.
-            losses: Those of the epoch's steps (T,); None before the first.
-            train_s: Seconds that the steps took, without `after_step`.
+        `at` is the `position` of the run. `losses` are those of the epoch's steps (T,), None before
+        the first, and `train_s` the seconds that these took, without `after_step`.
         """
         clock = [time.perf_counter()]
         epoch, step = at["epoch"], at["step"]
@@ -228,10 +211,7 @@ def evaluate(network: nn.Module, data: Dataset, split: Split) -> tuple[float | N
 def first_non_finite(network: nn.Module, losses: Tensor | None, step: int) -> int | None:
     """Return the step, from 1, at which the loss or the weights stopped being finite, or None.
 
-    Args:
-        network: As it is after the step.
-        losses: Those of the last steps (T,); None if there was no step.
-        step: The number of the last one.
+    `losses` are those of the last steps (T,), up to number `step`; None if there was no step.
     """
     if losses is not None:
         bad = ~losses.isfinite()

@@ -22,11 +22,7 @@ WATCH_EVERY = 100
 
 
 class GradientWatch:
-    """Remembers the step at which the first layer's surrogate cosine first fell too low.
-
-    Args:
-        lost_step: That step, where it is known from before a checkpoint.
-    """
+    """Remembers the step at which the first layer's surrogate cosine first fell too low."""
 
     def __init__(self, lost_step: int | None = None) -> None:
         self.lost_step = lost_step
@@ -52,12 +48,8 @@ def first_layer_cosine(network: nn.Module, inputs: Tensor, labels: Tensor) -> fl
     """Return the cosine of the followed and the true gradient of the first layer's weights.
 
     In eval mode, with the mean cross-entropy as loss; None if both are equal by construction, or if
-    one is zero or not finite. The network and all random number generators stay as they were.
-
-    Args:
-        network: Gives logits (N, classes).
-        inputs: A batch (N, ...).
-        labels: Its classes (N,).
+    one is zero or not finite. The network, which gives logits (N, classes) of a batch of inputs
+    (N, ...) and labels (N,), and all random number generators stay as they were.
     """
     weight = next((p for p in network.parameters() if p.requires_grad and p.dim() > 1), None)
     if weight is None:

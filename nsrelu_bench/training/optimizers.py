@@ -105,13 +105,9 @@ def _own_factor(name: str, function: Callable[[int, int], object], step: int, st
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, factor: float) -> float:
-    """Set and return the learning rate of a step.
+    """Set and return the learning rate of a step: that of the run, times the schedule's factor.
 
-    Args:
-        optimizer: Of each group of parameters the rate is set; those with a rate of their own keep
-            their share of it.
-        rate: The learning rate of the run.
-        factor: What the schedule says of it.
+    A group of parameters with a rate of its own keeps its share of it.
     """
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", rate) * factor

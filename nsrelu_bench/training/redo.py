@@ -36,14 +36,8 @@ def reset_dormant_units(
     """Draw new weights into dormant units, and set those out of them to zero.
 
     The optimizer's state of these weights is set to zero too. The dormant units of all sites are
-    found before anything is reset, on random training images.
-
-    Args:
-        network: Layers and activations one after another, as `build_model` makes them.
-        optimizer: Of the network's parameters.
-        data: The run's data set.
-        config: The run.
-        step: The number of the last step; decides what is drawn.
+    found before anything is reset, on random training images. The network has its layers and
+    activations one after another, and the number of the last step decides what is drawn.
     """
     random = generator(config.seed, f"redo/{step}")
     chosen = torch.randperm(len(data.train), generator=random)[:EXAMPLES]

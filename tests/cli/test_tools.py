@@ -44,7 +44,7 @@ def test_check_exits_1_on_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> Non
         ("born-dead --depth 1", "--depth: must be from 2 to 100000, got 1"),
         ("born-dead --trials 0", "--trials: must be from 1 to 1000000000, got 0"),
         ("born-dead --seed -1", "--seed: must be from 0 to 9223372036854775807, got -1"),
-        ("ops --sizes 99", "--sizes: must be from 1 to 28, got 99"),
+        ("ops --sizes 4,99", "--sizes: must be from 1 to 28, got 99"),
         ("ops --threads 0", "--threads: must be from 1 to 1024, got 0"),
     ],
 )

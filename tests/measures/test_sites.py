@@ -229,7 +229,7 @@ def test_units_are_found_whatever_moves_their_axis(name):
                 for _ in range(3):  # the first is followed, the others use what was found
                     torch.manual_seed(3)
                     assert torch.equal(model(x), expected), mode
-        assert [site.units for site in probe.sites.values()] == [units], mode
+        assert [site.post.units for site in probe.sites.values()] == [units], mode
 
 
 attend = F.scaled_dot_product_attention

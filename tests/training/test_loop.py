@@ -155,13 +155,25 @@ POSITION = {"epoch", "step", "task", "lr", "gradient_lost_step"}
 DIVERGING_WITH_MOMENTUM = {"act": "nsrelu(1)", "lr": 1e4, "epochs": 3, "momentum": 0.9}
 
 
-def test_a_run_that_diverges_says_when_and_has_no_numbers_after() -> None:
-    *_, last = epochs = list(run(tiny(**DIVERGING_WITH_MOMENTUM)))
+#: Seen: a naive count reports this network as sparsity 0.000 and no dead unit.
+DIVERGING_WITH_DEPTH = {"act": "nsrelu(0.5)", "depth": 20, "width": 16, "lr": 0.05, "epochs": 3}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny(**DIVERGING_WITH_MOMENTUM),
+        RunConfig(**DIVERGING_WITH_DEPTH, probe_size=100),
+    ],
+    ids=["momentum", "depth"],
+)
+def test_a_run_that_diverges_says_when_and_has_no_numbers_after(config: RunConfig) -> None:
+    *_, last = epochs = list(run(config))
     assert last.diverged_step is not None
     assert 0 < last.diverged_step <= last.metrics["step"]
     assert len(epochs) - 1 == last.metrics["epoch"] <= 3
     assert set(last.metrics) == POSITION
-    assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * 2
+    assert [set(row) for row in last.layers] == [{"epoch", "layer", "units"}] * config.depth
     assert all(epoch.diverged_step is None for epoch in epochs[:-1])
 
 
@@ -243,16 +255,6 @@ def test_measures_left_out_are_empty_and_others_unchanged() -> None:
         "gradient_lost_step",
     }
     assert all(some[name] == everything[name] for name in left)
-
-
-def test_a_diverged_deep_network_has_no_measures() -> None:
-    # Seen: a naive count reports this network as sparsity 0.000 and no dead unit.
-    config = RunConfig(act="nsrelu(0.5)", depth=20, width=16, lr=0.05, epochs=3, probe_size=100)
-    *_, last = run(config)
-    assert last.diverged_step is not None
-    assert set(last.metrics) == POSITION
-    assert len(last.layers) == 20
-    assert all(set(row) == {"epoch", "layer", "units"} for row in last.layers)
 
 
 def test_batch_norm_of_one_example_is_refused_before_training() -> None:
