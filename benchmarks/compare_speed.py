@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.config.yaml import write_yaml
+from nsrelu_bench.config.yaml import format_yaml
 from nsrelu_bench.records.schema import COLUMNS, csv_files
 
 TIMED_ACTS = ("relu", "leaky_relu(0.1)", "nsrelu(0.01)", "nsrelu(0.1)", "nsrelu(1)")
@@ -67,13 +67,12 @@ def make_study(study: Path, runs: int, seeds: int) -> list[Path]:
     folders: list[Path] = []
     for width, lr, act in groups:
         config = RunConfig(act=act, lr=lr, width=16 * width, epochs=WRITTEN_EPOCHS)
-        buffer = io.StringIO()
-        write_yaml(config.settings, buffer)
+        text = format_yaml(config.settings)
         for seed in range(seeds):
             if len(folders) == runs:
                 return folders
             run_id = config.model_copy(update={"seed": seed}).run_id
-            yaml = buffer.getvalue().replace("\nseed: 0\n", f"\nseed: {seed}\n")
+            yaml = text.replace("\nseed: 0\n", f"\nseed: {seed}\n")
             folders.append(study / run_id)
             write_run(folders[-1], {"config.yaml": yaml} | texts.draw())
     return folders

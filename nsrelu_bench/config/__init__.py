@@ -31,10 +31,9 @@ from nsrelu_bench.config.registry import (
 )
 from nsrelu_bench.config.run import ADDED, SETTINGS, RunConfig, resolve_device
 from nsrelu_bench.config.run_names import find_varying, name_run, name_setting
-from nsrelu_bench.config.setting import Setting
 from nsrelu_bench.config.study import Study, make_study, read_study
 from nsrelu_bench.config.template import study_schema, study_template
-from nsrelu_bench.config.yaml import parse_settings, read_settings, write_yaml
+from nsrelu_bench.config.yaml import format_yaml, parse_settings, read_settings
 
 __all__ = [
     "ACTIVATION_NAMES",
@@ -58,12 +57,12 @@ __all__ = [
     "ActivationSpec",
     "FunctionSpec",
     "RunConfig",
-    "Setting",
     "Study",
     "check_name",
     "check_parameter",
     "find_varying",
     "format_number",
+    "format_yaml",
     "is_own",
     "make_study",
     "name_run",
@@ -80,5 +79,4 @@ __all__ = [
     "same_activation",
     "study_schema",
     "study_template",
-    "write_yaml",
 ]

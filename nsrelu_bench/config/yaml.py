@@ -5,6 +5,7 @@ ruamel.yaml is imported where it is used, so that ``--help`` need not wait for i
 
 import copy
 import functools
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
 
 
 def _parse_lines(text: str) -> dict[str, Any] | None:
-    """Parse settings one a line, as `write_yaml` writes them; None where a line needs others.
+    """Parse settings one a line, as `format_yaml` writes them; None where a line needs others.
 
     A line that begins with a name and is a mapping by itself means the same beside such lines. Runs
     of a study have most lines in common, and each is parsed once.
@@ -180,9 +181,10 @@ def _as_text(node: Any) -> Any:
     return node
 
 
-def write_yaml(settings: Mapping[str, Any], stream: Any) -> None:
+def format_yaml(settings: Mapping[str, Any]) -> str:
     """Write settings as YAML, one per line, in their order."""
-    yaml = _make_yaml()
+    yaml, stream = _make_yaml(), io.StringIO()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(dict(settings), stream)
+    return stream.getvalue()

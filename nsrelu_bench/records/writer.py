@@ -8,7 +8,6 @@ the length and the SHA-256 of every CSV file, and resuming from it cuts them to 
 """
 
 import csv
-import io
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from filelock import Timeout
 
-from nsrelu_bench.config import RunConfig, Study, write_yaml
+from nsrelu_bench.config import RunConfig, Study, format_yaml
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.files import (
     file_sha256,
@@ -135,7 +134,7 @@ class RunWriter:
         with wrap_write_errors(self.folder):
             remove_drafts(self.folder)
             self._write_status()
-            replace_file(self.folder / CONFIG, _yaml_text(self.config.settings))
+            replace_file(self.folder / CONFIG, format_yaml(self.config.settings))
         self._environment = environment(self.config)
         with wrap_write_errors(self.folder):
             lengths = self._resume()
@@ -273,10 +272,4 @@ def save_study(study: Study, folder: Path) -> None:
     This also removes temporary files of killed processes.
     """
     remove_drafts(folder)
-    write_file(folder / STUDY, _yaml_text(study.asked))
-
-
-def _yaml_text(settings: Any) -> str:
-    buffer = io.StringIO()
-    write_yaml(settings, buffer)
-    return buffer.getvalue()
+    write_file(folder / STUDY, format_yaml(study.asked))

@@ -4,13 +4,13 @@ import pytest
 
 from nsrelu_bench.config.reading import override, read_run, read_setting, run_config
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.config.yaml import write_yaml
+from nsrelu_bench.config.yaml import format_yaml
 from nsrelu_bench.errors import UsageError
 
 
 def test_a_written_run_can_be_read_and_overridden(tmp_path: Path) -> None:
-    with (tmp_path / "config.yaml").open("w") as stream:
-        write_yaml(RunConfig(act="nsrelu(0.1)", lr=0.3).settings, stream)
+    written = RunConfig(act="nsrelu(0.1)", lr=0.3).settings
+    (tmp_path / "config.yaml").write_text(format_yaml(written))
     settings = read_run(tmp_path / "config.yaml")
     assert run_config(override(settings, {"leak": 0.2})).act == "nsrelu(0.2)"
     assert run_config(override(settings, {"act": "relu"})).act == "relu"

@@ -146,7 +146,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk | None], 
         monkeypatch.setattr(os, name, on_path(name))
     # What takes most of the time of an attempt, and is no matter here.
     monkeypatch.setattr(records, "environment", lambda _: dict(FAKE_ENVIRONMENT))
-    monkeypatch.setattr(records, "write_yaml", lambda settings, file: file.write(str(settings)))
+    monkeypatch.setattr(records, "format_yaml", str)
 
     def put(disk: Disk | None) -> None:
         disks[:] = [disk] if disk else []

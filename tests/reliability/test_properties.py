@@ -31,7 +31,7 @@ from nsrelu_bench.config.reading import run_config
 from nsrelu_bench.config.registry import DATASETS, OPTIMIZERS, SITE_MEASURES
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.config.study import make_study
-from nsrelu_bench.config.yaml import parse_yaml, read_settings, write_yaml
+from nsrelu_bench.config.yaml import format_yaml, parse_yaml, read_settings
 from nsrelu_bench.records import RunWriter, load, load_runs, read_status, to_csv
 from nsrelu_bench.records import writer as records
 from nsrelu_bench.records.corruption import find_corruption
@@ -90,14 +90,11 @@ ANY_SETTINGS = st.fixed_dictionaries({}, optional=ANY_SETTING)
 @given(ANY_SETTINGS)
 def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
     run = RunConfig(**given_settings)
-    stream = io.StringIO()
-    write_yaml(run.settings, stream)
-    again = RunConfig(**parse_yaml(stream.getvalue()))
+    text = format_yaml(run.settings)
+    again = RunConfig(**parse_yaml(text))
     assert again == run
     assert again.run_id == run.run_id
-    second = io.StringIO()
-    write_yaml(again.settings, second)
-    assert second.getvalue() == stream.getvalue()
+    assert format_yaml(again.settings) == text
 
 
 ANY_WORD = st.text("abcxyz019_.:-+ ,()#'[{&*!|>%~\t", max_size=8)
@@ -117,9 +114,8 @@ def test_lines_parsed_one_by_one_are_the_whole_file(lines: Any, end: str) -> Non
 
 
 def test_what_a_run_writes_is_parsed_line_by_line() -> None:
-    stream = io.StringIO()
-    write_yaml(RunConfig(dataset="digits", act="leaky_relu(0.1)/relu").settings, stream)
-    assert yaml._parse_lines(stream.getvalue()) == yaml._parse_document(stream.getvalue())
+    text = format_yaml(RunConfig(dataset="digits", act="leaky_relu(0.1)/relu").settings)
+    assert yaml._parse_lines(text) == yaml._parse_document(text)
 
 
 @given(ANY_SETTINGS, st.randoms(use_true_random=False))
