@@ -235,10 +235,10 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into one line that names what can't be read."""
+    """Turn an error of the disk, or of what is in a file, into one line that names the file."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # pandas raises the latter two
         raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error
 
 

@@ -133,16 +133,13 @@ def stamp_of(path: str, state: os.stat_result) -> str:
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
     """Let one process at a time work on `name` in a folder; a read-only folder needs no lock."""
     lock = file_lock(folder / f".{name}.lock", timeout_s=-1)
-    try:
+    with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.acquire()
-    except OSError:
-        yield
-        return
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # nothing, if it is not held
 
 
 def _read(entry: Path, stamp: str, is_valid: Callable[[Parts], bool]) -> Parts | None:

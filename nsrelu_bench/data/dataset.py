@@ -85,12 +85,12 @@ def from_parts(parts: Parts, classes: int, val: int) -> Dataset:
 
 
 def from_whole(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], test: int, val: int, classes: int = 10
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], test: int, val: int
 ) -> Dataset:
-    """Split images and labels that have no published split."""
+    """Split images and labels of ten classes that have no published split."""
     whole = _split(images, labels)
     chosen = stratified(whole.labels, test)
-    return _take_val(whole[_others(chosen, len(whole))], whole[chosen], val, classes)
+    return _take_val(whole[_others(chosen, len(whole))], whole[chosen], val, classes=10)
 
 
 def stratified(labels: Tensor, size: int) -> Tensor:

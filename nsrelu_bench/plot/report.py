@@ -28,7 +28,7 @@ from nsrelu_bench.plot.figures import to_svg
 from nsrelu_bench.plot.grouped_results import GroupedResults, group_results
 from nsrelu_bench.plot.panel_data import OUTCOMES, NothingToDrawError, outcomes
 from nsrelu_bench.plot.report_summary import answer, split_verdicts
-from nsrelu_bench.records import Results, find_places, load, read_environment
+from nsrelu_bench.records import Results, find_studies, load, read_environment
 
 #: The figures in the order of the page.
 ORDER = (
@@ -81,7 +81,8 @@ def write_report(
     command += [
         text for flag, values in options.items() for value in values for text in (flag, value)
     ]
-    folders = {folder.resolve() for path in paths for folder in find_places(path)[0]}
+    found = [runs for path in paths for runs in find_studies(path).values()]
+    folders = {folder.resolve() for runs in found for folder in runs}
     folders -= {folder.resolve() for folder in without}
     questions = declared("question", *paths).values()
     page = render(

@@ -8,16 +8,10 @@ from nsrelu_bench.records.environment import (
     read_environment,
 )
 from nsrelu_bench.records.export import export
-from nsrelu_bench.records.folders import (
-    NoRunsError,
-    find_drawable,
-    find_places,
-    find_runs,
-    find_studies,
-)
+from nsrelu_bench.records.folders import NoRunsError, find_drawable, find_runs, find_studies
 from nsrelu_bench.records.frames import CONFIG_COLUMNS, KNOWN_COLUMNS, find_mixed, to_csv
 from nsrelu_bench.records.leftover_runs import find_leftovers, remove_runs
-from nsrelu_bench.records.merge import Merged, merge_studies, study_name
+from nsrelu_bench.records.merge import merge_studies, study_name
 from nsrelu_bench.records.reader import Results, load, load_runs
 from nsrelu_bench.records.same_run import check_configuration, check_inputs
 from nsrelu_bench.records.status import (
@@ -39,7 +33,6 @@ __all__ = [
     "ENVIRONMENT",
     "KNOWN_COLUMNS",
     "STATES",
-    "Merged",
     "NoRunsError",
     "Results",
     "RunDoneError",
@@ -56,7 +49,6 @@ __all__ = [
     "find_drawable",
     "find_leftovers",
     "find_mixed",
-    "find_places",
     "find_runs",
     "find_studies",
     "load",

@@ -22,7 +22,7 @@ def find_runs(path: Path) -> list[Path]:
         found = sorted(file.parent for file in path.glob(f"{depth}{CONFIG}"))
         if found:
             return found
-    raise no_runs(path)
+    raise _no_runs(path)
 
 
 def find_drawable(path: Path) -> list[Path]:
@@ -31,12 +31,7 @@ def find_drawable(path: Path) -> list[Path]:
     Raises:
         NoRunsError: There is no run.
     """
-    if (path / CONFIG).exists():
-        return [path]
-    studies = list(find_studies(path))
-    if not studies:
-        raise no_runs(path)
-    return studies
+    return [path] if (path / CONFIG).exists() else list(require_studies(path))
 
 
 def find_studies(path: Path) -> dict[Path, list[Path]]:
@@ -49,21 +44,19 @@ def find_studies(path: Path) -> dict[Path, list[Path]]:
     return studies
 
 
-def find_places(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the run folders at or in a path, and the studies that have only a summary.
+def require_studies(path: Path) -> dict[Path, list[Path]]:
+    """Return what `find_studies` does.
 
     Raises:
-        NoRunsError: There is neither.
+        NoRunsError: There is no study.
     """
     studies = find_studies(path)
     if not studies:
-        raise no_runs(path)
-    folders = [folder for found in studies.values() for folder in found]
-    return folders, [study for study, found in studies.items() if not found]
+        raise _no_runs(path)
+    return studies
 
 
-def no_runs(path: Path) -> NoRunsError:
-    """Return the error for a folder without runs."""
+def _no_runs(path: Path) -> NoRunsError:
     for name in (SUMMARY, STUDY):
         if (path / name).exists():
             return NoRunsError(

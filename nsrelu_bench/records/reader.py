@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nsrelu_bench.files import read_bytes, shortest_ends
 from nsrelu_bench.records.environment import ENVIRONMENT
-from nsrelu_bench.records.folders import find_places, find_studies, no_runs
+from nsrelu_bench.records.folders import require_studies
 from nsrelu_bench.records.frames import (
     CONFIG_COLUMNS,
     Row,
@@ -70,9 +70,9 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
 
     rows: list[Row] = []
     tables: list[Tables] = []
-    places = [find_places(Path(path)) for path in paths]
-    folders = {folder.resolve(): folder for found, _ in places for folder in found}
-    summaries = {study.resolve() for _, found in places for study in found}
+    studies = [found for path in paths for found in require_studies(Path(path)).items()]
+    folders = {folder.resolve(): folder for _, found in studies for folder in found}
+    summaries = {study.resolve() for study, found in studies if not found}
     left_out = {folder.resolve() for folder in without}
     for folder in (folders[place] for place in folders if place not in left_out):
         try:
@@ -109,10 +109,7 @@ def load_runs(*paths: str | Path, without: Collection[Path] = ()) -> "pd.DataFra
             place = path.absolute().parent.resolve()
             parts.append(_single_run(path).assign(place=str(place)))
             continue
-        studies = find_studies(path)
-        if not studies:
-            raise no_runs(path)
-        for study, folders in studies.items():
+        for study, folders in require_studies(path).items():
             parts.append(study_runs(study, folders).assign(place=str(study.resolve())))
     runs = pd.concat(parts, ignore_index=True).drop_duplicates(["place", "run_id"])
     left_out = {(str(folder.parent.resolve()), folder.name) for folder in without}

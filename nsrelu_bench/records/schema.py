@@ -3,7 +3,7 @@
 import math
 import re
 
-from nsrelu_bench.config import SITE_MEASURES, RunConfig, is_own
+from nsrelu_bench.config import METRICS, SITE_MEASURES, RunConfig, is_own
 
 CONFIG = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -15,9 +15,7 @@ STUDY = "study.yaml"
 #: A checkpoint may be larger than other files that are read.
 MAX_CHECKPOINT_BYTES = 1 << 36
 
-_SPLITS = tuple(
-    f"{split}_{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")
-)
+_SCORES = tuple(name for name in METRICS if name not in SITE_MEASURES)
 
 # `lr` ends the columns that the design fixes; measures that were added later come after it.
 _FIRST = tuple(SITE_MEASURES)[: 1 + list(SITE_MEASURES).index("surrogate_cosine")]
@@ -29,7 +27,7 @@ _OUTCOME = ("collapsed", "gradient_lost_step")
 #: The CSV files of a run and their columns; docs/metrics.md defines them. steps.csv exists only
 #: where measures are taken between epochs.
 COLUMNS = {
-    "metrics.csv": ("epoch", "step", *_SPLITS, *_FIRST, "lr", *_FURTHER, "task", *_OUTCOME),
+    "metrics.csv": ("epoch", "step", *_SCORES, *_FIRST, "lr", *_FURTHER, "task", *_OUTCOME),
     "layers.csv": ("epoch", "layer", "units", *SITE_MEASURES),
     "timing.csv": ("epoch", "time_s", "train_s", "measure_s", "evaluate_s"),
     "steps.csv": ("epoch", "step", "train_loss", "train_accuracy", *SITE_MEASURES),

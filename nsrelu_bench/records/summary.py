@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsrelu_bench.errors import BenchError, error_reason
-from nsrelu_bench.files import read_bytes, replace_file, wrap_write_errors
+from nsrelu_bench.errors import BenchError
+from nsrelu_bench.files import read_bytes, replace_file, wrap_read_errors, wrap_write_errors
 from nsrelu_bench.records.folders import find_runs
 from nsrelu_bench.records.frames import (
     CONFIG_COLUMNS,
@@ -144,11 +144,9 @@ def _read_summary(study: Path, needed: Iterable[str]) -> "pd.DataFrame":
         BenchError: It can't be read, is cut off, or lacks columns.
     """
     path = study / SUMMARY
-    try:
+    with wrap_read_errors(path):
         text = read_bytes(path).decode()
         table = read_csv(text)
-    except (OSError, ValueError, TypeError) as error:  # pandas raises the latter two
-        raise BenchError(f"{path}: can't be read ({error_reason(error)})") from error
     missing = [name for name in ("run_id", "state", *needed) if name not in table]
     if missing or not text.endswith("\n"):
         raise BenchError(f"{path}: " + (f"has no {missing[0]}" if missing else "is cut off"))

@@ -14,7 +14,7 @@ from nsrelu_bench.records.corruption import find_corruption
 from nsrelu_bench.records.environment import environment_columns, read_environment
 from nsrelu_bench.records.frames import COUNTERS, Row
 from nsrelu_bench.records.schema import CONFIG, STATUS
-from nsrelu_bench.records.status import Status, parse_status, read_status
+from nsrelu_bench.records.status import CHANGED, Status, parse_status, read_status
 from nsrelu_bench.text import printable
 
 
@@ -68,7 +68,9 @@ def read_run(
         lines = read_bytes(folder / "metrics.csv").decode().splitlines()
         cells = zip(*csv.reader((lines[0], lines[-1])), strict=True)
         row |= {name: float(cell or "nan") for name, cell in cells if name not in COUNTERS}
-    return row | {"fingerprint": mark if _is_trusted(folder, status) else ""}
+    # Damage may be repaired, which changes neither status.json nor env.json.
+    is_damaged = bool(problem) or CHANGED in (status.error or "")
+    return row | {"fingerprint": "" if is_damaged else mark}
 
 
 def unreadable_run(folder: Path, error: OSError) -> Row:
@@ -80,15 +82,6 @@ def unreadable_run(folder: Path, error: OSError) -> Row:
 def _names(folder: Path) -> Row:
     place = folder.absolute()
     return {"study": printable(place.parent.name), "run_id": printable(place.name)}
-
-
-def _is_trusted(folder: Path, status: Status) -> bool:
-    """Return whether the state is the one in status.json, and not due to damage."""
-    try:
-        recorded, _ = parse_status(read_bytes(folder / STATUS))
-    except (OSError, ValueError):
-        return False
-    return recorded.state == status.state
 
 
 def _configuration(folder: Path) -> tuple[Row, str]:

@@ -1,9 +1,7 @@
 """Run many: which are due, what computes them, and their progress. No torch."""
 
 from nsrelu_bench.sweep.execution import (
-    DEFAULT_POLICY,
     Event,
-    Job,
     RunPolicy,
     execute_run,
     group_into_jobs,
@@ -12,10 +10,8 @@ from nsrelu_bench.sweep.executors import Executor
 from nsrelu_bench.sweep.scheduler import plan_runs, run_all
 
 __all__ = [
-    "DEFAULT_POLICY",
     "Event",
     "Executor",
-    "Job",
     "RunPolicy",
     "execute_run",
     "group_into_jobs",

@@ -31,13 +31,6 @@ HINT = "put the cluster's into ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUT
 #: Ray's least, in bytes: the files of a run are small.
 OBJECT_STORE = 80 * 2**20
 
-#: Private names of Ray that are set here, by module; tests/sweep/test_ray.py checks that they exist
-#: in the installed version.
-PRIVATE = {
-    "ray._private.worker": "_worker_logs_enabled",
-    "ray._private.utils": "set_kill_on_parent_death_linux",
-}
-
 
 def reach(address: str) -> bool:
     """Return whether an address is on loopback, after something has answered there.
