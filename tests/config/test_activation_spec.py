@@ -22,7 +22,6 @@ from nsrelu_bench.errors import UsageError, unknown
 
 leaks = st.just(0.0) | st.floats(1.2e-38, 1)
 functions = st.sampled_from([name for name in FUNCTION_PARAMETERS if name not in LEARNABLE])
-FUNCTION_NAMES = ", ".join([*FUNCTION_PARAMETERS, PLUGIN_FORM])
 LISTED_NAMES = ", ".join([*ACTIVATION_NAMES, PLUGIN_FORM])
 gated = pytest.mark.parametrize("gate", [gate for gate in GATES if gate != "always"])
 
@@ -168,6 +167,18 @@ def test_separate_settings_make_the_same_label(text, settings, canonical):
     assert str(parse_activation(text, **settings)) == canonical
 
 
+def no_activation(name):
+    return str(unknown(name, [*ACTIVATION_NAMES, PLUGIN_FORM], "activation"))
+
+
+def no_function(name, kind="backward"):
+    return str(unknown(name, [*FUNCTION_PARAMETERS, PLUGIN_FORM], kind))
+
+
+def no_name(text):
+    return f"activation must be name or name(number) or forward/backward, got {text!r}"
+
+
 def cannot_gate(gate, pair):
     return (
         f"gate {gate!r} needs a forward of relu with another backward that has a slope below 0,"
@@ -178,24 +189,16 @@ def cannot_gate(gate, pair):
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("gelo", {}, str(unknown("gelo", [*ACTIVATION_NAMES, PLUGIN_FORM], "activation"))),
+        ("gelo", {}, no_activation("gelo")),
         ("0.1", {}, f"unknown activation '0.1'; choose from: {LISTED_NAMES}"),
         (
             "nsrelo",
             {},
             f"unknown activation 'nsrelo'; did you mean 'nsrelu'? choose from: {LISTED_NAMES}",
         ),
-        ("relu/gelo", {}, str(unknown("gelo", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward"))),
-        (
-            "nsrelu/relu",
-            {},
-            str(unknown("nsrelu", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "forward")),
-        ),
-        (
-            "relu",
-            {"backward": "gelo"},
-            str(unknown("gelo", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward")),
-        ),
+        ("relu/gelo", {}, no_function("gelo")),
+        ("nsrelu/relu", {}, no_function("nsrelu", "forward")),
+        ("relu", {"backward": "gelo"}, no_function("gelo")),
         ("", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
         ("  ", {}, f"activation must not be empty; choose from: {LISTED_NAMES}"),
         (
@@ -203,21 +206,7 @@ def cannot_gate(gate, pair):
             {},
             "activation has 204 characters, at most 200 are allowed: 'relurelurelurelurelu'...",
         ),
-        (
-            "nsrelu(0.1",
-            {},
-            "activation must be name or name(number) or forward/backward, got 'nsrelu(0.1'",
-        ),
-        (
-            "relu/relu/relu",
-            {},
-            "activation must be name or name(number) or forward/backward, got 'relu/relu/relu'",
-        ),
-        (
-            "relu\nrelu x",
-            {},
-            "activation must be name or name(number) or forward/backward, got 'relu\\nrelu x'",
-        ),
+        *((text, {}, no_name(text)) for text in ("nsrelu(0.1", "relu/relu/relu", "relu\nrelu x")),
         ("nsrelu()", {}, "activation 'nsrelu()': '' is not a number"),
         ("nsrelu(0,1)", {}, "wrong number of parameters for nsrelu: it takes 1 (leak), got 2"),
         ("relu(0.1)", {}, "wrong number of parameters for relu: it takes none, got 1"),
@@ -243,11 +232,7 @@ def cannot_gate(gate, pair):
             {"backward": "leaky_relu(0.2)"},
             "backward 'leaky_relu(0.2)' contradicts activation 'nsrelu(0.1)'",
         ),
-        (
-            "relu/relu",
-            {"backward": "nope"},
-            f"unknown backward 'nope'; choose from: {FUNCTION_NAMES}",
-        ),
+        ("relu/relu", {"backward": "nope"}, no_function("nope")),
         ("elu(-1)", {}, "alpha must be from 0 to 100, got -1"),
         ("softplus(0)", {}, "beta must be from 0.01 to 100, got 0"),
         ("relu", {"alpha": -1}, "alpha must be from 0 to 100, got -1"),
@@ -265,11 +250,7 @@ def cannot_gate(gate, pair):
         ("nsrelu", {"gate": "Rescue"}, str(unknown("Rescue", GATES, "gate"))),
         ("nsrelu", {"gate": True}, "gate must be a name, got True"),
         ("relu", {"backward": 5}, "backward must be a name, got 5"),
-        (
-            "relu/rescue",
-            {},
-            str(unknown("rescue", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "backward")),
-        ),
+        ("relu/rescue", {}, no_function("rescue")),
         ("rescue@up", {}, "gate 'up' contradicts activation 'rescue'"),
         ("rescue(0.2)@always", {}, "gate 'always' contradicts activation 'rescue(0.2)'"),
         ("rescue", {"gate": "up"}, "gate 'up' contradicts activation 'rescue'"),
@@ -305,7 +286,7 @@ def test_any_text_is_a_label_or_a_one_line_error(text):
     [
         ("leaky_relu", (), "wrong number of parameters for leaky_relu: it takes 1 (leak), got 0"),
         ("leaky_relu", (2.0,), "leak must be from 0 to 1, got 2"),
-        ("nsrelu", (), str(unknown("nsrelu", [*FUNCTION_PARAMETERS, PLUGIN_FORM], "function"))),
+        ("nsrelu", (), no_function("nsrelu", "function")),
     ],
 )
 def test_a_function_that_does_not_exist_is_refused(name, parameters, message):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsrelu_bench.config import activation_spec as labels
-from nsrelu_bench.config.activation_spec import FUNCTION_PARAMETERS, GATES
+from nsrelu_bench.config.activation_spec import ACTIVATION_NAMES, FUNCTION_PARAMETERS, GATES
 from nsrelu_bench.config.reading import override, run_config
 from nsrelu_bench.config.registry import (
     LATER_MEASURES,
@@ -124,6 +124,11 @@ def test_defaults_follow_the_model_and_the_optimizer() -> None:
     assert (RunConfig().momentum, RunConfig(optimizer="adamw").momentum) == (0.9, None)
 
 
+def no_part(name: str, known: Iterable[str], kind: str) -> str:
+    return str(unknown(name, [*known, PLUGIN_FORM], kind))
+
+
+NO_BACKWARD = no_part("gelo", FUNCTION_PARAMETERS, "backward")
 NEEDS_SLOPE = (
     "needs a forward of relu with another backward that has a slope below 0, such as nsrelu(0.1)"
 )
@@ -132,10 +137,7 @@ NEEDS_SLOPE = (
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (
-            {"act": "gelo"},
-            f"--act: {unknown('gelo', [*labels.ACTIVATION_NAMES, PLUGIN_FORM], 'activation')}",
-        ),
+        ({"act": "gelo"}, f"--act: {no_part('gelo', ACTIVATION_NAMES, 'activation')}"),
         ({"leak": -1}, "--leak: must be from 0 to 1, got -1"),
         ({"leak": float("nan")}, "--leak: must be from 0 to 1, got nan"),
         ({"epochs": 0}, "--epochs: must be greater than or equal to 1, got 0"),
@@ -144,24 +146,12 @@ NEEDS_SLOPE = (
         ({"lr": float("inf")}, "--lr: must be a finite number, got inf"),
         ({"lr": "fast"}, "--lr: must be a valid number, got 'fast'"),
         ({"seed": 2**64}, f"--seed: must be less than {2**63}, got {2**64}"),
-        (
-            {"model": "mpl"},
-            f"--model: {unknown('mpl', [*MODEL_SIZES, PLUGIN_FORM], 'model')}",
-        ),
+        ({"model": "mpl"}, f"--model: {no_part('mpl', MODEL_SIZES, 'model')}"),
         ({"epoch": 3}, "--epoch: unknown setting 'epoch'; did you mean 'epochs'?"),
-        (
-            {"optimizer": "sgdx"},
-            f"--optimizer: {unknown('sgdx', [*OPTIMIZERS, PLUGIN_FORM], 'optimizer')}",
-        ),
+        ({"optimizer": "sgdx"}, f"--optimizer: {no_part('sgdx', OPTIMIZERS, 'optimizer')}"),
         ({"gate": "upp"}, f"--gate: {unknown('upp', GATES, 'gate')}"),
-        (
-            {"backward": "gelo"},
-            f"--backward: {unknown('gelo', [*FUNCTION_PARAMETERS, PLUGIN_FORM], 'backward')}",
-        ),
-        (
-            {"act": "relu/gelo"},
-            f"--act: {unknown('gelo', [*FUNCTION_PARAMETERS, PLUGIN_FORM], 'backward')}",
-        ),
+        ({"backward": "gelo"}, f"--backward: {NO_BACKWARD}"),
+        ({"act": "relu/gelo"}, f"--act: {NO_BACKWARD}"),
         ({"act": "rescue", "gate": "up"}, "--gate: 'up' contradicts activation 'rescue'"),
         ({"gate": "up", "act": "relu"}, f"--gate: 'up' {NEEDS_SLOPE}, got relu"),
         ({"gate": "up", "leak": 0}, f"--gate: 'up' {NEEDS_SLOPE}, got nsrelu(0)"),

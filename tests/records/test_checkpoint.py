@@ -130,59 +130,51 @@ def test_only_intact_checkpoints_are_loaded() -> None:
         unpack(packed + b"\0")
 
 
-def spoilt(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> str:
-    """Spoil what a run left; returns why its checkpoint is to be refused."""
-    packed = (folder / "checkpoint.pt").read_bytes()
-    metrics = (folder / "metrics.csv").read_bytes()
+#: What happens to what a run left, and why its checkpoint is then refused.
+REFUSED = {
+    "flipped": "is damaged",
+    "other run": "belongs to another",
+    "other torch": "was saved with another packages",
+    "other processor": "was saved with another processor",
+    "row changed": "does not match metrics.csv",
+    "row lost": "does not match metrics.csv",
+    "file lost": "does not match layers.csv",
+}
+
+
+def spoil(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> None:
+    checkpoint, metrics = folder / "checkpoint.pt", folder / "metrics.csv"
+    packed, rows = checkpoint.read_bytes(), metrics.read_bytes()
     about, state = unpack(packed)
+    length = about["files"]["metrics.csv"][0]
+    there = environment(FAKE_CONFIG)
     if kind == "flipped":
-        packed = packed[:-900] + bytes([packed[-900] ^ 4]) + packed[-899:]
-        reason = "is damaged"
+        checkpoint.write_bytes(packed[:-900] + bytes([packed[-900] ^ 4]) + packed[-899:])
     elif kind == "other run":
-        packed = pack(about | {"run_id": "another"}, load_state(state))
-        reason = "belongs to another"
+        checkpoint.write_bytes(pack(about | {"run_id": "another"}, load_state(state)))
     elif kind == "other torch":
-        there = environment(FAKE_CONFIG)
-        changed = there | {"packages": there["packages"] | {"torch": "2.9.9"}}
-        patch.setattr(records, "environment", lambda _: changed)
-        reason = "was saved with another packages"
+        packages = there["packages"] | {"torch": "2.9.9"}
+        patch.setattr(records, "environment", lambda _: there | {"packages": packages})
     elif kind == "other processor":
-        there = environment(FAKE_CONFIG)
         patch.setattr(records, "environment", lambda _: there | {"processor": "6502"})
-        reason = "was saved with another processor"
     elif kind == "row changed":
-        length = about["files"]["metrics.csv"][0]
-        metrics = metrics[: length - 3] + b"7" + metrics[length - 2 :]
-        reason = "does not match metrics.csv"
+        metrics.write_bytes(rows[: length - 3] + b"7" + rows[length - 2 :])
+    elif kind == "row lost":
+        metrics.write_bytes(rows[: length - 1])
     else:
-        metrics, reason = (
-            metrics[: about["files"]["metrics.csv"][0] - 1],
-            "does not match metrics.csv",
-        )
-    (folder / "checkpoint.pt").write_bytes(packed)
-    (folder / "metrics.csv").write_bytes(metrics)
-    return reason
+        (folder / "layers.csv").unlink()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["flipped", "other run", "other torch", "other processor", "row changed", "row lost"],
-)
+@pytest.mark.parametrize("kind", REFUSED)
 def test_a_checkpoint_that_would_give_other_numbers_is_refused(
     stopped: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(FAKE_CONFIG, tmp_path / "whole")
-    reason = spoilt(stopped, kind, monkeypatch)
+    spoil(stopped, kind, monkeypatch)
     finish(FAKE_CONFIG, stopped)
-    assert environment_of(stopped)["refused"].startswith(f"checkpoint.pt {reason}")
+    assert environment_of(stopped)["refused"].startswith(f"checkpoint.pt {REFUSED[kind]}")
     assert environment_of(stopped)["resumed_after"] is None
     assert written(stopped) == written(tmp_path / "whole")
-
-
-def test_a_missing_csv_file_restarts_the_run(stopped: Path) -> None:
-    (stopped / "layers.csv").unlink()
-    finish(FAKE_CONFIG, stopped)
-    assert environment_of(stopped)["refused"] == "checkpoint.pt does not match layers.csv"
 
 
 def test_a_checkpoint_that_stays_behind_is_harmless(

@@ -2,7 +2,8 @@ import errno
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -142,15 +143,9 @@ def test_a_killed_run_is_no_longer_running(tmp_path: Path) -> None:
     assert state(tmp_path) == "interrupted"
 
 
-@pytest.mark.parametrize("name", ["status.json", "config.yaml", "metrics.csv", "env.json"])
-@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_passing_read_error_is_reported_and_not_saved(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, known: bool
-) -> None:
-    expected = load_runs(copied)
-    if not known:
-        (copied / "summary.csv").unlink()
-    bad = copied / RUN / name
+@contextmanager
+def unreadable(bad: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a file be on a part of the disk that can't be read."""
     plain_open = open
 
     def failing(path: object, *args: object, **settings: object) -> object:
@@ -160,6 +155,18 @@ def test_a_passing_read_error_is_reported_and_not_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", failing)
+        yield
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml", "metrics.csv", "env.json"])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_passing_read_error_is_reported_and_not_saved(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, known: bool
+) -> None:
+    expected = load_runs(copied)
+    if not known:
+        (copied / "summary.csv").unlink()
+    with unreadable(copied / RUN / name, monkeypatch):
         for runs in (load_runs(copied), load(copied).runs, write_summary(copied)):
             row = runs.set_index("run_id").loc[RUN]
             if known and name in ("config.yaml", "metrics.csv") and row["state"] == "completed":
@@ -177,15 +184,7 @@ def test_a_summary_that_can_not_be_read_now_keeps_its_rows(
 ) -> None:
     shutil.rmtree(copied / RUN)  # its row is all that is left of it
     before = (copied / "summary.csv").read_bytes()
-    plain_open = open
-
-    def failing(path: object, *args: object, **settings: object) -> object:
-        if path == copied / "summary.csv":
-            raise OSError(errno.EIO, "Input/output error")
-        return plain_open(path, *args, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", failing)
+    with unreadable(copied / "summary.csv", monkeypatch):
         assert RUN not in set(load_runs(copied)["run_id"])
     assert (copied / "summary.csv").read_bytes() == before
 
