@@ -26,7 +26,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     shown = ("act", "dataset", "model", "seed")
     state = asdict(read_status(folder))
     row = read_row(folder)
-    columns = (*settings, *state, *COUNTERS, "leak", "study", "run_id", "fingerprint")
+    columns = (*settings, *state, *COUNTERS, "leak", "study", "run_id")
     return {
         "run": folder.name,
         "folder": str(folder),

@@ -69,7 +69,7 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     import pandas as pd
 
     rows: list[Row] = []
-    tables: list[Tables] = []
+    tables: dict[tuple[str, str], Tables] = {}
     studies = [found for path in paths for found in require_studies(Path(path)).items()]
     folders = {folder.resolve(): folder for _, found in studies for folder in found}
     summaries = {study.resolve() for study, found in studies if not found}
@@ -77,17 +77,18 @@ def load(*paths: str | Path, without: Collection[Path] = ()) -> Results:
     for folder in (folders[place] for place in folders if place not in left_out):
         try:
             row = read_run(folder, FRAME_FILES)
-            tables.append(_read_tables(folder) if row["state"] in DONE else {})
+            found = _read_tables(folder) if row["state"] in DONE else {}
         except OSError as error:
-            row = unreadable_run(folder, error)
-            tables.append({})
-        rows.append(row | {"place": str(folder.absolute().parent.resolve())})
-    parts = [runs_frame(rows).drop(columns="fingerprint", errors="ignore")]
+            row, found = unreadable_run(folder, error), {}
+        place = str(folder.absolute().parent.resolve())
+        rows.append(row | {"place": place})
+        tables[place, row["run_id"]] = found
+    parts = [runs_frame(rows)]
     parts += [study_runs(study, []).assign(place=str(study)) for study in sorted(summaries)]
     parts = [part for part in parts if len(part)] or parts[:1]
     runs = with_plain_types(complete(pd.concat(parts, ignore_index=True)))
-    runs = _merge_places(runs.assign(number=range(len(runs))))
-    chosen = [tables[number] if number < len(rows) else {} for number in runs.pop("number")]
+    runs = _merge_places(runs)
+    chosen = [tables.get(key, {}) for key in zip(runs.pop("place"), runs["run_id"], strict=True)]
     metrics, layers, quantiles = (_stack(runs, chosen, name) for name in FRAME_FILES)
     return Results(runs, metrics, layers, quantiles, list(CONFIG_COLUMNS))
 
@@ -115,23 +116,23 @@ def load_runs(*paths: str | Path, without: Collection[Path] = ()) -> "pd.DataFra
     left_out = {(str(folder.parent.resolve()), folder.name) for folder in without}
     places = zip(runs["place"], runs["run_id"], strict=True)
     runs = runs[[place not in left_out for place in places]]
-    return with_plain_types(complete(_merge_places(runs)))
+    return with_plain_types(complete(_merge_places(runs).drop(columns="place")))
 
 
 def _merge_places(runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Keep each run of a study once; drop the column `place`, the folder of the study."""
+    """Keep each run of a study once; the column `place` is the folder of the study."""
     identity = ["study", "run_id"]
     if runs.duplicated(identity).any():
         runs = runs.assign(study=_name_apart(runs))
         unfinished = (~runs["state"].isin(DONE)).sort_values(kind="stable").index
         runs = runs.loc[unfinished].drop_duplicates(identity).sort_index()
-    return runs.drop(columns="place").reset_index(drop=True)
+    return runs.reset_index(drop=True)
 
 
 def _name_apart(runs: "pd.DataFrame") -> "pd.Series[str]":
     """Return the studies' names, with their folders if their results contradict each other."""
     results = runs[runs["state"].isin(DONE)]
-    given = [*CONFIG_COLUMNS, *ENVIRONMENT, "classes", "place", "number"]
+    given = [*CONFIG_COLUMNS, *ENVIRONMENT, "classes", "place"]
     results = results.drop(columns=given, errors="ignore").drop_duplicates()
     clashes = results.loc[results.duplicated(["study", "run_id"]), "study"].unique()
     names = runs["study"].copy()
@@ -148,7 +149,7 @@ def _single_run(folder: Path) -> "pd.DataFrame":
         row = read_run(folder)
     except OSError as error:
         row = unreadable_run(folder, error)
-    return runs_frame([row]).drop(columns="fingerprint", errors="ignore")
+    return runs_frame([row])
 
 
 def _read_tables(folder: Path) -> "Tables":

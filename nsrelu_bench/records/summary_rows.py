@@ -45,13 +45,11 @@ def read_run(
     """Return how a run ended, its configuration and, if it is done, its final metrics.
 
     If its configuration or one of the files `needed` is damaged, the run has failed, whatever its
-    status says. `mark` is its fingerprint, if that has just been taken.
+    status says. With a `mark`, its fingerprint taken just before, the row has one too.
 
     Raises:
         OSError: A file exists and can't be read.
     """
-    if mark is None:  # before the rest, so that a change meanwhile is noticed
-        mark = fingerprint(folder)
     status = read_status(folder, strict=True)
     if status.state == "new":
         status = Status("failed", error="it was removed")
@@ -68,9 +66,11 @@ def read_run(
         lines = read_bytes(folder / "metrics.csv").decode().splitlines()
         cells = zip(*csv.reader((lines[0], lines[-1])), strict=True)
         row |= {name: float(cell or "nan") for name, cell in cells if name not in COUNTERS}
-    # Damage may be repaired, which changes neither status.json nor env.json.
-    is_damaged = bool(problem) or CHANGED in (status.error or "")
-    return row | {"fingerprint": "" if is_damaged else mark}
+    if mark is not None:
+        # Damage may be repaired, which changes neither status.json nor env.json.
+        is_damaged = bool(problem) or CHANGED in (status.error or "")
+        row["fingerprint"] = "" if is_damaged else mark
+    return row
 
 
 def unreadable_run(folder: Path, error: OSError) -> Row:

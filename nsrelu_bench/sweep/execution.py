@@ -1,6 +1,6 @@
 """Execute one job: train a run, or the seeds of an ensemble, and write the runs' folders."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -130,7 +130,7 @@ def _execute(recordings: Sequence["Recording"]) -> Iterator[Event]:
         for recording in recordings:
             yield recording.open()
             if recording.is_open:
-                epoch = (recording.checkpoint or {}).get("epoch")
+                epoch = (recording.writer.checkpoint or {}).get("epoch")
                 by_epoch.setdefault(epoch, []).append(recording)
         for members in by_epoch.values():
             yield from _train(members)
@@ -146,7 +146,7 @@ def _train(members: Sequence["Recording"]) -> Iterator[Event]:
         if members[0].config.stack:
             for member in members:
                 try:
-                    member.record_stack([other.config.seed for other in members])
+                    member.writer.record_stack([other.config.seed for other in members])
                 except Exception as error:
                     yield member.close(error)
         for epochs in _epochs(members):
@@ -169,9 +169,11 @@ def _train(members: Sequence["Recording"]) -> Iterator[Event]:
 def _epochs(members: Sequence["Recording"]) -> Iterator[dict[int, "Epoch"]]:
     from nsrelu_bench.training import run, run_ensemble
 
+    configs = [member.config for member in members]
+    checkpoints = [member.writer.checkpoint for member in members]
     if len(members) == 1:
-        return ({0: epoch} for epoch in run(members[0].config, members[0].checkpoint))
-    return run_ensemble([m.config for m in members], [m.checkpoint for m in members])
+        return ({0: epoch} for epoch in run(configs[0], checkpoints[0]))
+    return run_ensemble(configs, checkpoints)
 
 
 def _write(member: "Recording", epoch: "Epoch") -> list[Event]:
@@ -192,7 +194,7 @@ class Recording:
         self.config = config
         self.is_open = False
         self._metrics: dict[str, Any] = {}
-        self._writer = RunWriter(
+        self.writer = RunWriter(
             folder,
             config,
             fresh=policy.restarts,
@@ -200,15 +202,10 @@ class Recording:
             checkpoint_after=policy.checkpoint_after,
         )
 
-    @property
-    def checkpoint(self) -> Mapping[str, Any] | None:
-        """What the run resumes from, None from the start."""
-        return self._writer.checkpoint
-
     def open(self) -> Event:
         """Claim the folder; the event says whether there is anything to run."""
         try:
-            self._writer.__enter__()
+            self.writer.__enter__()
         except RunLockedError:
             return Event(self.config, Status("running"), elsewhere=True)
         except RunDoneError as done:
@@ -218,13 +215,9 @@ class Recording:
         self.is_open = True
         return self._event()
 
-    def record_stack(self, seeds: Sequence[int]) -> None:
-        """Record which seeds are computed as one network with this run."""
-        self._writer.record_stack(seeds)
-
     def add(self, epoch: "Epoch") -> Event:
         """Write an epoch."""
-        self._writer.append(epoch)
+        self.writer.append(epoch)
         self._metrics = epoch.metrics
         return self._event()
 
@@ -235,18 +228,18 @@ class Recording:
         self.is_open = False
         try:
             if error is None:
-                self._writer.__exit__(None, None, None)
+                self.writer.__exit__(None, None, None)
             else:
                 with suppress(BenchError):  # the error that ends the run is the one to report
-                    self._writer.__exit__(type(error), error, error.__traceback__)
+                    self.writer.__exit__(type(error), error, error.__traceback__)
         except Exception as unwritten:
             return self._failed(unwritten)
         return self._failed(error) if isinstance(error, Exception) else self._event()
 
     def _event(self) -> Event:
-        return Event(self.config, self._writer.status, self._metrics)
+        return Event(self.config, self.writer.status, self._metrics)
 
     def _failed(self, error: Exception) -> Event:
-        status = failed(self._writer.status, error)
+        status = failed(self.writer.status, error)
         traceback = "".join(format_exception(error))
         return Event(self.config, status, self._metrics, traceback=traceback)
