@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bsilu(x: Tensor, alpha: float = 1.67) -> Tensor:
+def bsilu(x: Tensor, alpha: float) -> Tensor:
     """B-SiLU: (x + alpha) sigmoid(x) - alpha / 2.
 
     Source: SUGAR, arXiv 2505.22074, eq. 7.
@@ -18,7 +18,7 @@ def bsilu(x: Tensor, alpha: float = 1.67) -> Tensor:
     return (x + alpha) * x.sigmoid() - alpha / 2
 
 
-def nelu(x: Tensor, alpha: float = 0.05) -> Tensor:
+def nelu(x: Tensor, alpha: float) -> Tensor:
     """NeLU: x where x > 0, -alpha / (1 + x^2) elsewhere; the slope there is negative, at 0 it is 0.
 
     Source: SUGAR, arXiv 2505.22074, which uses its derivative, 2 alpha x / (1 + x^2)^2.
@@ -26,7 +26,7 @@ def nelu(x: Tensor, alpha: float = 0.05) -> Tensor:
     return torch.where(x > 0, x, -alpha / (1 + x * x))
 
 
-def helu(x: Tensor, alpha: float = 0.05) -> Tensor:
+def helu(x: Tensor, alpha: float) -> Tensor:
     """Return max(x + alpha, 0), whose slope is 1 where x > -alpha; 0 at -alpha.
 
     Source: HeLU, arXiv 2411.10573, whose backward it is; the forward there is ReLU.

@@ -13,7 +13,7 @@ The words, which are columns of the frames too:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -99,14 +99,14 @@ class Comparison:
     baseline: str
     confidence: float
     shared: Mapping[str, str]
-    tuned: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    chance: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    mixed: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    copies: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    studies: tuple[str, ...] = ()
-    baseline_setting: str = "act"
+    tuned: tuple[str, ...]
+    datasets: tuple[str, ...]
+    chance: Mapping[str, Sequence[float]]
+    environment: Mapping[str, str]
+    mixed: Mapping[str, Sequence[str]]
+    copies: Mapping[tuple[str, str], int]
+    studies: tuple[str, ...]
+    baseline_setting: str
 
     @property
     def tests(self) -> int:

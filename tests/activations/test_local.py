@@ -69,14 +69,8 @@ def test_weights_get_the_surrogate_and_inputs_what_is_on(make, shape, text):
     assert torch.allclose(found[0], below, atol=1e-12)
     assert all(map(torch.allclose, found[1:], expected[1:]))
     assert not torch.allclose(found[0], expected[0])
-
-
-@every_layer
-def test_below_nsrelu_the_gradient_is_the_true_one(make, shape):
-    layer, local, x, grad = pair(make, shape)
-    true, *_ = gradients(layer, nn.ReLU(), x, grad)
-    found, *_ = gradients(local, activation("nsrelu(0.3)", shape), x, grad)
-    assert torch.allclose(found, true, atol=1e-12)
+    if text == "nsrelu(0.3)":  # what is passed on of it is the true gradient
+        assert torch.allclose(found[0], gradients(layer, nn.ReLU(), x, grad)[0], atol=1e-12)
 
 
 @every_layer
