@@ -5,6 +5,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
+from types import CellType
 
 import torch
 from torch import nn
@@ -37,8 +38,11 @@ def kept_modules(model: nn.Module, old: set[nn.Module]) -> list[str]:
     ]
 
 
-def _content(cell: object) -> nn.Module | None:
-    content = getattr(cell, "cell_contents", None)
+def _content(cell: CellType) -> nn.Module | None:
+    try:
+        content = cell.cell_contents
+    except ValueError:  # of a variable that has no value yet
+        return None
     return content if isinstance(content, nn.Module) else None
 
 

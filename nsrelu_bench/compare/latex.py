@@ -179,7 +179,7 @@ def _header(text: str) -> str:
     """Write a column's header: the unit in brackets, p in math mode."""
     unit = re.search(r" (%|pp)$", text)
     name = text[: unit.start()] if unit else text
-    words = _prose(name).replace("vs ", r"vs.\ ", 1) if name.startswith("vs ") else _prose(name)
+    words = re.sub(r"^vs ", r"vs.\\ ", _prose(name))
     words = re.sub(r"\bp$", "$p$", words).replace("adj. ", r"adj.\ ")
     return words + (f" ({_escape(unit[1])})" if unit else "")
 

@@ -313,9 +313,10 @@ def test_what_a_list_or_a_method_holds_is_replaced(holder, inplace):
 def test_a_function_that_keeps_an_old_module_is_warned_of():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     relu_ = model[1]
-    model.inner = Held(lambda x: relu_(x))
+    model.inner = Held(lambda x: later(relu_(x)))
     with pytest.warns(UserWarning, match=r"^functions keep old modules: inner.value$"):
         swap_activations(model, nn.ReLU, NSReLU(), inplace=True)
+    later = nn.Identity()  # until here it has no value
 
 
 def test_hooks_still_run_and_can_be_removed():
