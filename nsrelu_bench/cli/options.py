@@ -241,28 +241,21 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 #: What shells complete, by placeholder.
 COMPLETERS: dict[str, Completer] = dict.fromkeys(("PATH", "FOLDER", "STUDY"), complete_folders)
 
+
+def make_repeats_option(flag: str, text: str) -> Any:
+    """Return the option for a number of runs that repeat a configuration, for an annotation."""
+    within = (1, 100_000)
+    return make_option(flag, text, "", "N", within=within, section="training", variable=True)
+
+
 DataDir = Annotated[str | None, setting_option("data_dir")]
 Device = Annotated[str | None, setting_option("device")]
 Stack = Annotated[bool | None, setting_option("stack")]
 Threads = Annotated[int | None, setting_option("threads", within=(1, 1024))]
 Replicates = Annotated[
-    int | None,
-    make_option(
-        *("--replicates", "Number of rounding replicates per seed", "", "N"),
-        within=(1, 100_000),
-        section="training",
-        variable=True,
-    ),
+    int | None, make_repeats_option("--replicates", "Number of rounding replicates per seed")
 ]
-Seeds = Annotated[
-    int | None,
-    make_option(
-        *("--seeds", "Number of seeds, one run for each", "", "N"),
-        within=(1, 100_000),
-        section="training",
-        variable=True,
-    ),
-]
+Seeds = Annotated[int | None, make_repeats_option("--seeds", "Number of seeds, one run for each")]
 
 ResultsDir = Annotated[
     Path,

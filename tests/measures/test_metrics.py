@@ -146,18 +146,12 @@ def test_measures_of_post_agree_with_numpy(function, activation, pre):
     assert agree(function(post_update(tensor(post))), SLOW_POST[function](post))
 
 
-@pytest.mark.parametrize("function", SLOW_PRE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", SLOW_PRE | SLOW_GRAD, ids=lambda f: f.__name__)
 @QUICK
-@given(pre=ARRAYS)
-def test_measures_of_pre_agree_with_numpy(function, pre):
-    assert agree(function(pre_update(tensor(pre))), SLOW_PRE[function](pre))
-
-
-@pytest.mark.parametrize("function", SLOW_GRAD, ids=lambda f: f.__name__)
-@QUICK
-@given(gradient=ARRAYS)
-def test_measures_of_the_gradient_agree_with_numpy(function, gradient):
-    assert agree(function(grad_update(tensor(gradient))), SLOW_GRAD[function](gradient))
+@given(values=ARRAYS)
+def test_measures_of_pre_and_its_gradient_agree_with_numpy(function, values):
+    slow, update = SLOW_PRE | SLOW_GRAD, pre_update if function in SLOW_PRE else grad_update
+    assert agree(function(update(tensor(values))), slow[function](values))
 
 
 ARRAY_PAIRS = st.integers(1, 6).flatmap(
