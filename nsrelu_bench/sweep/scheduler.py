@@ -95,7 +95,7 @@ def _schedule(
     under_way: dict[str, RunConfig] = {}
     try:
         executor.start(study, policy, runs)
-        while waiting or put_off or executor.busy():
+        while waiting or put_off or under_way:
             now = time.monotonic()
             waiting.extend(_regroup([job for when, job in put_off if when <= now]))
             put_off = [(when, job) for when, job in put_off if when > now]

@@ -106,9 +106,6 @@ class Instant(Executor):
         jobs, self._jobs = self._jobs, []
         return [Event(run, Status("completed")) for job in jobs for run in job.runs]
 
-    def busy(self) -> bool:
-        return bool(self._jobs)
-
     def room(self) -> int:
         return 1
 

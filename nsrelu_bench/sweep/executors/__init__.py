@@ -39,10 +39,6 @@ class Executor(ABC):
         """Return how many more jobs can be submitted now."""
 
     @abstractmethod
-    def busy(self) -> bool:
-        """Return whether a submitted job has not ended."""
-
-    @abstractmethod
     def submit(self, job: Job) -> None:
         """Start a job, or queue it."""
 

@@ -34,10 +34,6 @@ class InProcess(Executor):
         """Return 1 between two jobs."""
         return int(self._events is None)
 
-    def busy(self) -> bool:
-        """Return whether there is a job."""
-        return self._events is not None
-
     def submit(self, job: Job) -> None:
         """Take the job; `wait` computes it."""
         self._events = execute_job(job, self._study, self._policy)
@@ -80,10 +76,6 @@ class ProcessPool(Executor):
     def room(self) -> int:
         """Return the number of workers without a job."""
         return sum(not worker.running for worker in self._workers)
-
-    def busy(self) -> bool:
-        """Return whether any worker has a job."""
-        return any(worker.running for worker in self._workers)
 
     def submit(self, job: Job) -> None:
         """Give the job to a worker without one; a dead worker is replaced."""

@@ -106,10 +106,6 @@ class RayExecutor(Executor):
         cores = int(self._ray.cluster_resources().get("CPU", 0))
         return max(0, 2 + 2 * cores - len(self._tasks))
 
-    def busy(self) -> bool:
-        """Return whether Ray has a run, or there is an event to report."""
-        return bool(self._tasks or self._reports)
-
     def submit(self, job: Job) -> None:
         """Hand a run to Ray, unless it is done or run elsewhere."""
         (config,) = job.runs
