@@ -137,18 +137,6 @@ def test_a_study_keeps_what_was_asked(tmp_path: Path) -> None:
     assert (again.name, again.runs) == (study.name, study.runs)
 
 
-def test_a_value_made_of_anchors_is_reported_in_few_words(tmp_path: Path) -> None:
-    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
-    )
-    for key in ("name", "seeds", "grid", "exclude"):
-        path = write(tmp_path, f"{bomb}{key}: *a9\n")
-        with pytest.raises(UsageError) as error:
-            read_study(path)
-        assert all(len(line) < 1000 for line in str(error.value).splitlines())
-        assert f"{path}: {key}: must " in str(error.value)
-
-
 def test_a_device_is_kept_as_what_auto_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nsrelu_bench.config.study.resolve_device", lambda _: "cuda")
     monkeypatch.setattr("nsrelu_bench.config.run.resolve_device", lambda name: name)

@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from nsrelu_bench.cli.tools import data as describe_command
 from nsrelu_bench.config.run import RunConfig
-from nsrelu_bench.data import data_digest, describe, embedded, load_dataset, loading
+from nsrelu_bench.data import data_digest, describe, embedded, load_dataset
 from nsrelu_bench.data.dataset import moments
 from nsrelu_bench.errors import BenchError, UsageError
 
@@ -147,20 +146,6 @@ def test_a_blocked_download_says_what_to_do(
     assert str(tmp_path) in line
     assert "mnist5k, which needs no download" in line
     assert "\n" not in line
-
-
-def test_mnist5k_works_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(BenchError, match=r"torchvision::nms does not exist.*mnist5k"):
-        load_dataset(RunConfig(dataset="mnist", data_dir=str(tmp_path / "none")))
-    loading._load_named.cache_clear()
-    assert len(load_dataset(RunConfig()).train) == 3500
 
 
 def test_a_damaged_table_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import shutil
 import socket
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -143,27 +141,6 @@ def test_a_flipped_byte_is_found_despite_the_cache(
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(BenchError, match="is damaged"):
         read_published("cifar10", tmp_path)
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("form", [0, 1])
-def test_only_the_published_pickle_is_loaded(
-    form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = publish(monkeypatch, "cifar10", tmp_path, form)[-1]
-    evil = pickle.dumps(Evil(tmp_path / "done"))
-    members = [file.path for file in SOURCES["cifar10"].forms[1].files]
-    path.write_bytes(evil if form else tar(dict.fromkeys(members, evil)))
-    with pytest.raises(BenchError, match="is damaged, or not a file of cifar10"):
-        read_published("cifar10", tmp_path)
-    assert not (tmp_path / "done").exists()
 
 
 def test_an_archive_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
