@@ -1,9 +1,8 @@
 """Draw activations.png: forward pass and derivative of four activations, as the code computes them.
 
-python docs/figures/activations.py [FILE]
+python docs/figures/activations.py
 """
 
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -74,5 +73,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    out = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png")
-    draw().savefig(out, dpi=160, metadata={"Software": None})
+    draw().savefig(Path(__file__).with_suffix(".png"), dpi=160, metadata={"Software": None})

@@ -1,9 +1,8 @@
 """Draw cures.png: dead units against the zeros of the others, for each cure.
 
-python docs/figures/cures.py [FILE]
+python docs/figures/cures.py
 """
 
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -64,5 +63,4 @@ BOTH = ("ReLU", "LeakyReLU", "NSReLU", "rescue", "ReLU with layer norm")
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_suffix(".png")
-    draw().savefig(target, dpi=130)
+    draw().savefig(Path(__file__).with_suffix(".png"), dpi=130)

@@ -1,9 +1,8 @@
 """Draw gates.png: where each gate passes the leak to a unit that is off, as the code computes it.
 
-python docs/figures/gates.py [FILE]
+python docs/figures/gates.py
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -68,5 +67,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    out = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png")
-    draw().savefig(out, dpi=160, metadata={"Software": None})
+    draw().savefig(Path(__file__).with_suffix(".png"), dpi=160, metadata={"Software": None})

@@ -1,9 +1,8 @@
 """Draw mechanism.png: what happens, step by step, where NSReLU breaks down.
 
-python docs/figures/mechanism.py [FILE]
+python docs/figures/mechanism.py
 """
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -50,5 +49,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_suffix(".png")
-    draw().savefig(target, dpi=130)
+    draw().savefig(Path(__file__).with_suffix(".png"), dpi=130)

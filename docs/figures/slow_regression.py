@@ -1,9 +1,8 @@
 """Draw slow_regression.png: what networks leave unfit, over five million steps.
 
-python docs/figures/slow_regression.py [FILE]
+python docs/figures/slow_regression.py
 """
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -47,5 +46,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_suffix(".png")
-    draw().savefig(target, dpi=130)
+    draw().savefig(Path(__file__).with_suffix(".png"), dpi=130)

@@ -188,6 +188,14 @@ def test_the_figure_of_the_activations_is_as_the_code_computes(tmp_path: Path) -
     assert np.abs(drawn - committed).mean() < 0.01  # fonts differ between machines
 
 
+def test_the_scripts_of_the_figures_are_called_alike() -> None:
+    for script in (ROOT / "docs" / "figures").glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        called = f'python docs/figures/{script.name}\n"""' in text
+        assert called == ("__main__" in text), script.name
+        assert "argv" not in text, script.name
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = read_settings(ROOT / "CITATION.cff")
