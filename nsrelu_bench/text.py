@@ -10,7 +10,13 @@ from collections.abc import Iterable, Sequence
 
 def format_fixed(value: float, places: int, sign: str = "") -> str:
     """Write a number with a fixed number of decimal places, and no minus before zero."""
-    return f"{round(value, places) + 0.0:{sign}.{places}f}"
+    # NumPy's own numbers round in another way: 11.35, which is a little less, to 11.4.
+    return f"{round(float(value), places) + 0.0:{sign}.{places}f}"
+
+
+def format_percent(fraction: float, places: int = 0) -> str:
+    """Write a fraction in percent: "11.4%"."""
+    return f"{format_fixed(100 * fraction, places)}%"
 
 
 def decimal_places(half_widths: Iterable[float]) -> int:

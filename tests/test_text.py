@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from nsrelu_bench.text import (
     decimal_places,
     format_fixed,
     format_p,
+    format_percent,
     split_names,
     underflows,
     wrap,
@@ -21,6 +23,11 @@ from nsrelu_bench.text import (
         (-0.04, 1, "+", "+0.0"),
         (-0.06, 1, "", "-0.1"),
         (2.345, 2, "", "2.35"),
+        (11.35, 1, "", "11.3"),
+        (np.float64(11.35), 1, "", "11.3"),
+        (np.float64(-0.04), 1, "+", "+0.0"),
+        (math.inf, 1, "+", "+inf"),
+        (math.nan, 1, "", "nan"),
     ],
 )
 def test_a_number_has_fixed_places_and_no_minus_before_zero(
@@ -43,6 +50,11 @@ def test_a_number_has_fixed_places_and_no_minus_before_zero(
 )
 def test_places_show_the_middle_half_width(halves: list[float], places: int) -> None:
     assert decimal_places(halves) == places
+
+
+def test_a_fraction_in_percent_is_rounded_as_elsewhere() -> None:
+    assert format_percent(np.float64(0.1135), 1) == "11.3%"
+    assert format_percent(0.125) == "12%"
 
 
 def test_a_p_value_has_two_digits() -> None:

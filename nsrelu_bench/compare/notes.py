@@ -9,6 +9,7 @@ from nsrelu_bench.compare.labels import RUN_COUNTS, label, scale_of
 from nsrelu_bench.compare.sign_flips import DRAWN, MAX_EXACT, least_p
 from nsrelu_bench.compare.statistics import ALPHA, LEAST_SEEDS, LEAST_VALUES, POWER
 from nsrelu_bench.config import CLASSES, METRICS, TEST_IMAGES
+from nsrelu_bench.text import format_percent
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -126,7 +127,7 @@ def _other_noise(comparison: Comparison) -> list[str]:
             error = math.sqrt(accuracy * (1 - accuracy) / images)
             lines.append(
                 f"{name}: all seeds share its {images:,} test images, a sample that gives an "
-                f"accuracy of {accuracy:.0%} a standard error of {100 * error:.2g} pp."
+                f"accuracy of {format_percent(accuracy)} a standard error of {100 * error:.2g} pp."
             )
     if "sd_rounding" in rows:
         part = rows[rows["metric"] == comparison.main_metric]

@@ -29,7 +29,7 @@ from nsrelu_bench.compare.statistics import LEAST_SEEDS, LEAST_VALUES
 from nsrelu_bench.compare.verdicts import verdicts
 from nsrelu_bench.errors import UsageError, unknown
 from nsrelu_bench.records import to_csv
-from nsrelu_bench.text import format_p, split_columns
+from nsrelu_bench.text import format_fixed, format_p, split_columns
 
 #: What a verdict can do without in a narrow table: a note says what a number of seeds means, and
 #: the verdicts in words name the margin.
@@ -127,7 +127,8 @@ def _detail_sheet(comparison: Comparison, heading: str, rows: pd.DataFrame) -> S
     lines = []
     for row in rows[rows["metric"] == main].to_dict("records"):
         share, better = (
-            f"{100 * row[key]:.0f} {format_interval('fraction', row[low], row[high], 0)}"
+            format_fixed(100 * row[key], 0)
+            + f" {format_interval('fraction', row[low], row[high], 0)}"
             if row[key] >= 0
             else "-"
             for key, low, high in (

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from nsrelu_bench.config import RunConfig, name_run
 from nsrelu_bench.records import Status
 from nsrelu_bench.sweep.execution import Event
+from nsrelu_bench.text import format_percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +136,7 @@ def _values(metrics: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
     """Return those of the metrics that have a value, for people."""
     known = {column: metrics.get(column) for column in columns}
     return [
-        f"{SHOWN[column]} {value:.1%}"
+        f"{SHOWN[column]} {format_percent(value, 1)}"
         for column, value in known.items()
         if value is not None and not math.isnan(value)
     ]

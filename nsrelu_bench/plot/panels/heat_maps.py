@@ -1,6 +1,7 @@
 """Draw heat maps: a metric by layer and epoch, a final metric over two settings."""
 
 import math
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +21,7 @@ from nsrelu_bench.plot.panel_data import (
     setting_label,
 )
 from nsrelu_bench.plot.style import HATCH, HEAT, linear_norm, log_norm
+from nsrelu_bench.text import format_fixed
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 
@@ -89,12 +91,17 @@ def phase(
     norm = norm or linear_norm([grid])
     axes, means = axes_for(ax), grid.to_numpy()
     _draw_cells(axes, means, metric, norm)
-    colors, number = mpl.colormaps[HEAT](norm(means)), ".1f" if is_percent(metric) else ".3g"
+    colors = mpl.colormaps[HEAT](norm(means))
+    write = partial(format_fixed, places=1) if is_percent(metric) else "{:.3g}".format
     for (row, column), mean in np.ndenumerate(means):
         empty = math.isnan(mean)
-        texts = [] if empty or grid.shape[1] > 6 else [f"{mean:{number}}"]
+        texts = [] if empty or grid.shape[1] > 6 else [write(mean)]
         shares = {text: share[row, column] for text, share in lost.items()}
-        texts += [f"{share:.0f}% {text}" for text, share in shares.items() if share > 0]
+        texts += [
+            f"{format_fixed(float(share), 0)}% {text}"
+            for text, share in shares.items()
+            if share > 0
+        ]
         color = "white" if empty else to_hex(colors[row, column])
         _mark_cell(axes, (column, row), texts, color, hatched=any(s > 0 for s in shares.values()))
     axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [format_setting(v) for v in grid.columns])

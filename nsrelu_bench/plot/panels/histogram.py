@@ -10,6 +10,7 @@ from nsrelu_bench.compare import act_order
 from nsrelu_bench.plot.axes import axes_for, finish
 from nsrelu_bench.plot.panel_data import MAX_LINES, NothingToDrawError, check_count
 from nsrelu_bench.plot.style import activation_style
+from nsrelu_bench.text import format_percent
 
 
 def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | None = None) -> Axes:
@@ -34,14 +35,14 @@ def histogram(values: Mapping[str, ArrayLike], *, bins: int = 60, ax: Axes | Non
     for act in sorted(finite, key=act_order):
         array, style = finite[act], activation_style(act)
         lost = len(arrays[act]) - len(array)
-        notes = [f"{(array <= 0).mean():.0%} <= 0"] if array.size else []
+        notes = [f"{format_percent((array <= 0).mean())} <= 0"] if array.size else []
         notes += [f"{lost} not finite"] if lost else []
         heights = np.histogram(array, edges)[0] / max(array.size, 1) / np.diff(edges)
         name = f"{act} ({', '.join(notes)})" if notes else act
         axes.stairs(heights, edges, color=style.color, ls=style.dash, label=name)
         beyond = np.mean((array < edges[0]) | (array > edges[-1])) if array.size else 0
         if beyond > 0.025:
-            far.append((f"{beyond:.0%} beyond", style.color))
+            far.append((f"{format_percent(beyond)} beyond", style.color))
     for line, (text, color) in enumerate(far):
         at, size = (0.03, 0.97 - 0.1 * line), "x-small"
         axes.text(*at, text, transform=axes.transAxes, color=color, fontsize=size, va="top")
