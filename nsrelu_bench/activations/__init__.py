@@ -10,7 +10,13 @@ from nsrelu_bench.activations.functional import (
     surrogate,
 )
 from nsrelu_bench.activations.local import LocalConv2d, LocalLinear
-from nsrelu_bench.activations.modules import NSReLU, Surrogate, build, true_gradients
+from nsrelu_bench.activations.modules import (
+    NSReLU,
+    Surrogate,
+    build,
+    has_own_gradient,
+    true_gradients,
+)
 from nsrelu_bench.activations.named_functions import DTYPES
 from nsrelu_bench.activations.own import OwnActivation
 from nsrelu_bench.activations.swap import swap_activations
@@ -26,6 +32,7 @@ __all__ = [
     "Surrogate",
     "build",
     "from_derivative",
+    "has_own_gradient",
     "multiplication_trick",
     "nsrelu",
     "nsrelu_",

@@ -19,7 +19,7 @@ from nsrelu_bench.activations.functional import (
 )
 from nsrelu_bench.activations.gates import check_unit_axis, gated_nsrelu
 from nsrelu_bench.activations.named_functions import check_dtype
-from nsrelu_bench.activations.own import own_module
+from nsrelu_bench.activations.own import OwnActivation, own_module
 from nsrelu_bench.config import (
     FUNCTION_PARAMETERS,
     ActivationSpec,
@@ -185,6 +185,18 @@ def true_gradients(model: nn.Module) -> Iterator[int]:
     finally:
         for module in switched:
             vars(module).pop("true_gradient", None)
+
+
+def has_own_gradient(model: nn.Module) -> bool:
+    """Return whether a model has a function or a module of the user's own as an activation.
+
+    Its gradient may be the derivative of what it computes, or that of another function.
+    """
+    return any(
+        isinstance(m, OwnActivation)
+        or (isinstance(m, Surrogate) and m.tied and not isinstance(m.pair[0], FunctionSpec))
+        for m in model.modules()
+    )
 
 
 def _own(name: str) -> Callable[..., nn.Module]:

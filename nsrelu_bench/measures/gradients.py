@@ -5,14 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import Surrogate, true_gradients
+from nsrelu_bench.activations import Surrogate, has_own_gradient, true_gradients
 
 #: Of torch.func.vmap, and of the vmap behind `is_grads_batched`.
 BATCHED = tuple(filter(None, map(torch._C._parse_dispatch_key, ("FuncTorchBatched", "Batched"))))
 
 
 def is_tied(module: nn.Module) -> bool | None:
-    """Return whether a site has the true gradient; None if only a part of it is untied."""
+    """Return whether a site has the true gradient; None if only a part is untied, or not known."""
+    if has_own_gradient(module):
+        return None
     with true_gradients(module) as untied:
         if not untied:
             return True

@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import repeat, starmap
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsrelu_bench.activations import true_gradients
+from nsrelu_bench.activations import has_own_gradient, true_gradients
 from nsrelu_bench.config import SITE_MEASURES
 from nsrelu_bench.errors import UsageError
 from nsrelu_bench.measures import metrics
@@ -90,22 +90,22 @@ def measure(
     model = uncompiled(model)
     probe = _WholeProbe(model, None, [*(wanted & PROBED), *own.values()], unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
-    parameters = [p for p in model.parameters() if p.requires_grad and wanted & GRADIENT_MEASURES]
+    there = wanted - SURROGATE_MEASURES if has_own_gradient(model) else wanted
+    parameters = [p for p in model.parameters() if p.requires_grad and there & GRADIENT_MEASURES]
     with undisturbed(model), run_eagerly():
         with probe if at_sites else nullcontext():
             result = _run(model, batches, parameters)
         with true_gradients(model) as untied:
-            again = untied and wanted & SURROGATE_MEASURES
-            true = _run(model, batches, parameters).gradients if again else []
+            again = untied and there & SURROGATE_MEASURES
+            true = _run(model, batches, parameters).gradients if again else repeat(None)
 
     sites = probe.sites
     finite = result.finite and not any(site.nonfinite for site in sites.values())
-    pairs = zip(result.gradients, true or repeat(None), strict=False)
-    weights = dict(zip(parameters, starmap(weight_update, pairs), strict=True))
+    weights = dict(zip(parameters, map(weight_update, result.gradients, true), strict=True))
     histories = _histories(sites, previous) if finite and at_sites else {}
-    layers, totals = site_rows(sites, weights, wanted, own, finite), {}
+    layers, totals = site_rows(sites, weights, there, own, finite), {}
     if finite:
-        totals = site_values(sites.values(), weights.values(), model.parameters(), wanted, own)
+        totals = site_values(sites.values(), weights.values(), model.parameters(), there, own)
         totals |= {"loss": result.loss, "accuracy": result.accuracy}
         totals |= _count_changes(histories, previous)
         for row in layers:

@@ -149,6 +149,34 @@ def test_a_tied_pair_has_cosine_one(activation):
         assert values["extra_grad_fraction"] == 0
 
 
+def straight_through(x):
+    """An activation of the user's own whose gradient is not its derivative."""
+    return x + (x.relu() - x).detach()
+
+
+COMPARED = ("surrogate_cosine", "sign_disagreement", "extra_grad_up", "extra_grad_fraction")
+
+
+@pytest.mark.parametrize(
+    "act", ["examples.patient_rescue:NetRescue", "examples.own_parts:softsign", straight_through]
+)
+def test_nothing_tells_whether_an_own_gradient_is_true(act):
+    own = (lambda: build(act, unit_axis=1)) if isinstance(act, str) else (lambda: Surrogate(act))
+    model = mlp(own)
+    found = measure(model, *batch(model))
+    for values in (found.totals, *found.layers):
+        assert [values[name] for name in COMPARED] == [None] * len(COMPARED)
+        assert values["grad_norm"] > 0
+        assert values["pre_grad_norm"] > 0
+
+
+def test_an_own_backward_is_compared_with_the_forwards_gradient():
+    model = mlp(lambda: Surrogate("relu", straight_through))
+    found = measure(model, *batch(model))
+    assert 0 < found.totals["surrogate_cosine"] < 0.999
+    assert all(row["extra_grad_fraction"] > 0 for row in found.layers)
+
+
 def test_above_all_surrogates_the_cosine_is_one():
     model = nn.Sequential(
         nn.Linear(FEATURES, 8), NSReLU(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, CLASSES)
