@@ -268,6 +268,33 @@ def test_examples_under_vmap_are_batches_of_their_own(gate):
     assert np.array_equal(torch.func.vmap(function)(x, grad).numpy(), np.stack(expected))
 
 
+@pytest.mark.parametrize("net", [False, True])
+def test_a_rule_for_dead_units_may_lower_too(net, monkeypatch):
+    """No gate has such a rule so far; both ways to compute one read it."""
+    monkeypatch.setitem(gates.RULES, "sink", gates.Rule(-1, whole_units=True, net=net))
+    x, grad = examples((6, 5), 1)
+    grad = -grad  # whose sum at the dead unit is above 0
+    sums = grad.sum(0, keepdim=True).expand_as(grad)
+    dead = (x <= 0).all(0, keepdim=True)
+    passes = dead & ((sums if net else grad) > 0)
+    assert passes.any()
+    expected = torch.where((x > 0) | passes, torch.where(x > 0, grad, 0.3 * grad), 0)
+    x.requires_grad_()
+    for y in (
+        gates._relu_with_revival(x, 0.3, "sink", (0,), inplace=False),
+        gates._gated_nsrelu(x, 0.3, "sink", (0,), False),
+    ):
+        assert torch.equal(torch.autograd.grad(y, x, grad)[0], expected)
+
+
+@pytest.mark.parametrize("gate", ON_UNITS)
+def test_the_backward_is_relus_own_where_all_units_are_on(gate):
+    x = examples((6, 5), 1)[0].requires_grad_()
+    assert nsrelu(x, 0.1, gate=gate).grad_fn.name() == "ReluBackward0"
+    assert gates._highest_unless_all_on(x.detach().relu(), (0,)) is not None
+    assert gates._highest_unless_all_on(x.detach().abs() + 1, (0,)) is None
+
+
 def test_a_large_batch_is_searched_to_its_end():
     # The first rows are looked at first; a unit that is on in the last row only is not dead.
     x = torch.rand(4 * gates.SAMPLE // 8 + 1, 8) + 0.1
