@@ -283,6 +283,14 @@ def test_shards_share_the_runs_of_a_study(study: Path) -> None:
         ("--shard 4/3", "--shard: must be K/N with K from 1 to N, got '4/3'"),
         ("--engine rey", "unknown engine 'rey'; did you mean 'ray'? choose from: local, ray"),
         ("--collect", "--collect: goes with --engine ray"),
+        (
+            "--fresh-since soon",
+            "--fresh-since: must be a time such as 2026-12-31T23:59+00:00, got 'soon'",
+        ),
+        (
+            "--fresh --fresh-since 2026-12-31",
+            "--fresh-since: repeats less than --fresh; give one of them",
+        ),
         ("--address here", "--address: goes with --engine ray"),
         ("--checkpoint-after -1", "--checkpoint-after: must be from 0 to 1000000000, got -1.0"),
         (

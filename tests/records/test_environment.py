@@ -1,4 +1,6 @@
+import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from helpers.tiny_runs import tiny
 from nsrelu_bench.records.environment import (
     ENVIRONMENT,
     PACKAGE,
+    began_before,
     blas_versions,
     environment,
     environment_columns,
@@ -150,6 +153,16 @@ def test_a_damaged_environment_is_empty(tmp_path: Path, content: str) -> None:
     (tmp_path / "env.json").write_text(content, errors="surrogateescape")
     columns = environment_columns(read_environment(tmp_path))
     assert columns == dict.fromkeys(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("started", [None, 7, "", "soon", "2026-01-02T00:00:00", ["x"], {}])
+def test_a_run_that_does_not_say_when_began_long_ago(tmp_path: Path, started: object) -> None:
+    (tmp_path / "env.json").write_text(json.dumps({"started": started}))
+    assert began_before(tmp_path, datetime(2000, 1, 1, tzinfo=UTC))
+    assert began_before(tmp_path / "nowhere", datetime(2000, 1, 1, tzinfo=UTC))
+    (tmp_path / "env.json").write_text(json.dumps(environment(tiny())))
+    assert not began_before(tmp_path, datetime(2000, 1, 1, tzinfo=UTC))
+    assert began_before(tmp_path, datetime.now(UTC))
 
 
 @pytest.mark.parametrize("damaged", [0, -3, "4", True, 1e300, 4.0, [4]])
