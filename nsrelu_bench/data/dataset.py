@@ -75,11 +75,12 @@ class Dataset:
         return replace(self, mean=self.mean.to(device), std=self.std.to(device), **splits)
 
 
-def from_parts(parts: Parts, classes: int, val: int) -> Dataset:
-    """Make a data set; without a part "val", that many training examples validate."""
+def from_parts(parts: Parts, classes: int, val: int | None = None) -> Dataset:
+    """Make a data set; without a part "val", `val` training examples validate, or a tenth."""
     splits = {part: _split(*arrays) for part, arrays in parts.items()}
     if "val" not in splits:
-        return _take_val(splits["train"], splits["test"], val, classes)
+        size = max(1, len(splits["train"]) // 10) if val is None else val
+        return _take_val(splits["train"], splits["test"], size, classes)
     mean, std = moments(splits["train"].images)
     return Dataset(**splits, classes=classes, mean=mean, std=std)
 

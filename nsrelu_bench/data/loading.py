@@ -88,8 +88,7 @@ def _working_folder() -> str:
 @functools.lru_cache(maxsize=2)
 def _load_folder(folder: ImageFolder) -> Dataset:
     """Load a folder of images; a tenth of the training images validates unless there is `val/`."""
-    parts = read_folder(folder)
-    data = from_parts(parts, len(folder.classes), val=max(1, len(parts["train"][1]) // 10))
+    data = from_parts(read_folder(folder), len(folder.classes))
     counts = torch.bincount(data.train.labels, minlength=data.classes)
     for name, count in zip(folder.classes, counts, strict=True):
         if not count:

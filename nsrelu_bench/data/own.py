@@ -48,7 +48,7 @@ def load_own(name: str, data_dir: Path) -> Dataset:
 
 def _dataset(where: str, parts: Parts) -> Dataset:
     classes = 1 + max(int(labels.max()) for _, labels in parts.values())
-    data = from_parts(parts, classes, val=max(1, len(parts["train"][1]) // 10))
+    data = from_parts(parts, classes)
     found = np.unique(data.train.labels.numpy()).tolist()
     if len(found) < classes:
         missing = next((i for i, label in enumerate(found) if label != i), len(found))

@@ -1,7 +1,6 @@
 """Execute one job: train a run, or the seeds of an ensemble, and write the runs' folders."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from nsrelu_bench.config import RunConfig
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.records import (
     DONE,
     STATES,
@@ -227,11 +226,7 @@ class Recording:
             return self._event()
         self.is_open = False
         try:
-            if error is None:
-                self.writer.__exit__(None, None, None)
-            else:
-                with suppress(BenchError):  # the error that ends the run is the one to report
-                    self.writer.__exit__(type(error), error, error.__traceback__)
+            self.writer.__exit__(type(error), error, None)
         except Exception as unwritten:
             return self._failed(unwritten)
         return self._failed(error) if isinstance(error, Exception) else self._event()
