@@ -126,10 +126,6 @@ def test_a_run_is_done_only_while_its_files_are_unchanged(
         assert {"cut": "is cut off", "flipped": "", "gone": "missing"}[damage] in reported
 
 
-def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
-    assert read_status(tmp_path / "none") == Status("new")
-
-
 def test_a_done_run_keeps_its_status(study: Path, tmp_path: Path) -> None:
     assert write_status(study / tiny().run_id, "interrupted").state == "completed"
     assert write_status(tmp_path / "none", "failed", "killed").error == "killed"

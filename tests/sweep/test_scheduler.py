@@ -10,7 +10,7 @@ import pytest
 from helpers.tiny_runs import DIVERGING, TINY, tiny
 
 from nsrelu_bench import training
-from nsrelu_bench.errors import BenchError, UsageError
+from nsrelu_bench.errors import UsageError
 from nsrelu_bench.records.status import read_status
 from nsrelu_bench.sweep.execution import Event, RunPolicy
 from nsrelu_bench.sweep.scheduler import run_all
@@ -44,13 +44,6 @@ def test_runs_that_are_done_are_kept(tmp_path: Path) -> None:
     events = last_events(list(run_all(TINY_RUNS, tmp_path)))
     assert [events[run.run_id].kept for run in TINY_RUNS] == [True, True, False, False]
     assert (tmp_path / TINY_RUNS[0].run_id / "metrics.csv").stat().st_mtime_ns == before
-
-
-def test_fresh_reruns_everything(tmp_path: Path) -> None:
-    list(run_all(TINY_RUNS[:1], tmp_path))
-    assert not any(
-        event.kept for event in run_all(TINY_RUNS[:1], tmp_path, policy=RunPolicy(fresh=True))
-    )
 
 
 def test_what_was_interrupted_under_fresh_is_not_repeated_again(tmp_path: Path) -> None:
@@ -193,12 +186,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-
-
-def test_a_study_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(BenchError, match="can't be written"):
-        list(run_all(TINY_RUNS, tmp_path / "file" / "study"))
 
 
 def test_retry_reruns_only_runs_with_that_status(tmp_path: Path) -> None:
