@@ -2,12 +2,13 @@
 
 from nsrelu_bench.measures.isolation import undisturbed
 from nsrelu_bench.measures.measurement import Measurement, measure
-from nsrelu_bench.measures.metrics import DeadUnitHistory
+from nsrelu_bench.measures.metrics import DORMANT_TAU, DeadUnitHistory
 from nsrelu_bench.measures.own import load_measures
 from nsrelu_bench.measures.probe import ActivationProbe
 from nsrelu_bench.measures.quantiles import pre_quantiles
 
 __all__ = [
+    "DORMANT_TAU",
     "ActivationProbe",
     "DeadUnitHistory",
     "Measurement",

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.data import Dataset
+from nsrelu_bench.measures import DORMANT_TAU
 from nsrelu_bench.models import initialise
 from nsrelu_bench.training.random_streams import generator, isolated
-
-#: A unit is dormant if its mean activation is at most this fraction of its layer's mean.
-TAU = 0.025
 
 #: Training images that the activations are averaged over.
 EXAMPLES = 1000
@@ -66,7 +64,7 @@ def _find_dormant(network: nn.Module, inputs: Tensor) -> list[Tensor]:
         values = module(values)
         if name.startswith("act"):
             response = values.abs().transpose(0, 1).flatten(1).mean(1)
-            dormant.append(response <= TAU * response.mean())
+            dormant.append(response <= DORMANT_TAU * response.mean())
     return dormant
 
 
