@@ -1,18 +1,15 @@
 """Decoded images on disk, so that they are decoded once.
 
-An entry is one file: a line that names the format, the SHA-256 of what follows, a line of JSON with
-a stamp of the source and the shapes, then images and labels as plain bytes. It is used only if all
-of that is right, and if only this user can write to the file and its folder; otherwise it is
+An entry is one file of NumPy's, with a stamp of the source, images and labels. It is used only if
+all of that is intact, and if only this user can write to the file and its folder; otherwise it is
 replaced. One process writes an entry, under a temporary name, and then renames it; other processes
 wait for it.
 """
 
-import json
-import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +20,9 @@ import numpy as np
 from nsrelu_bench.data.dataset import Parts
 from nsrelu_bench.files import file_lock, open_regular, replacing
 
-#: The last number goes up by one when the format, or the decoding, changes.
-CACHE_FORMAT = b"nsrelu-bench images 2\n"
-MAX_HEADER_BYTES = 1 << 16
+#: Goes up by one when the format, or the decoding, changes.
+CACHE_FORMAT = 3
+MAX_TEXT_BYTES = 1 << 16
 MAX_ENTRY_BYTES = 1 << 40
 
 
@@ -53,8 +50,9 @@ def cached(
         with lock_folder(entry.parent, entry.stem):
             parts = _read(entry, stamp, is_valid)  # another process may have written it meanwhile
             if parts is None:
-                parts = make()
-                _write(entry, _pack(stamp, parts))
+                made = make()
+                _write(entry, lambda file: _pack(file, stamp, made))
+                return made
     return parts
 
 
@@ -65,11 +63,11 @@ def cached_text(source: str, stamp: str, make: Callable[[], str]) -> str:
         return make()
     entry, name = entry.with_suffix(".txt"), sha256(os.fsencode(stamp)).hexdigest()
     with suppress(OSError, ValueError), _open_own(entry) as file:
-        found, _, text = file.read(MAX_HEADER_BYTES).decode().partition(" ")
+        found, _, text = file.read(MAX_TEXT_BYTES).decode().partition(" ")
         if found == name:
             return text
     text = make()
-    _write(entry, [f"{name} {text}".encode()])
+    _write(entry, lambda file: file.write(f"{name} {text}".encode()))
     return text
 
 
@@ -144,11 +142,18 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
 
 def _read(entry: Path, stamp: str, is_valid: Callable[[Parts], bool]) -> Parts | None:
     try:
-        with _open_own(entry) as file:
-            parts = _unpack(file, stamp)
+        with _open_own(entry) as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["stamp"]) != f"{CACHE_FORMAT} {stamp}":
+                return None
+            parts = {
+                part: (arrays[f"{part}_images"], arrays[f"{part}_labels"])
+                for part in ("train", "val", "test")
+                if f"{part}_images" in arrays
+            }
+            is_whole = len(arrays.files) == 1 + 2 * len(parts)  # no name is damaged
+            return parts if is_whole and is_valid(parts) else None
     except Exception:  # missing, or damaged in any way: it is replaced
         return None
-    return parts if is_valid(parts) else None
 
 
 def _open_own(path: Path) -> BinaryIO:
@@ -167,47 +172,16 @@ def _is_own(state: os.stat_result) -> bool:
     return state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _pack(stamp: str, parts: Parts) -> list[bytes | memoryview]:
-    """Return the content of an entry in pieces."""
-    arrays = []
-    for images, labels in parts.values():
-        arrays += [np.ascontiguousarray(images, np.uint8), np.ascontiguousarray(labels, "<i8")]
-    shapes = {part: list(images.shape) for part, (images, _) in parts.items()}
-    header = json.dumps({"stamp": stamp, "shapes": shapes}).encode() + b"\n"
-    digest = sha256(header)
-    for array in arrays:
-        digest.update(array.data)
-    return [CACHE_FORMAT, digest.hexdigest().encode() + b"\n", header, *(a.data for a in arrays)]
+def _pack(file: BinaryIO, stamp: str, parts: Parts) -> None:
+    arrays = {"stamp": np.array(f"{CACHE_FORMAT} {stamp}")}
+    for part, (images, labels) in parts.items():
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(file, allow_pickle=False, **arrays)
 
 
-def _unpack(file: BinaryIO, stamp: str) -> Parts:
-    """Read an entry.
-
-    Raises:
-        ValueError: It is damaged, or has another stamp. Other damage raises other errors.
-    """
-    if file.readline(len(CACHE_FORMAT)) != CACHE_FORMAT:
-        raise ValueError("another format")
-    expected, line = file.readline(65).strip().decode(), file.readline(MAX_HEADER_BYTES)
-    header = json.loads(line)
-    shapes = {part: tuple(map(int, shape)) for part, shape in header["shapes"].items()}
-    size = sum(math.prod(shape) + 8 * shape[0] for shape in shapes.values())
-    if header["stamp"] != stamp or size != os.fstat(file.fileno()).st_size - file.tell():
-        raise ValueError("another source or size")
-    digest, parts = sha256(line), {}
-    for part, shape in shapes.items():
-        parts[part] = np.empty(shape, np.uint8), np.empty(shape[0], "<i8")
-        for array in parts[part]:
-            file.readinto(array.data.cast("B"))  # type: ignore[attr-defined]
-            digest.update(array.data)
-    if digest.hexdigest() != expected:
-        raise ValueError("damaged")
-    return parts
-
-
-def _write(entry: Path, content: Iterable[bytes | memoryview]) -> None:
+def _write(entry: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write an entry, readable only by this user; what can't be written is not."""
     with suppress(OSError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(entry, mode=0o600) as file:
-            file.writelines(content)
+            write(file)

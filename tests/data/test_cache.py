@@ -1,17 +1,17 @@
 """The cache of decoded images: what may go wrong with a file that many processes share."""
 
-import json
+import io
 import os
 import pickle
 import stat
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import filelock
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from nsrelu_bench.data import cache
@@ -59,7 +59,7 @@ def test_an_entry_is_found_by_source_and_stamp(folder: Path) -> None:
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_damaged_entry_is_not_used() -> None:
+def test_a_damaged_entry_is_never_read_wrong() -> None:
     cached("it", "1", make)
     whole = entry().read_bytes()
     for position in (*range(300), *range(300, len(whole), 7)):
@@ -67,7 +67,7 @@ def test_a_damaged_entry_is_not_used() -> None:
         damaged[position] ^= 0x20
         entry().write_bytes(damaged)
         found = cache._read(entry(), "1", lambda _: True)
-        assert found is None, position
+        assert found is None or same(found), position  # not all of a file's header matters
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000, -1])
@@ -102,10 +102,14 @@ def test_a_disk_that_is_full_leaves_no_file(monkeypatch: pytest.MonkeyPatch, fol
     assert [path.suffix for path in folder.iterdir()] == [".lock"]
 
 
-def fake(shapes: dict[str, list[int]], content: bytes, stamp: str = "1") -> bytes:
-    """An entry with the right digest, whatever it holds."""
-    signed = json.dumps({"stamp": stamp, "shapes": shapes}).encode() + b"\n" + content
-    return cache.CACHE_FORMAT + sha256(signed).hexdigest().encode() + b"\n" + signed
+def fake(images: npt.NDArray[Any], *parts: str) -> bytes:
+    """An entry with the right stamp, whatever it holds."""
+    arrays: dict[str, Any] = {"stamp": f"{cache.CACHE_FORMAT} 1"}
+    for part in parts:
+        arrays |= {f"{part}_images": images, f"{part}_labels": np.zeros(len(images), np.int64)}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -113,17 +117,18 @@ def fake(shapes: dict[str, list[int]], content: bytes, stamp: str = "1") -> byte
     [
         b"",
         pickle.dumps(print),
-        cache.CACHE_FORMAT,
-        cache.CACHE_FORMAT + b"[" * 10**5,
-        fake({"train": [10**6, 3, 10**3, 10**3]}, b""),
-        fake({"train": [-1, 3, -8, 8]}, bytes(200)),
-        fake({"train": [1, 1, 2, 2]}, bytes(12)),
-        fake({"train": [1, 1, 2, 2], "test": [1, 1, 2, 2]}, bytes(24)),
+        fake(np.zeros((1, 1, 2, 2), np.uint8), "train")[:100],
+        fake(np.array([print]), "train", "test"),
+        fake(np.zeros((1, 1, 2, 2), np.uint8)),
+        fake(np.zeros((1, 1, 2, 2), np.uint8), "train"),
+        fake(np.zeros((1, 1, 2, 2), np.uint8), "train", "test"),
     ],
 )
 def test_a_forged_entry_is_not_used(content: bytes, folder: Path) -> None:
     def is_valid(parts: Parts) -> bool:
-        return all(labels.tolist() == list(range(5)) for _, labels in parts.values())
+        return bool(parts) and all(
+            labels.tolist() == list(range(5)) for _, labels in parts.values()
+        )
 
     folder.mkdir(mode=0o700)
     entry().write_bytes(content)
