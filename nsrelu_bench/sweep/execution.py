@@ -16,6 +16,7 @@ from nsrelu_bench.records import (
     RunLockedError,
     RunWriter,
     Status,
+    began_before,
     failed,
 )
 
@@ -77,6 +78,10 @@ class RunPolicy:
     def restarts(self) -> bool:
         """Whether runs that are done are rerun, from their first step."""
         return self.fresh or any(state in DONE for state in self.retry)
+
+    def starts_over(self, folder: Path) -> bool:
+        """Whether a run that is done is rerun."""
+        return self.restarts and (self.before is None or began_before(folder, self.before))
 
 
 DEFAULT_POLICY = RunPolicy()

@@ -15,7 +15,6 @@ from nsrelu_bench.config import RunConfig
 from nsrelu_bench.files import wrap_write_errors
 from nsrelu_bench.records import (
     Status,
-    began_before,
     check_configuration,
     check_inputs,
     read_status,
@@ -37,8 +36,8 @@ def plan_runs(
         folder = study / config.run_id
         status = read_status(folder)
         due = status.state in policy.retry if policy.retry else (policy.fresh or not status.done)
-        if due and status.done and policy.before is not None:
-            due = began_before(folder, policy.before)
+        if due and status.done:
+            due = policy.starts_over(folder)
         if status.done and not due:
             check_configuration(folder, config)
             check_inputs(folder, config)

@@ -229,7 +229,7 @@ def _claim(folder: Path, policy: RunPolicy) -> FileLock:
         except Timeout:
             raise RunLockedError(f"{folder}: running in another process") from None
     status = read_status(folder)
-    if status.done and not policy.restarts:
+    if status.done and not policy.starts_over(folder):
         lock.release()
         raise RunDoneError(status)
     return lock
