@@ -70,6 +70,20 @@ def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 gc.disable()
 
 
+# In a worker of xdist coverage starts three times: by itself, as in every process of the tests, and
+# pytest-cov 7 starts it as in the main process, too. Where that pauses, the others would go on.
+
+
+def pytest_xdist_setupnodes() -> None:
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # each worker sets it again, for its processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cov = config.pluginmanager.getplugin("_cov")
+    if cov and cov.cov_controller and hasattr(config, "workerinput"):
+        cov.cov_controller.cov.stop()
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()

@@ -1,5 +1,6 @@
 """What runs on the hosting service is what runs here."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def test_tests_of_a_group_run_in_one_process(request: pytest.FixtureRequest) -> 
         pytest.skip("all tests run in one process here")
     # pytest-xdist groups by this suffix; without it a group is spread, and nothing else says so.
     assert request.node.nodeid.endswith("@workflow")
+
+
+@pytest.mark.slow
+def test_a_slow_test_is_not_traced(request: pytest.FixtureRequest) -> None:
+    if not request.config.pluginmanager.hasplugin("_cov"):
+        pytest.skip("no test is traced here")
+    assert sys.gettrace() is None
