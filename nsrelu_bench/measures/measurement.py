@@ -90,22 +90,22 @@ def measure(
     model = uncompiled(model)
     probe = _WholeProbe(model, None, [*(wanted & PROBED), *own.values()], unit_axis)
     at_sites = wanted - {"loss", "accuracy"}
-    there = wanted - SURROGATE_MEASURES if has_own_gradient(model) else wanted
-    parameters = [p for p in model.parameters() if p.requires_grad and there & GRADIENT_MEASURES]
+    taken = wanted - SURROGATE_MEASURES if has_own_gradient(model) else wanted
+    parameters = [p for p in model.parameters() if p.requires_grad and taken & GRADIENT_MEASURES]
     with undisturbed(model), run_eagerly():
         with probe if at_sites else nullcontext():
             result = _run(model, batches, parameters)
         with true_gradients(model) as untied:
-            again = untied and there & SURROGATE_MEASURES
+            again = untied and taken & SURROGATE_MEASURES
             true = _run(model, batches, parameters).gradients if again else repeat(None)
 
     sites = probe.sites
     finite = result.finite and not any(site.nonfinite for site in sites.values())
     weights = dict(zip(parameters, map(weight_update, result.gradients, true), strict=True))
     histories = _histories(sites, previous) if finite and at_sites else {}
-    layers, totals = site_rows(sites, weights, there, own, finite), {}
+    layers, totals = site_rows(sites, weights, taken, own, finite), {}
     if finite:
-        totals = site_values(sites.values(), weights.values(), model.parameters(), there, own)
+        totals = site_values(sites.values(), weights.values(), model.parameters(), taken, own)
         totals |= {"loss": result.loss, "accuracy": result.accuracy}
         totals |= _count_changes(histories, previous)
         for row in layers:
