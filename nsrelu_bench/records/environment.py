@@ -83,12 +83,16 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def began_before(folder: Path, time: datetime) -> bool:
-    """Return whether a run began before a time; runs of older versions did not record when.
+def began_before(folder: Path, time: datetime | None) -> bool:
+    """Return whether a run began before a time, if there is one.
+
+    A run of an older version, which did not record when, did.
 
     Raises:
         OSError: Its env.json can't be read.
     """
+    if time is None:
+        return True
     try:
         return datetime.fromisoformat(read_environment(folder)["started"]) < time
     except (KeyError, TypeError, ValueError):

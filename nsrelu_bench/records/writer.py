@@ -108,8 +108,7 @@ class RunWriter:
                 raise RunLockedError(f"{self.folder}: running in another process") from None
         try:
             with wrap_write_errors(self.folder):
-                if self._fresh and self._before is not None:
-                    self._fresh = began_before(self.folder, self._before)
+                self._fresh = self._fresh and began_before(self.folder, self._before)
                 # Strict, because a run whose files can't be read at the moment may be done.
                 status = read_status(self.folder, strict=True)
                 changed = CHANGED in (status.error or "")

@@ -81,7 +81,7 @@ class RunPolicy:
 
     def starts_over(self, folder: Path) -> bool:
         """Whether a run that is done is rerun."""
-        return self.restarts and (self.before is None or began_before(folder, self.before))
+        return self.restarts and began_before(folder, self.before)
 
 
 DEFAULT_POLICY = RunPolicy()
