@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -90,6 +90,10 @@ class _Pass:
     last: dict[str, _Visit] = field(default_factory=dict)
     feeding: set[Layer] = field(default_factory=set)  # layers that feed a site already
     depth: int = 1  # of calls of the model by itself
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Compute something that is no part of the pass."""
+        return self.tracker.paused() if self.tracker else nullcontext()
 
 
 class ActivationProbe:
@@ -272,9 +276,10 @@ class ActivationProbe:
         key = name, call
         layout = self._find_layout(key, module, pre)
         record = self._records.get(key) or _Record(self._wanted, self.POOLED)
-        visit = _Visit(layout, record, record.pre.gather(units_second(pre, layout.pre)))
-        if self._own:
-            visit.whole = units_second(pre.detach().clone(), layout.pre)
+        with self._pass.beside():
+            visit = _Visit(layout, record, record.pre.gather(units_second(pre, layout.pre)))
+            if self._own:
+                visit.whole = units_second(pre.detach().clone(), layout.pre)
         self._pass.visits[key] = self._pass.last[name] = visit
         if self._watches_inputs and pre.requires_grad:
             self._watch_input(visit, module, pre)
@@ -327,12 +332,13 @@ class ActivationProbe:
         if visit.layout.post is None:
             key = name, self._pass.calls[name]
             visit.layout.post = self._find_post_axes(key, module, visit.layout, post)
-        laid_out = units_second(post, visit.layout.post)
-        visit.post = visit.record.post.gather(laid_out)
-        if visit.whole is not None:
-            sums, values = visit.record.own, (visit.whole, laid_out.detach())
-            visit.own = {n: one.update(sums.get(n), *values) for n, one in self._own.items()}
-            visit.whole = None
+        with self._pass.beside():
+            laid_out = units_second(post, visit.layout.post)
+            visit.post = visit.record.post.gather(laid_out)
+            if visit.whole is not None:
+                sums, values = visit.record.own, (visit.whole, laid_out.detach())
+                visit.own = {n: one.update(sums.get(n), *values) for n, one in self._own.items()}
+                visit.whole = None
         if visit.call and post.requires_grad:
             self._watch_output(visit, visit.call, post)
 

@@ -9,7 +9,7 @@ may agree by chance.
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -71,6 +71,7 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: MutableMapping[Tensor, Origin | Constant] = WeakIdKeyDictionary()
         # By tensor: of which it is a part, and the axis along which it was selected.
         self._parts: MutableMapping[Tensor, tuple[ref[Tensor], int | None]] = WeakIdKeyDictionary()
+        self._paused = False
         with torch.inference_mode():
             self._inference_state = (
                 torch._C._dispatch_tls_local_include_set(),
@@ -85,6 +86,15 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return what is known of a tensor."""
         known = self._known.get(tensor)
         return known if isinstance(known, Origin) else Origin()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing: for what is computed beside the pass."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def add_module(self, module: nn.Module, inputs: object, output: object) -> None:
         """Note the output of one of `TRACED_MODULES` whose operations have not shown it."""
@@ -111,6 +121,8 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self._paused:
+            return func(*args, **(kwargs or {}))
         if torch.is_inference_mode_enabled() and _is_composite(func, [args, kwargs or {}]):
             # Outside of inference mode PyTorch takes such operations apart before they get here.
             # The dispatcher is put in the state that it has there: not a bit of the result changes.
