@@ -209,6 +209,7 @@ def test_signals_keep_their_size_in_resnet18_without_norm(init: str) -> None:
     assert 0.1 < sizes["act17"] / sizes["act1"] < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["relu", "nsrelu", "relu/gelu"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_of_a_model_waits_for_no_value(name: str, act: str) -> None:

@@ -233,6 +233,7 @@ def test_all_parts_of_the_examples_run_together(
 # Activations ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "known"),
     [("mine:Slope", "prelu"), ("mine:Slope(0.1)", "prelu(0.1)"), ("relu/mine:two_leaks", "nsrelu")],

@@ -91,6 +91,7 @@ def reference(name):
     return build(OF_THE_PACKAGE[base])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n in ARMS if "projected" not in n and "all inputs" not in n]
 )

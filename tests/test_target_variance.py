@@ -48,6 +48,7 @@ def trained_alone(act, depth, optimizer, lr, momentum, network):
         return ((net(x)[:, 0] - y * variance**0.5) ** 2).mean().item(), dead.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", FOUR)
 @pytest.mark.parametrize(
     ("depth", "optimizer", "lr", "momentum"), [(1, "sgd", 0.01, 0.9), (3, "adam", 0.01, 0.0)]

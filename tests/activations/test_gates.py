@@ -404,6 +404,7 @@ def test_forward_mode_is_refused_in_one_line(gate):
         NSReLU(gate=gate)(torch.autograd.forward_ad.make_dual(x, x))
 
 
+@pytest.mark.slow
 @every_gate
 def test_gated_runs_train_and_measure(gate):
     for settings_ in ({}, {"model": "cnn"}, {"stack": True}):

@@ -225,6 +225,7 @@ def test_a_pair_keeps_type_and_memory_format(dtype, impl):
             assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("text", ["relu/bsilu", "gelu/leaky_relu", "nsrelu"])
 def test_a_pair_is_compiled_and_exported_without_a_break(text, impl):

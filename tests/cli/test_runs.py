@@ -99,6 +99,7 @@ def test_a_runs_config_repeats_it(tmp_path: Path) -> None:
     assert (again / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "variables", "flags", "expected"),
     [

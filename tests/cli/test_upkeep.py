@@ -72,6 +72,7 @@ def test_show_prints_one_run(changed: Path) -> None:
     assert missing.err == "nsrelu-bench: no run 'nothing' in 'results'; there are 2 runs\n"
 
 
+@pytest.mark.slow
 def test_runs_that_a_study_no_longer_asks_for_are_left_out(changed: Path) -> None:
     answer = ask("compare", "--json", cwd=changed)
     assert "left out 1 runs in results/small that study.yaml does not ask for" in answer.err

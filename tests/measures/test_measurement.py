@@ -125,6 +125,7 @@ def test_every_measure_has_a_column():
         assert None not in row.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_single_measure_is_the_same_as_among_all(name):
     model = mlp(lambda: NSReLU(0.2))
@@ -404,6 +405,7 @@ def train(make, activation, probed: bool) -> tuple[dict[str, Tensor], list[objec
     return state, draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp, pytest.param(cnn, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MAKERS)
 def test_measuring_keeps_the_bits_of_training(make, name):

@@ -348,6 +348,7 @@ def test_of_many_layers_some_are_drawn() -> None:
     assert spec.foot.endswith(" 12 of 20 layers.")
 
 
+@pytest.mark.slow
 def test_a_column_has_panels_two_by_two() -> None:
     spec = plan("curves", FRAMES)
     for style, columns in (("column", 2), ("phone", 1), ("paper", 2)):

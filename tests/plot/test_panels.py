@@ -369,6 +369,7 @@ def test_a_runaway_activation_does_not_stretch_a_histogram() -> None:
     assert [t.get_text() for t in ax.texts] == ["100% beyond"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$x^2$", "a$b$c", r"\alpha", "_x"])
 def test_names_are_taken_literally(name: str) -> None:
     layers = FRAMES.layers.assign(layer=name)

@@ -162,6 +162,7 @@ def test_many_lost_runs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "And 1 more." in report.render(LOST_RUNS)
 
 
+@pytest.mark.slow
 def test_a_study_of_only_the_baseline_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "ORDER", ("curves",))
     relu: MadeUp = replace(FRAMES, runs=FRAMES.runs[FRAMES.runs["act"] == "relu"])

@@ -57,6 +57,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(tmp_path: Path, name: str) -> None:
     config = tiny(**TRAININGS[name])

@@ -37,6 +37,7 @@ def write(study: Path, names: list[str] | None = None, run_id: str | None = None
             writer.append(epoch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names_of_studies_and_runs_stay_text(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, run_id=name)

@@ -50,6 +50,7 @@ def test_a_study_can_be_merged_into_itself(shards: list[Path]) -> None:
     assert before == contents(shards[0] / merged.kept[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_run_that_got_furthest_is_taken(shards: list[Path], tmp_path: Path, order: int) -> None:
     config = tiny(seed=7, epochs=3)

@@ -200,6 +200,7 @@ def test_comparing_loses_no_row_of_a_summary(copied: Path) -> None:
     assert set(pd.read_csv(copied / "summary.csv")["run_id"]) == folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -121,6 +121,7 @@ def test_lost_digits_of_a_number_are_noticed(results: Path) -> None:
     assert pd.isna(load(results).runs.set_index("run_id").loc[RELU_RUN, "test_accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reported"),
     [

@@ -32,6 +32,7 @@ def put(path: Path, kind: str) -> None:
         path.symlink_to(f"/dev/{kind}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["config.yaml", "status.json", "metrics.csv", "layers.csv", "env.json", "summary.csv"]
 )

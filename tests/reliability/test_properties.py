@@ -87,6 +87,7 @@ ANY_SETTING: dict[str, st.SearchStrategy[Any]] = {
 ANY_SETTINGS = st.fixed_dictionaries({}, optional=ANY_SETTING)
 
 
+@pytest.mark.slow
 @given(ANY_SETTINGS)
 def test_a_configuration_written_as_yaml_reads_back_the_same(given_settings: Any) -> None:
     run = RunConfig(**given_settings)

@@ -73,6 +73,7 @@ def test_every_command_is_in_the_page_of_commands() -> None:
         assert re.search(rf"^nsrelu-bench {name}\b", listed, re.MULTILINE), f"{name} is missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", SHOWN_COMMANDS)
 def test_a_command_in_a_page_can_be_parsed(command: str) -> None:
     _, name, *arguments = shlex.split(command)

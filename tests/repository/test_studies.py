@@ -58,6 +58,7 @@ def runs_of(study: str) -> pd.DataFrame:
     return load_runs(ROOT / "findings" / study)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
 def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> None:
     study = read_study(path)
@@ -66,6 +67,7 @@ def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> Non
     assert path.read_text().startswith("# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> None:
     runs = runs_of(study)
@@ -153,6 +155,7 @@ def test_a_verdict_of_findings_is_what_its_command_shows(
     assert VERDICT_WORDS.findall(CLAIMS[number]["Verdict"]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", MEASURED_TEXTS)
 def test_what_findings_says_was_measured_is_in_the_data(number: int) -> None:
     assert SHOWN_NUMBER.findall(MEASURED_TEXTS[number]) == measured(number)

@@ -33,6 +33,7 @@ def test_a_plan_names_what_varies_and_estimates_the_time(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "alike"),
     [

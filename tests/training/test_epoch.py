@@ -66,6 +66,7 @@ def test_only_measuring_waits_for_the_device(task: Task) -> None:
         monitor.after_step(torch.nn.Linear(4, 2), on_meta, on_meta[:, 0], task, 1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", [1, 3])
 def test_measuring_between_steps_is_no_time_of_training(
     stack: int, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ def numbers(epochs: list[Epoch]) -> list[tuple[dict[str, Any], list[dict[str, An
     return [(epoch.metrics, epoch.layers) for epoch in epochs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", EVERY_KIND)
 def test_bits_do_not_depend_on_what_ran_before(
     settings: dict[str, Any],
@@ -210,6 +211,7 @@ def final_weights(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> list[to
     return [value.clone() for value in built[0].state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
