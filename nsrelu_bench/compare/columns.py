@@ -68,7 +68,7 @@ def choose_columns(
 def make_column(comparison: Comparison, rows: pd.DataFrame, key: str) -> Column:
     """Return one of `column_names`, such as "zero_fraction:p", for the rows of a section."""
     if key in RUN_COUNTS:
-        groups = rows.drop_duplicates("group")
+        groups = rows[["group", key]].drop_duplicates("group")
         return key, list(map(str, groups[key]))
     metric, test = split_key(key)
     named = bool(metric)
@@ -123,7 +123,7 @@ def _format_means(comparison: Comparison, rows: pd.DataFrame, metric: str) -> li
     few = rows["n"].between(1, LEAST_VALUES - 1).any()
     by_group = values_of(comparison, "value", metric) if few else {}
     cells = []
-    for row in rows.to_dict("records"):
+    for row in rows[[*KEYS, "n", "mean", "low", "high"]].to_dict("records"):
         if 0 < row["n"] < LEAST_VALUES:
             values = by_group[row["section"], row["group"], metric]
             texts = (format_mean(metric, v, math.nan, math.nan, places) for v in values)
@@ -170,7 +170,7 @@ def _format_differences(comparison: Comparison, rows: pd.DataFrame, metric: str)
     common = decimal_places((rows["diff_high"] - rows["diff_low"]) / 2 * scale)
     by_group = values_of(comparison, "difference", metric) if rows["diff_low"].isna().any() else {}
     cells = []
-    for row in rows.to_dict("records"):
+    for row in rows[[*KEYS, "pairs", "diff", "diff_low", "diff_high"]].to_dict("records"):
         low, high = row["diff_low"], row["diff_high"]
         places = common if is_percent(metric) else two_digits(row["diff"], (high - low) / 2)
         if not row["pairs"]:
