@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from nsrelu_bench.plot.style import activation_style
+
+#: Not by a hash, which another process has otherwise.
+BSILU_STYLE = str(activation_style("relu/bsilu"))
+
 IMPORT_CODE = """
 import os, sys, warnings
 import nsrelu_bench.plot
 import matplotlib, matplotlib.colors, matplotlib.figure
 assert matplotlib.colors is sys.modules["matplotlib.colors"]
-print(matplotlib.rcParams["lines.linewidth"], os.environ.get("MPLBACKEND"), os.getcwd())
+print(matplotlib.rcParams["lines.linewidth"], os.environ.get("MPLBACKEND"), os.getcwd(), sep="\\n")
+print(nsrelu_bench.plot.style.activation_style("relu/bsilu"))
 """
 
 
@@ -23,34 +29,28 @@ def imported(cwd: Path, **variables: str) -> list[str]:
     )
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 @pytest.mark.covers
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "backend"),
-    [
-        ("working folder", "module://nowhere.backend_inline"),
-        ("MATPLOTLIBRC", "qtagg"),
-        ("MPLCONFIGDIR", "nope"),
-        ("stylelib", ""),
-    ],
+    ("broken", "backend"),
+    [("matplotlibrc", "module://nowhere.backend_inline"), ("stylelib/my.mplstyle", "nope")],
 )
 def test_any_backend_and_settings_that_are_no_text(
-    place: str, backend: str, tmp_path: Path
+    broken: str, backend: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "settings"
-    path = folder / ("stylelib/my.mplstyle" if place == "stylelib" else "matplotlibrc")
-    path.parent.mkdir(parents=True)
+    """Settings wherever matplotlib looks for them: here, and where two variables say."""
+    path = tmp_path / broken
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"lines.linewidth: 7\n# \xff\xfe\n")
-    variable = {"stylelib": "MPLCONFIGDIR", "working folder": "UNUSED"}.get(place, place)
-    cwd = folder if place == "working folder" else tmp_path
-    shown = imported(cwd, MPLBACKEND=backend, **{variable: str(folder)})
-    assert shown == ["1.5", *filter(None, [backend]), str(cwd)]
+    variables = dict.fromkeys(("MATPLOTLIBRC", "MPLCONFIGDIR"), str(tmp_path))
+    shown = imported(tmp_path, MPLBACKEND=backend, **variables)
+    assert shown == ["1.5", backend, str(tmp_path), BSILU_STYLE]
 
 
 @pytest.mark.slow
-def test_settings_that_work_stay(tmp_path: Path) -> None:
+def test_settings_that_work_stay_and_colours_too(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("lines.linewidth: 7\n")
-    assert imported(tmp_path) == ["7.0", "None", str(tmp_path)]
+    assert imported(tmp_path) == ["7.0", "None", str(tmp_path), BSILU_STYLE]

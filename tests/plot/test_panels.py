@@ -2,8 +2,6 @@
 
 import itertools
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -234,18 +232,6 @@ def test_the_callers_axes_are_used_and_get_no_legend() -> None:
     ax = Figure().subplots()
     assert panels.curves(group(FRAMES), FRAMES.metrics, ax=ax) is ax
     assert not ax.figure.legends
-
-
-@pytest.mark.slow
-def test_pyplot_and_torch_stay_unloaded_and_colours_stay() -> None:
-    code = (
-        "import sys, nsrelu_bench.compare as c; print('matplotlib' in sys.modules); "
-        "from nsrelu_bench.plot.style import activation_style as a"
-        "; print(a('relu/bsilu')); "
-        "print(*{'matplotlib.pyplot', 'torch'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert done.stdout.splitlines() == ["False", str(activation_style("relu/bsilu")), ""]
 
 
 # Collapsed runs, warnings, every run.

@@ -15,6 +15,7 @@ from helpers.made_up import (
     MADE_UP_CONFIG,
     RELU,
     MadeUp,
+    made_up,
     make_runs,
     study,
 )
@@ -96,10 +97,13 @@ def test_the_commands_that_made_it_can_be_pasted(lost_page: str) -> None:
     assert report._command("x") == report._command([]) == ""
 
 
+@pytest.mark.covers
 @pytest.mark.slow
 def test_every_figure_is_shown_or_said_to_be_missing() -> None:
+    """One seed and one epoch are enough for all."""
     assert set(report.ORDER) == set(FIGURES)
-    page = Page(report.render(LOST_RUNS))
+    few = made_up(["relu", "nsrelu(0.1)", "nsrelu(1)"], seeds=1, epochs=1)
+    page = Page(report.render(few))
     drawn = {kind for kind in FIGURES if kind in page.ids}
     assert set(FIGURES) - drawn == {"phase", "line"}
     assert "No figure phase: none of the pairs" in page.text
