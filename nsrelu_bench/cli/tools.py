@@ -28,6 +28,7 @@ from nsrelu_bench.config import (
     ACTIVATION_NAMES,
     DATASETS,
     FIGURES,
+    FOLDER_FORM,
     GATES,
     METRICS,
     MODEL_SIZES,
@@ -184,7 +185,9 @@ KINDS_OF_NAMES: dict[str, dict[str, str]] = {
     "activations": dict.fromkeys(ACTIVATION_NAMES, "") | _OWN_PART,
     "gates": GATES,
     "models": dict.fromkeys(MODEL_SIZES, "") | _OWN_PART,
-    "datasets": DATASETS | _OWN_PART,
+    "datasets": DATASETS
+    | {FOLDER_FORM: "a folder of your own images; docs/datasets.md"}
+    | _OWN_PART,
     "optimizers": {name: f"learning rate {rate:g}" for name, rate in OPTIMIZERS.items()}
     | _OWN_PART,
     "schedules": SCHEDULES | _OWN_PART,

@@ -8,6 +8,8 @@ from nsrelu_bench.errors import unknown
 #: A part of the user's own: a module's dotted name and a name in it.
 PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 PLUGIN_FORM = "package.module:name"
+#: A folder of the user's images.
+FOLDER_FORM = "folder:PATH"
 
 
 def is_own(name: str) -> bool:

@@ -37,6 +37,7 @@ from nsrelu_bench.config.registry import (
     AUGMENTATIONS,
     DATASETS,
     FIXED_DEPTH,
+    FOLDER_FORM,
     MODEL_SIZES,
     OPTIMIZERS,
     OWN_RATE,
@@ -263,7 +264,7 @@ class RunConfig(BaseModel):
         kind, _, path = name.partition(":")
         if kind == "folder" and path:
             return f"folder:{PurePath(os.path.expanduser(path))}"  # noqa: PTH111
-        return check_name(name, DATASETS, "dataset")
+        return check_name(name, [*DATASETS, FOLDER_FORM], "dataset")
 
     @field_validator("augment")
     @classmethod

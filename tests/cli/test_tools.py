@@ -74,7 +74,7 @@ def test_ops_checks_its_folder_before_it_measures(tmp_path: Path) -> None:
         ("activations", ["relu", "nsrelu"]),
         ("gates", GATES),
         ("models", MODEL_SIZES),
-        ("datasets", [*DATASETS, "package.module"]),
+        ("datasets", [*DATASETS, "folder", "package.module"]),
         ("optimizers", OPTIMIZERS),
         ("schedules", SCHEDULES),
         ("metrics", ["test_accuracy", "val_loss", *SITE_MEASURES]),
