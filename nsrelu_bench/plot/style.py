@@ -1,5 +1,6 @@
 """Define the style of figures: that of each activation, sizes and fonts, colour scales."""
 
+import math
 import re
 import zlib
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 
 from nsrelu_bench.compare import parse_act
+from nsrelu_bench.config import NUMBER
 
 #: The colours of a family of activations at the cube roots of the leaks 0, 0.01, 0.1, 0.3 and 1;
 #: they get darker, so that they differ in grey too.
@@ -44,6 +46,11 @@ OTHERS = ("#cc79a7", "#882255", "#999933", "#117733", "#d55e00", "#661100", "#aa
 OWN_DASHES: tuple[Dash, ...] = (":", (0, (4, 2)), (0, (8, 2, 2, 2)))
 #: Activations that are compared with each other: each gets the colour of `OTHERS` at its position.
 NAMED = ("leaky_relu/relu", "relu/nelu", "relu/helu", "relu/bsilu", "relu/silu", "relu/gelu")
+#: Settings that are compared with each other (`--arm`), likewise.
+ARM_SETTINGS = (
+    *("batch_norm", "layer_norm", "redo", "weight_decay"),
+    *("clip_norm", "leak_schedule", "local"),
+)
 
 HEAT = "viridis"
 HATCH: dict[str, Any] = {"fill": False, "hatch": "////", "ec": "0.6", "lw": 0}
@@ -97,8 +104,12 @@ def activation_style(act: str) -> ActivationStyle:
 
     relu is black and solid. A family of `SHADES` has its own hues and dash; shade and marker depend
     on the leak. The colour of others depends on their name, their dash on the gate, and their
-    marker on the whole label; so does the dash of a user's own.
+    marker on the whole label; so does the dash of a user's own. An arm, such as "relu redo=100",
+    has the dash of its activation; its colour depends on the setting, its marker on both values.
     """
+    act, *settings = re.split(r"(?<!,) ", act, maxsplit=1)
+    if settings:
+        return _arm_style(activation_style(act), *settings)
     family, leak = parse_act(act)
     if act == "relu":
         return ActivationStyle("#000000", "o", "-", "#000000")
@@ -115,6 +126,20 @@ def activation_style(act: str) -> ActivationStyle:
     color = to_hex(LinearSegmentedColormap.from_list(family, stops)(place))
     marker = MARKERS[round(place * (len(MARKERS) - 1))]
     return ActivationStyle(color, marker, DASHES[family], "white" if family in HOLLOW else color)
+
+
+def _arm_style(activation: ActivationStyle, settings: str) -> ActivationStyle:
+    name, _, value = settings.partition("=")
+    whole = zlib.crc32(settings.encode())
+    color = OTHERS[ARM_SETTINGS.index(name) if name in ARM_SETTINGS else whole % len(OTHERS)]
+    place = whole
+    if NUMBER.fullmatch(value) and float(value) > 0:  # a factor of two is another marker
+        place = round(3 * math.log10(float(value)))
+    if activation.marker in MARKERS:
+        place += MARKERS.index(activation.marker)
+    hollow = activation.fill != activation.color
+    marker = MARKERS[place % len(MARKERS)]
+    return ActivationStyle(color, marker, activation.dash, "white" if hollow else color)
 
 
 @dataclass(frozen=True)

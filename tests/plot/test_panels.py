@@ -228,6 +228,18 @@ def test_ones_own_differ_by_their_arguments() -> None:
     assert len({style.dash for style in own}) > 1
 
 
+def test_arms_have_the_colour_of_a_setting_and_an_acts_dash() -> None:
+    acts = ("relu", "leaky_relu(0.1)", "nsrelu(0.1)", "nsrelu(0.3)", "rrelu(0.1, 0.3)")
+    settings = ("batch_norm", "clip_norm=1", "redo=100", "leak_schedule=linear", "dropout=0.5")
+    arms = {(a, s): activation_style(f"{a} {s}") for a in acts for s in settings}
+    assert len({(x.color, x.dash, x.fill, x.marker) for x in arms.values()}) == len(arms)
+    for (act, setting), style in arms.items():
+        assert style.dash == activation_style(act).dash
+        assert style.color == arms["relu", setting].color
+    redo = [activation_style(f"relu redo={every}") for every in (10, 20, 50, 100, 1000)]
+    assert len({style.marker for style in redo}) == len(redo)
+
+
 def test_the_callers_axes_are_used_and_get_no_legend() -> None:
     ax = Figure().subplots()
     assert panels.curves(group(FRAMES), FRAMES.metrics, ax=ax) is ax
