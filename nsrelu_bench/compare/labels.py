@@ -73,8 +73,8 @@ def check_metric(name: str, known: Collection[str]) -> None:
         return
     if name in METRICS or is_own(name):
         raise UsageError(
-            f"no run has {name}: runs made before it was added, or without it in measures,"
-            " need --fresh"
+            f"no run has {name}: runs made before it was added, or without it in measures, need"
+            f" --fresh{'' if is_own(name) else '; docs/metrics.md says where it has no value'}"
         )
     count = name.removesuffix("_fraction")
     if count in RUN_COUNTS:

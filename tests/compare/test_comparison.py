@@ -388,14 +388,17 @@ def test_a_setting_is_no_metric(how: str, setting: str, arms: list[str]) -> None
 
 
 @pytest.mark.parametrize("how", ["metrics", "primary", "secondary", "margins"])
-@pytest.mark.parametrize("measure", ["weight_norm", "mine.parts:spread"])
-def test_a_measure_that_no_run_took_needs_new_runs(how: str, measure: str) -> None:
+@pytest.mark.parametrize(
+    ("measure", "more"),
+    [("weight_norm", "; docs/metrics.md says where it has no value"), ("mine.parts:spread", "")],
+)
+def test_a_measure_that_no_run_took_needs_new_runs(how: str, measure: str, more: str) -> None:
     value = {"primary": measure, "margins": {measure: 0.1}}.get(how, [measure])
     with pytest.raises(UsageError) as caught:
         c.compare(TWO, MADE_UP_CONFIG, **{how: value})
     assert str(caught.value) == (
         f"no run has {measure}: runs made before it was added, or without it in measures,"
-        " need --fresh"
+        f" need --fresh{more}"
     )
 
 
