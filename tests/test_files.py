@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nsrelu_bench.files import file_sha256, read_bytes, replace_file
+from nsrelu_bench.files import file_sha256, read_bytes, replace_file, shortest_ends
 
 HANG = """
 import os, sys
@@ -90,3 +90,12 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "file", 101) == bytes(101)
     with pytest.raises(OSError, match="file is larger than 100 bytes"):
         read_bytes(tmp_path / "file", 100)
+
+
+def test_the_shortest_endings_distinguish_paths() -> None:
+    def ends(*paths: str) -> list[str]:
+        return list(map(str, shortest_ends([Path(path) for path in paths])))
+
+    assert ends("/r/A/small", "/r/B/large") == ["small", "large"]
+    assert ends("/r/A/x/small", "/q/A/x/small") == ["r/A/x/small", "q/A/x/small"]
+    assert ends("/small", "/A/small") == ["small", "A/small"]

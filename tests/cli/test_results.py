@@ -7,8 +7,6 @@ import pytest
 from helpers.command_line import ask
 from helpers.tiny_runs import make
 
-from nsrelu_bench.cli.results import shortest_ends
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,15 +57,6 @@ def test_studies_of_one_name_keep_their_figures(trained: Path, tmp_path: Path) -
     assert answer.out.split() == [f"figs/{study}/tradeoff.svg" for study in studies]
     answer = ask("plot", "A/small", "A/../A/small", *options, cwd=tmp_path)
     assert answer.out == "figs/tradeoff.svg\n"
-
-
-def test_the_shortest_endings_distinguish_paths() -> None:
-    def ends(*paths: str) -> list[str]:
-        return list(map(str, shortest_ends([Path(path) for path in paths])))
-
-    assert ends("/r/A/small", "/r/B/large") == ["small", "large"]
-    assert ends("/r/A/x/small", "/q/A/x/small") == ["r/A/x/small", "q/A/x/small"]
-    assert ends("/small", "/A/small") == ["small", "A/small"]
 
 
 @pytest.mark.covers
