@@ -7,6 +7,7 @@ and let a process without faults finish all that is left.
 
 import builtins
 import errno
+import functools
 import io
 import os
 import shutil
@@ -20,6 +21,7 @@ from helpers.fake_run import FAKE_CONFIG, FAKE_ENVIRONMENT, fake_run
 
 from nsrelu_bench import training
 from nsrelu_bench.config.run import RunConfig
+from nsrelu_bench.records import same_run
 from nsrelu_bench.records import writer as records
 from nsrelu_bench.records.checkpoint import unpack
 from nsrelu_bench.records.status import Status, read_status
@@ -29,7 +31,7 @@ from nsrelu_bench.training.loop import Epoch
 State = dict[str, bytes]
 
 #: "broken": it stays so for all operations that follow.
-ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "torn": errno.ENOSPC, "broken": errno.EIO}
+ERRORS = {"EIO": errno.EIO, "torn": errno.ENOSPC, "broken": errno.EIO}
 #: How the process or the machine ends. At a loss of power, what was not synced is cut off, or
 #: reads as zeros; "torn": half of what was to be written came to disk.
 DEATHS = ("killed", "killed torn", "power cut", "power zeros")
@@ -37,7 +39,7 @@ FAULTS = (*ERRORS, *DEATHS)
 
 #: Of the second faults, one in so many is tried, beginning elsewhere from each state: all of them
 #: (STRIDE 1) take minutes.
-STRIDE = 24
+STRIDE = 48
 
 
 class Died(BaseException):
@@ -147,6 +149,8 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk | None], 
     # What takes most of the time of an attempt, and is no matter here.
     monkeypatch.setattr(records, "environment", lambda _: dict(FAKE_ENVIRONMENT))
     monkeypatch.setattr(records, "format_yaml", str)
+    parse = functools.cache(same_run.parse_settings)
+    monkeypatch.setattr(same_run, "parse_settings", parse)
 
     def put(disk: Disk | None) -> None:
         disks[:] = [disk] if disk else []
