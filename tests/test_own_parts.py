@@ -314,10 +314,9 @@ def test_no_gate_goes_with_an_own_activation() -> None:
         build("mine:twice@up")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("act", ["mine:Slope", "mine:two_leaks", "relu/mine:two_leaks"])
 def test_an_own_activation_can_be_stacked(act: str, folder: Path) -> None:
-    stacked = run_all([tiny(act=act, stack=True, seed=s) for s in (0, 1)], folder / "s", workers=1)
+    stacked = run_all([tiny(act=act, stack=True, seed=s) for s in (0, 1)], folder / "s")
     losses = [event.metrics["test_loss"] for event in stacked if event.ended]
     alone = [list(run(tiny(act=act, seed=s)))[-1].metrics["test_loss"] for s in (0, 1)]
     assert sorted(losses) == pytest.approx(sorted(alone), rel=1e-3)

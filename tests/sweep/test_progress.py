@@ -1,3 +1,5 @@
+import io
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +37,21 @@ def test_of_several_runs_the_line_of_each_has_the_step(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all("completed, but collapsed, gradient lost at step 20" in line for line in lines)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_only_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for stream, has_bar in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        follow(events(0), 1)
+        assert ("━" in stream.getvalue()) == has_bar
+        assert "epoch 1/2" in stream.getvalue()
 
 
 def test_the_bar_counts_the_runs_that_ended() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ARGUMENTS = ["train", "--dataset", "digits", "--epochs", "1", "--seeds", "2", "--workers", "2"]
+from nsrelu_bench.config import RunConfig
+
+ARGUMENTS = ["train", "--dataset", "digits", "--epochs", "1", "--workers", "1"]
 
 MAIN_SCRIPT = f"""
 import sys
@@ -17,12 +19,12 @@ main()
 """
 
 
-def run(source: Path | str, folder: Path) -> None:
+def run(source: Path | str, folder: Path) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         [sys.executable, source], input=MAIN_SCRIPT, cwd=folder, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert (folder / "started").read_text() == "x"  # once, without a main guard
+    assert (folder / "started").read_text() == "x", done.stderr  # once, without a main guard
+    return done
 
 
 @pytest.mark.slow
@@ -32,9 +34,15 @@ def test_modules_of_the_working_folder_are_not_pythons(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     for name in ("types", "select", "socket", "struct", "random", "queue"):
         (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('not the one of Python')\n")
-    run(program, tmp_path / "here")
+    done = run(program, tmp_path / "here")
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_a_program_may_come_from_standard_input(tmp_path: Path) -> None:
-    run("-", tmp_path)
+    # Its worker has to say that a file is in the way, without a training that takes seconds.
+    folder = Path("results", "runs", RunConfig(dataset="digits", epochs=1).run_id)
+    (tmp_path / folder.parent).mkdir(parents=True)
+    (tmp_path / folder).touch()
+    done = run("-", tmp_path)
+    assert done.stderr == f"nsrelu-bench: {folder}: can't be written (File exists)\n"
+    assert done.returncode == 1

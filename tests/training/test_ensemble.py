@@ -1,7 +1,5 @@
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,15 +155,6 @@ def test_ids_are_those_from_before_ensembles() -> None:
     assert RunConfig().run_id == "mnist5k-mlp-nsrelu-0.1-s0-4f07e200"
 
 
-@pytest.mark.slow
-def test_an_ensemble_gives_the_same_bits_in_a_worker(tmp_path: Path) -> None:
-    runs = [*stacked(act="relu"), *stacked(act="nsrelu(0.1)")]
-    assert states(made(tmp_path / "0", runs)) == ["completed"] * 6
-    assert states(made(tmp_path / "2", runs, workers=2)) == ["completed"] * 6
-    for config in runs:
-        assert rows(tmp_path / "0", config) == rows(tmp_path / "2", config)
-
-
 def scale_weights(patch: pytest.MonkeyPatch, seed: int, factor: float) -> None:
     """Build the network of one seed with its first weights scaled."""
     build = steps.build_model
@@ -246,11 +235,13 @@ def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) 
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
+import sympy  # once for all, like torch: stacking would import it
+from nsrelu_bench import training
 from nsrelu_bench.config import RunConfig
 from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep import RunPolicy, run_all
 
-append, left = RunWriter.append, int(sys.argv[2])
+append = RunWriter.append
 
 def append_and_die(writer, epoch):
     global left
@@ -261,43 +252,41 @@ def append_and_die(writer, epoch):
 
 RunWriter.append = append_and_die
 runs = [RunConfig(**{TINY!r}, stack=True, seed=seed) for seed in {[*SEEDS]}]
-for _ in run_all(runs, Path(sys.argv[1]), policy=RunPolicy(checkpoint_after=0)):
-    pass
+for left in map(int, sys.argv[2:]):
+    child = os.fork()
+    if not child:
+        list(run_all(runs, Path(sys.argv[1], str(left)), policy=RunPolicy(checkpoint_after=0)))
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
+
+#: By the number of epochs that are written before the process is killed: what was stacked.
+STACKED_WITH = {
+    7: ["seeds 0-2"] * 3,
+    5: [
+        *["seeds 0-2 until epoch 1, then seeds 0-1"] * 2,
+        "seeds 0-2 until epoch 0, then seeds 2",
+    ],
+    8: ["seeds 0-2", *["seeds 0-2 until epoch 1, then seeds 1-2"] * 2],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("appended", "stacked_with"),
-    [
-        (6, ["seeds 0-2"] * 3),
-        (7, ["seeds 0-2"] * 3),
-        (
-            5,
-            [
-                *["seeds 0-2 until epoch 1, then seeds 0-1"] * 2,
-                "seeds 0-2 until epoch 0, then seeds 2",
-            ],
-        ),
-        (8, ["seeds 0-2", *["seeds 0-2 until epoch 1, then seeds 1-2"] * 2]),
-    ],
-)
-def test_a_killed_stack_gives_the_same_bits_or_records_it(
-    tmp_path: Path, appended: int, stacked_with: list[str]
-) -> None:
+def test_a_killed_stack_gives_the_same_bits_or_records_it(tmp_path: Path) -> None:
     runs = stacked()
     made(tmp_path / "whole", runs)
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(appended)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert states(made(tmp_path / "killed", runs)) == ["completed"] * 3
-    for config, expected in zip(runs, stacked_with, strict=True):
-        said = json.loads((tmp_path / "killed" / config.run_id / "env.json").read_text())
-        assert said["stacked"] == expected
-        if expected == "seeds 0-2":
-            assert rows(tmp_path / "killed", config) == rows(tmp_path / "whole", config)
-    foot = notes(compare(load_runs(tmp_path / "killed"), CONFIG_COLUMNS))
-    warned = any(line.startswith("Careful") and "in stacked (seeds" in line for line in foot)
-    assert warned == (stacked_with != ["seeds 0-2"] * 3)
+    killed_after = map(str, STACKED_WITH)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *killed_after], check=True)
+    for appended, stacked_with in STACKED_WITH.items():
+        study = tmp_path / str(appended)
+        assert states(made(study, runs)) == ["completed"] * 3
+        for config, expected in zip(runs, stacked_with, strict=True):
+            said = json.loads((study / config.run_id / "env.json").read_text())
+            assert said["stacked"] == expected
+            if expected == "seeds 0-2":
+                assert rows(study, config) == rows(tmp_path / "whole", config)
+        foot = notes(compare(load_runs(study), CONFIG_COLUMNS))
+        warned = any(line.startswith("Careful") and "in stacked (seeds" in line for line in foot)
+        assert warned == (stacked_with != ["seeds 0-2"] * 3)
 
 
 def test_seeds_stopped_at_other_epochs_resume_from_their_own(tmp_path: Path) -> None:
@@ -358,37 +347,6 @@ def test_only_a_seed_that_can_not_be_written_fails(
 
     monkeypatch.setattr(RunWriter, "append", full)
     assert states(made(tmp_path, stacked())) == ["completed", "failed", "completed"]
-
-
-@pytest.mark.covers
-@pytest.mark.slow
-def test_a_killed_worker_fails_all_seeds(tmp_path: Path) -> None:
-    runs = stacked(epochs=2000)
-    events: dict[str, Event] = {}
-    killed = False
-    for event in run_all(runs, tmp_path, workers=1):
-        events[event.config.run_id] = event
-        if event.status.epoch and not killed:
-            killed = True
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            for child in children:
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
-    assert states(events) == ["failed"] * 3
-    for config in runs:
-        assert read_status(tmp_path / config.run_id).error == "its process ended with exit code -9"
-
-
-@pytest.mark.slow
-def test_closing_a_study_interrupts_all_seeds(tmp_path: Path) -> None:
-    runs = stacked(epochs=2000)
-    events = run_all(runs, tmp_path, workers=1)
-    for event in events:
-        if event.status.epoch:
-            break
-    events.close()
-    for config in runs:
-        assert read_status(tmp_path / config.run_id).state == "interrupted"
 
 
 def test_ctrl_c_interrupts_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

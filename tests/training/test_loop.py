@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,19 +45,25 @@ def test_bits_do_not_depend_on_what_ran_before(
     assert numbers(list(run(tiny(**settings)))) == first
 
 
+ANOTHER_PROCESS = f"""
+import sys
+from pathlib import Path
+from nsrelu_bench.config import RunConfig
+from nsrelu_bench.sweep import execute_run
+list(execute_run(RunConfig(**{TINY!r}), Path("run")))
+print(*{{"pandas", "sympy", "torch._dynamo", "torchvision"}} & set(sys.modules))
+"""
+
+
 @pytest.mark.slow
-def test_bits_are_the_same_in_another_process() -> None:
-    code = (
-        "from nsrelu_bench.config import RunConfig; from nsrelu_bench.training import run;"
-        f"print([e.metrics for e in run(RunConfig(**{TINY!r}))]);"
-        "import sys; print(*{'pandas', 'sympy', 'torch._dynamo'} & set(sys.modules))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    metrics, slow_imports = answer.stdout.splitlines()
-    assert metrics == str([epoch.metrics for epoch in run(tiny())])
-    assert not slow_imports
+def test_bits_are_the_same_in_another_process(tmp_path: Path, study: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('broken')")
+    slow_imports = subprocess.check_output([sys.executable, "-c", ANOTHER_PROCESS], cwd=tmp_path)
+    for name in ("metrics.csv", "layers.csv", "quantiles.csv"):
+        ours, theirs = study / tiny().run_id / name, tmp_path / "run" / name
+        assert theirs.read_bytes() == ours.read_bytes()
+    assert not slow_imports.strip()
 
 
 @pytest.mark.slow
