@@ -15,8 +15,9 @@ import nsrelu_bench
 from nsrelu_bench.cli.options import VARIABLES
 from nsrelu_bench.cli.runs import _resuming
 from nsrelu_bench.errors import unknown
-from nsrelu_bench.records import read_status
+from nsrelu_bench.records import RunWriter, read_status
 from nsrelu_bench.sweep import RunPolicy
+from nsrelu_bench.training import Epoch
 
 TINY_OPTIONS = ["--dataset", "digits", "--width", "8", "--depth", "2", "--epochs", "2"]
 
@@ -128,47 +129,29 @@ def test_a_deleted_folder_is_one_line(tmp_path: Path) -> None:
 # Signals.
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start long runs, and return once each has trained an epoch."""
-    process = subprocess.Popen(
-        [*CLI, "train", *TINY_OPTIONS, "--epochs", "100000", *arguments],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    runs = int(arguments[arguments.index("--seeds") + 1]) if "--seeds" in arguments else 1
-    while sum(has_trained(path) for path in folder.glob("results/runs/*/")) < runs:
-        assert process.poll() is None
-        time.sleep(0.02)
-    return process
-
-
-def has_trained(folder: Path) -> bool:
-    path = folder / "metrics.csv"
-    return path.exists() and path.read_text().count("\n") > 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code", "seeds"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "2")]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_at_once_and_keeps_what_was_done(
-    number: signal.Signals, code: int, seeds: str, tmp_path: Path
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(tmp_path, "--seeds", seeds, "--fresh")
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == code
+    append = RunWriter.append
+
+    def append_and_signal(writer: RunWriter, epoch: Epoch) -> None:
+        append(writer, epoch)
+        if epoch.metrics["epoch"] == 1:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(RunWriter, "append", append_and_signal)
+    options = [*TINY_OPTIONS, "--seeds", "2"]
+    answer = ask("train", *options, "--fresh", cwd=tmp_path)
+    assert (answer.code, answer.out) == (code, "")
     since = r"--fresh-since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00"
-    options = f"{' '.join(TINY_OPTIONS)} --epochs 100000 --seeds {seeds}"
-    command = f"nsrelu-bench train {since} {options}"
+    command = f"nsrelu-bench train {since} {' '.join(options)}"
     assert re.search(
-        rf"nsrelu-bench: Interrupted. Resume with: (env NSRELU_\S+ )?{command}\n$", errors
+        rf"nsrelu-bench: Interrupted. Resume with: (env NSRELU_\S+ )?{command}\n$", answer.err
     )
-    assert "Traceback" not in errors
-    for folder in tmp_path.glob("results/runs/*/"):
-        assert read_status(folder).state == "interrupted"
+    (folder,) = tmp_path.glob("results/runs/*/")
+    assert read_status(folder).state == "interrupted"
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -221,15 +204,34 @@ def test_the_command_that_resumes_has_variables_and_is_quoted(
     assert [os.fsdecode(word) for word in given.split(b"|")[:-1]] == ["of mine", *words]
 
 
-@pytest.mark.covers
-@pytest.mark.slow
+TWO_SIGNALS = f"""
+import os, signal, sys, time
+from nsrelu_bench.cli import main
+from nsrelu_bench.sweep.executors.local import ProcessPool
+
+def wait(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def stop(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)  # all that it would clean up
+
+ProcessPool.wait, ProcessPool.stop = wait, stop
+sys.argv = ["nsrelu-bench", "train", *{TINY_OPTIONS}, "--epochs", "100000"]
+main()
+"""
+
+
 def test_a_second_signal_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
-    process = start(tmp_path, "--seeds", "2")
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_SIGNALS],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    _, errors = process.communicate(timeout=40)
+    assert (process.returncode, errors) == (143, "")
     deadline = time.monotonic() + 20
     while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout:
         assert time.monotonic() < deadline
