@@ -1,7 +1,7 @@
 """Kill a study at random moments, resume it each time, and compare it with an undisturbed one.
 
     python benchmarks/kill_resume.py [--kills 50] [--seed 0] [--span 3] [--epochs 12]
-        [--model mlp cnn] [--workers 2]
+        [--dataset mnist5k] [--model mlp cnn] [--workers 2]
 
 A kill is SIGKILL to the sweep and all its processes: one in five within `span` seconds of its
 start, the others within `span` seconds after its first epoch. When a study is done, the next kills
@@ -27,7 +27,7 @@ from nsrelu_bench.records.status import read_status
 
 KILLED_STUDY = """\
 name: kills
-dataset: mnist5k
+dataset: {dataset}
 train_size: 1000
 probe_size: 500
 dropout: 0.1
@@ -164,6 +164,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--span", type=float, default=3.0)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--dataset", default="mnist5k")
     parser.add_argument("--model", nargs="+", default=["mlp", "cnn"])
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
@@ -171,7 +172,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         file = root / "study.yaml"
-        text = KILLED_STUDY.format(epochs=given.epochs, models=", ".join(given.model))
+        text = KILLED_STUDY.format(
+            dataset=given.dataset, epochs=given.epochs, models=", ".join(given.model)
+        )
         file.write_text(text, encoding="utf-8")
         began = time.perf_counter()
         whole = Sweep(file, root / "whole", given.workers)

@@ -8,13 +8,13 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_random_moments_gives_the_same_files() -> None:
-    short = ["--kills", "3", "--span", "0.6", "--epochs", "3", "--model", "mlp", "--workers", "1"]
+def test_a_study_killed_at_a_random_moment_gives_the_same_files() -> None:
+    short = "--kills 1 --span 0.3 --epochs 3 --dataset digits --model mlp --workers 1"
     made = subprocess.run(
-        [sys.executable, str(BENCHMARK), *short], capture_output=True, text=True, check=False
+        [sys.executable, str(BENCHMARK), *short.split()], capture_output=True, text=True
     )
     assert made.returncode == 0, made.stdout + made.stderr
-    *kills, _, summary = made.stdout.splitlines()[1:]
-    assert [line.split(",")[0] for line in kills] == [f"kill {number}" for number in range(1, 4)]
-    assert summary.startswith("3 kills, ")
+    kill, _, summary = made.stdout.splitlines()[1:]
+    assert kill.startswith("kill 1, ")
+    assert summary.startswith("1 kills, ")
     assert summary.endswith(": 0 files differ")
