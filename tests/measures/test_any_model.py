@@ -19,7 +19,7 @@ from nsrelu_bench.measures.sites import ACTIVATIONS, PROBE_MEASURES
 PAGE = Path(__file__).parents[2] / "docs" / "probe.md"
 
 
-def classifier(name: str, size: int = 64) -> Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]:
+def classifier(name: str, size: int = 32) -> Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]:
     def make() -> tuple[nn.Module, tuple[Tensor, ...]]:
         return torchvision.models.get_model(name, num_classes=5), (torch.randn(2, 3, size, size),)
 
@@ -29,7 +29,7 @@ def classifier(name: str, size: int = 64) -> Callable[[], tuple[nn.Module, tuple
 def segmenter(name: str) -> Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]:
     def make() -> tuple[nn.Module, tuple[Tensor, ...]]:
         model = torchvision.models.get_model(name, weights_backbone=None, num_classes=5)
-        return model, (torch.randn(1, 3, 64, 64),)
+        return model, (torch.randn(1, 3, 32, 32),)
 
     return make
 
@@ -72,7 +72,7 @@ def small_mvit() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def video() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return torchvision.models.get_model("r3d_18", num_classes=5), (torch.randn(1, 3, 4, 32, 32),)
+    return torchvision.models.get_model("r3d_18", num_classes=5), (torch.randn(1, 3, 2, 16, 16),)
 
 
 def flow() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -150,7 +150,7 @@ MODELS_OF_OTHERS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] 
     },
     "torchvision vgg11_bn, features": lambda: (
         torchvision.models.get_model("vgg11_bn", num_classes=5, init_weights=False).features,
-        (torch.randn(2, 3, 64, 64),),
+        (torch.randn(2, 3, 32, 32),),
     ),
     "torchvision VisionTransformer": small_vit,
     "torchvision ConvNeXt": small_convnext,

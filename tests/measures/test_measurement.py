@@ -389,7 +389,7 @@ def train(make, activation, probed: bool) -> tuple[dict[str, Tensor], list[objec
     def look():
         nonlocal last
         if probed:
-            last = measure(model, images, labels, batch_size=16, previous=last)
+            last = measure(model, images, labels, batch_size=24, previous=last)
 
     for step in range(2):
         look()

@@ -53,6 +53,9 @@ VERDICT_WORDS = re.compile(
 SHOWN_NUMBER = re.compile(r"[+-]?\d+\.\d ± \d+\.\d|\d+ of \d+")
 
 
+read_study_once = cache(read_study)
+
+
 @cache
 def runs_of(study: str) -> pd.DataFrame:
     return load_runs(ROOT / "findings" / study)
@@ -61,7 +64,7 @@ def runs_of(study: str) -> pd.DataFrame:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
 def test_every_config_expands_to_runs_and_says_what_it_is_for(path: Path) -> None:
-    study = read_study(path)
+    study = read_study_once(path)
     assert study.name == path.stem
     assert len(study.runs) > 1
     assert path.read_text().startswith("# ")
@@ -75,9 +78,9 @@ def test_a_studys_summary_holds_exactly_the_runs_of_its_config(study: str) -> No
         c for c in runs if runs[c].notna().any()
     }  # a summary of an older version lacks some
     settings = [c for c in RunConfig.model_fields if c in reported - {"data_dir"}]
-    asked = read_study(ROOT / "configs" / f"{study}.yaml").runs
+    asked = [run.settings for run in read_study_once(ROOT / "configs" / f"{study}.yaml").runs]
     assert sorted(map(tuple, runs[settings].map(format_setting).to_numpy())) == sorted(
-        tuple(format_setting(run.settings[c]) for c in settings) for run in asked
+        tuple(format_setting(run[c]) for c in settings) for run in asked
     )
     assert set(runs["state"]) <= {"completed", "diverged"}
 
@@ -88,7 +91,7 @@ def test_a_family_that_a_config_declares_is_beside_the_summary(study: str) -> No
     declared = {k: v for k, v in read_settings(config).items() if k in ("primary", "secondary")}
     assert declared_family(folder) == declared
     if (folder / "study.yaml").exists():
-        assert read_settings(folder / "study.yaml") == read_study(config).asked
+        assert read_settings(folder / "study.yaml") == read_study_once(config).asked
 
 
 def test_what_findings_says_of_all_benign_cells_is_in_the_data() -> None:
@@ -161,11 +164,17 @@ def test_what_findings_says_was_measured_is_in_the_data(number: int) -> None:
     assert SHOWN_NUMBER.findall(MEASURED_TEXTS[number]) == measured(number)
 
 
-def say(study: str, where: str, what: str, act: str) -> str:
-    """Derive a number of CLAIMS.md from a study's summary, in percent."""
+@cache
+def some_runs_of(study: str, where: str) -> pd.DataFrame:
     runs = runs_of(study)
     for name, value in (condition.split("=") for condition in where.split()):
         runs = runs[runs[name].map(format_setting) == value]
+    return runs
+
+
+def say(study: str, where: str, what: str, act: str) -> str:
+    """Derive a number of CLAIMS.md from a study's summary, in percent."""
+    runs = some_runs_of(study, where)
     mine = runs[runs["act"] == act].set_index("seed")
     kind, _, percent = what.partition(" ")
     if kind == "lost":
@@ -188,7 +197,7 @@ def say(study: str, where: str, what: str, act: str) -> str:
 
 def test_what_whole_runs_cost_is_in_their_seconds() -> None:
     runs = pd.read_csv(ROOT / "findings" / "cost" / "seconds.csv")
-    assert len(runs) == len(read_study(ROOT / "configs" / "cost.yaml").runs)
+    assert len(runs) == len(read_study_once(ROOT / "configs" / "cost.yaml").runs)
     seconds = runs.assign(form=runs["act"] + ", " + runs["impl"]).pivot_table(
         index=["model", "seed"], columns="form", values="train_s"
     )
