@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -10,15 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.command_line import ask
 from torch import nn
-from typer.testing import CliRunner
 
-from nsrelu_bench.cli import app as cli
 from nsrelu_bench.compare.statistics import t_half_width
 from nsrelu_bench.config.run import RunConfig
 from nsrelu_bench.data import load_dataset
 from nsrelu_bench.models import build_model
-from nsrelu_bench.records import load_runs
+from nsrelu_bench.records import load_runs, summary
 from nsrelu_bench.text import format_fixed
 
 ROOT = Path(__file__).parents[2]
@@ -64,15 +64,21 @@ def rows(page: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.fixture(scope="module")
+def _read_once() -> Iterator[None]:
+    """Read the summary of a study once, not for every command of its page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "_read_summary", cache(summary._read_summary))
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_read_once")
 @pytest.mark.parametrize(("page", "command"), SHOWN_TABLES, ids=lambda value: str(value)[-60:])
-def test_a_table_in_a_studys_readme_is_what_its_command_prints(
-    page: Path, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    answer = CliRunner().invoke(cli.app, shlex.split(command))
-    assert answer.exit_code == 0
-    blocks = [b for b in answer.stdout.split("\n\n") if b.startswith(("|", "**"))]
+def test_a_table_in_a_studys_readme_is_what_its_command_prints(page: Path, command: str) -> None:
+    answer = ask(*shlex.split(command), cwd=ROOT)
+    assert answer.code == 0
+    blocks = [b for b in answer.out.split("\n\n") if b.startswith(("|", "**"))]
     assert len(blocks) > 1
     text = text_of(page)
     for block in blocks:
@@ -220,13 +226,10 @@ def test_the_table_of_the_spread_is_in_the_data(study: str, conditions: dict[str
         assert cells in rows(ROOT / "findings" / study / "README.md")
 
 
-def test_how_much_rounding_does_is_in_the_notes_below_the_table(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_how_much_rounding_does_is_in_the_notes_below_the_table() -> None:
     page = text_of(ROOT / "findings" / "rounding" / "README.md")
     (note,) = re.findall(r"^    (test accuracy: .*\n    .*)$", page, re.M)
-    printed = CliRunner().invoke(cli.app, ["compare", "findings/rounding"]).stdout
+    printed = ask("compare", "findings/rounding", cwd=ROOT).out
     assert " ".join(note.split()) in " ".join(printed.split())
 
 

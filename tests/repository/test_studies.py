@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from helpers.command_line import ask
 
-from nsrelu_bench.cli import app as cli
 from nsrelu_bench.compare import declared_family
 from nsrelu_bench.compare.grouping import format_setting
 from nsrelu_bench.compare.statistics import t_half_width
@@ -128,8 +127,8 @@ CELL_SETTINGS = [
 @cache
 def compared(command: str) -> list[dict]:
     """Run a command of CLAIMS.md, and return its rows."""
-    answer = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], "--json"])
-    return json.loads(answer.stdout)["rows"]
+    answer = ask(*shlex.split(command)[1:], "--json", cwd=ROOT)
+    return json.loads(answer.out)["rows"]
 
 
 def words(row: dict) -> list[str]:
@@ -143,10 +142,7 @@ def words(row: dict) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", CLAIMS)
-def test_a_verdict_of_findings_is_what_its_command_shows(
-    number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_verdict_of_findings_is_what_its_command_shows(number: int) -> None:
     expected = []
     for section, group, metric in VERDICTS.get(number, []):
         command = CLAIMS[number]["Command"].split("`")[1]
