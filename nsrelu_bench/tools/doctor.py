@@ -3,6 +3,7 @@
 Only the standard library is imported at the top: anything else may be broken.
 """
 
+import csv
 import importlib
 import importlib.metadata
 import importlib.util
@@ -178,10 +179,13 @@ def modules_of(name: str) -> list[str]:
     """
     from packaging.utils import canonicalize_name
 
-    distribution = importlib.metadata.distribution(name)
-    files = distribution.files or ()
-    packages = {".".join(file.parent.parts) for file in files if file.name == "__init__.py"}
-    modules = {file.stem for file in files if len(file.parts) == 1 and file.suffix == ".py"}
+    # Not its `files`: a path for each of PyTorch's 20,000 takes half a second.
+    record = importlib.metadata.distribution(name).read_text("RECORD") or ""
+    files = [row[0].split("/") for row in csv.reader(record.splitlines()) if row]
+    packages = {".".join(folders) for *folders, file in files if file == "__init__.py"}
+    modules = {
+        file.removesuffix(".py") for file, *below in files if not below and file[-3:] == ".py"
+    }
     top = [m for m in packages if not any(m.startswith(f"{other}.") for other in packages)]
     found = sorted(m for m in {*top, *modules} if all(p.isidentifier() for p in m.split(".")))
     return [m for m in found if canonicalize_name(m) == canonicalize_name(name)] or found
