@@ -6,7 +6,13 @@ import pytest
 from helpers.command_line import ask
 
 from nsrelu_bench.config import ACTIVATION_NAMES
-from nsrelu_bench.config.registry import DATASETS, MODEL_SIZES, PLUGIN_FORM, SITE_MEASURES
+from nsrelu_bench.config.registry import (
+    DATASETS,
+    FOLDER_FORM,
+    MODEL_SIZES,
+    PLUGIN_FORM,
+    SITE_MEASURES,
+)
 from nsrelu_bench.config.study import read_study
 from nsrelu_bench.errors import unknown
 
@@ -89,7 +95,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--impl=NATIVE",
             "--impl: must be 'native', 'detach', 'function' or 'mismatch', got 'NATIVE'",
         ),
-        ("--dataset=../x", f"--dataset: {unknown('../x', [*DATASETS, PLUGIN_FORM], 'dataset')}"),
+        (
+            "--dataset=../x",
+            f"--dataset: {unknown('../x', [*DATASETS, FOLDER_FORM, PLUGIN_FORM], 'dataset')}",
+        ),
         ("--model=../x", f"--model: {unknown('../x', [*MODEL_SIZES, PLUGIN_FORM], 'model')}"),
         ("--measures=-", f"--measures: {unknown('', [*SITE_MEASURES, PLUGIN_FORM], 'measure')}"),
         # Files and folders in each other's place.
