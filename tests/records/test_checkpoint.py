@@ -17,7 +17,7 @@ from nsrelu_bench.records.writer import RunWriter
 from nsrelu_bench.sweep.execution import RunPolicy, execute_run
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "mlp": {"optimizer": "adam", "epochs": 3},
+    "mlp": {"optimizer": "adam"},
     "cnn": {
         "model": "cnn",
         "batch_norm": True,

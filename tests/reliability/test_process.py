@@ -285,7 +285,17 @@ def test_a_run_resumes_after_its_disk_was_full(
     if mounted.returncode:
         pytest.skip("can't mount a small file system here")
     # 24 KiB hold some of the 60 steps.
-    command = [*ONE, "--probe-every", "1", "--epochs", "3", "--results", str(place)]
+    command = [
+        *ONE,
+        "--probe-every",
+        "1",
+        "--probe-size",
+        "100",
+        "--epochs",
+        "3",
+        "--results",
+        str(place),
+    ]
     try:
         answer = ask(*command)
         assert answer.code == 1

@@ -210,10 +210,9 @@ def test_all_seeds_may_diverge(tmp_path: Path) -> None:
 
 @pytest.mark.covers
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+def test_a_resumed_ensemble_gives_the_same_bits(tmp_path: Path) -> None:
     settings = {"model": "cnn", "batch_norm": True, "train_size": 100, "probe_every": 2}
-    runs = stacked(optimizer=optimizer, epochs=3, **settings)
+    runs = stacked(optimizer="adam", epochs=3, **settings)
     made(tmp_path / "whole", runs)
     stopped = run_all(runs, tmp_path / "stopped", policy=RunPolicy(checkpoint_after=0))
     for event in stopped:
