@@ -1,12 +1,11 @@
 import json
 import math
-import subprocess
-import sys
 from functools import partial
 
 import pandas as pd
 import pytest
 import torch
+from helpers.command_line import ask
 
 from nsrelu_bench.activations import DTYPES, IMPLS, nsrelu
 from nsrelu_bench.config import GATES
@@ -205,20 +204,9 @@ def test_what_was_measured_is_saved_as_table_and_figure(rows, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-#: The command, with rounds that take no time.
-QUICK_COMMAND = """
-from nsrelu_bench.cli import main
-from nsrelu_bench.tools import ops
-ops.ROUND_S = 1e-4
-main()
-"""
-
-
-@pytest.mark.slow
-def test_the_command_keeps_messages_off_stdout(tmp_path):
-    command = [sys.executable, "-c", QUICK_COMMAND, "ops", "--sizes", "4,5", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert {row["size"] for row in json.loads(done.stdout)} == {16, 32}
+def test_the_command_keeps_messages_off_stdout(tmp_path, capfd):
+    answer = ask("ops", "--sizes", "4,5", "--json", cwd=tmp_path)
+    assert {row["size"] for row in json.loads(answer.out)} == {16, 32}
     assert (tmp_path / "results/ops/ops.csv").exists()
-    assert "float32 32" in done.stderr
-    assert "profiler" not in done.stderr
+    assert "float32 32" in answer.err
+    assert capfd.readouterr() == ("", "")  # nor lines of the profiler, which is not Python
