@@ -22,6 +22,7 @@ from nsrelu_bench.measures.sites import (
     GRADIENT_MEASURES,
     PROBE_MEASURES,
     SURROGATE_MEASURES,
+    WEIGHT_MEASURES,
     Row,
     Site,
     check_measures,
@@ -34,7 +35,7 @@ from nsrelu_bench.measures.unit_axes import Axis
 Batch = tuple[Tensor, Tensor]
 
 #: What the probe measures; gradients of the weights come from `_run`, of all parameters.
-PROBED = PROBE_MEASURES.keys() - {"grad_norm"}
+PROBED = PROBE_MEASURES.keys() - WEIGHT_MEASURES
 
 LAYER_COLUMNS = ("layer", "units", *SITE_MEASURES)
 

@@ -19,9 +19,11 @@ from nsrelu_bench.measures.running_sums import GradientSums, PassSums, RunningSu
 from nsrelu_bench.measures.sites import (
     ACTIVATIONS,
     EXTRA_MEASURES,
+    GRAM_MEASURES,
     PRE_GRADIENT_MEASURES,
     PROBE_MEASURES,
     RESPONSE_MEASURES,
+    WEIGHT_MEASURES,
     Row,
     Site,
     check_measures,
@@ -53,7 +55,7 @@ class _Record:
     """What was seen at one site in all passes."""
 
     def __init__(self, wanted: frozenset[str], pooled: int) -> None:
-        gram, response = "effective_rank" in wanted, bool(wanted & RESPONSE_MEASURES)
+        gram, response = bool(wanted & GRAM_MEASURES), bool(wanted & RESPONSE_MEASURES)
         self.weights: tuple[nn.Parameter, ...] = ()
         self.pre = RunningSums(pre_update, pooled)
         self.post: RunningSums[PostSums] = RunningSums(
@@ -368,7 +370,7 @@ class ActivationProbe:
         layers = [layer for layer in origin.layers if layer not in taken] or origin.layers
         taken.update(layers)
         weights = tuple(dict.fromkeys(weight for layer in layers for weight in layer.weights))
-        for weight in weights if "grad_norm" in self._wanted else ():
+        for weight in weights if self._wanted & WEIGHT_MEASURES else ():
             if weight.requires_grad and weight not in self._watched:
                 self._watched.add(weight)
                 self._keep(weight.register_hook(partial(self._add_weight_gradient, weight)))  # type: ignore[no-untyped-call]

@@ -52,7 +52,9 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Threshold,
 )
 
-# The measures of a site, in the order of the columns, and the sums that each is computed from.
+# The measures of a site, in the order of the columns: what each needs, and its function of that.
+# "response" and "gram" are the parts of the output's sums that cost most, "weights" the gradients
+# of the weights that feed the site, and "both" those together with the true ones.
 _COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
     "zero_fraction": ("post", metrics.zero_fraction),
     "negative_fraction": ("pre", metrics.negative_fraction),
@@ -60,15 +62,15 @@ _COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
     "dead_fraction": ("post", metrics.dead_fraction),
     "submerged_units": ("pre", metrics.submerged_units),
     "submerged_fraction": ("pre", metrics.submerged_fraction),
-    "dormant_units": ("post", metrics.dormant_units),
-    "lifetime_sparsity": ("post", metrics.lifetime_sparsity),
-    "population_sparsity": ("post", metrics.population_sparsity),
-    "effective_rank": ("post", metrics.effective_rank),
+    "dormant_units": ("response", metrics.dormant_units),
+    "lifetime_sparsity": ("response", metrics.lifetime_sparsity),
+    "population_sparsity": ("response", metrics.population_sparsity),
+    "effective_rank": ("gram", metrics.effective_rank),
     "grad_norm": ("weights", metrics.grad_norm),
     "pre_grad_norm": ("grad", metrics.pre_grad_norm),
     "zero_grad_units": ("grad", metrics.zero_grad_units),
-    "surrogate_cosine": ("weights", metrics.surrogate_cosine),
-    "sign_disagreement": ("weights", metrics.sign_disagreement),
+    "surrogate_cosine": ("both", metrics.surrogate_cosine),
+    "sign_disagreement": ("both", metrics.sign_disagreement),
     "living_zero_fraction": ("post", metrics.living_zero_fraction),
     "pre_rms": ("pre", metrics.pre_rms),
     "weight_norm": ("parameters", metrics.weight_norm),
@@ -77,11 +79,17 @@ _COMPUTE: dict[str, tuple[str, Callable[..., float | None]]] = {
     "extra_grad_down": ("extra", metrics.extra_grad_down),
     "extra_grad_fraction": ("extra", metrics.extra_grad_fraction),
 }
-RESPONSE_MEASURES = {"dormant_units", "lifetime_sparsity", "population_sparsity"}
-SURROGATE_MEASURES = {"surrogate_cosine", "sign_disagreement"}
-PRE_GRADIENT_MEASURES = {"pre_grad_norm", "zero_grad_units"}
-EXTRA_MEASURES = {"extra_grad_up", "extra_grad_down", "extra_grad_fraction"}
-GRADIENT_MEASURES = {"grad_norm", *PRE_GRADIENT_MEASURES, *EXTRA_MEASURES, *SURROGATE_MEASURES}
+
+
+def _needing(*needs: str) -> frozenset[str]:
+    """Return the measures that need one of these."""
+    return frozenset(name for name, (need, _) in _COMPUTE.items() if need in needs)
+
+
+RESPONSE_MEASURES, GRAM_MEASURES = _needing("response"), _needing("gram")
+PRE_GRADIENT_MEASURES, EXTRA_MEASURES = _needing("grad"), _needing("extra")
+WEIGHT_MEASURES, SURROGATE_MEASURES = _needing("weights"), _needing("both")
+GRADIENT_MEASURES = _needing("grad", "extra", "weights", "both")
 PROBE_MEASURES = {
     name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - SURROGATE_MEASURES
 }
@@ -172,16 +180,20 @@ def site_values(
     own: Mapping[str, OwnMeasure],
 ) -> Row:
     """Compute the measures of some sites together, and of their weights and parameters."""
+    post = [site.post for site in sites]
     sums: dict[str, Iterable[Sums | None]] = {
         "pre": [site.pre for site in sites],
-        "post": [site.post for site in sites],
+        "post": post,
+        "response": post,
+        "gram": post,
         "grad": [site.grad for site in sites if site.grad],
         "extra": [site.extra for site in sites if site.extra],
         "weights": weights,
-        "parameters": map(parameter_update, parameters if "weight_norm" in wanted else ()),
+        "both": weights,
+        "parameters": map(parameter_update, parameters if _needing("parameters") & wanted else ()),
     }
     chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
-    values: Row = {name: compute(*sums[kind]) for name, kind, compute in chosen}
+    values: Row = {name: compute(*sums[need]) for name, need, compute in chosen}
     return values | {name: one.compute([s.own[name] for s in sites]) for name, one in own.items()}
 
 

@@ -107,10 +107,20 @@ def test_every_measure_is_taken() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), NSReLU(0.1), nn.Linear(8, 3))
     images, labels = torch.randn(30, 4), torch.arange(30) % 3
-    found = measure(model, images, labels, previous=measure(model, images, labels))
-    for what, row in (("the network", found.totals), ("a layer", found.layers[0])):
+    before = measure(model, images, labels)
+    found = measure(model, images, labels, previous=before)
+    alone = {
+        name: measure(model, images, labels, measures=[name], previous=before).totals[name]
+        for name in registry.SITE_MEASURES
+    }
+    for what, row in (
+        ("the network", found.totals),
+        ("a layer", found.layers[0]),
+        ("the network, alone", alone),
+    ):
         empty = [name for name in registry.SITE_MEASURES if row.get(name) is None]
         assert not empty, (
             f"measure {', '.join(empty)}: always empty for {what}; a measure of a site needs a line"
-            " in _COMPUTE of measures/sites.py, one of units' history in measures/measurement.py"
+            " in _COMPUTE of measures/sites.py, with all that its function needs, one of units'"
+            " history in measures/measurement.py"
         )
