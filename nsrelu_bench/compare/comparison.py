@@ -61,7 +61,7 @@ class Comparison:
 
     Attributes:
         rows: One row per group and metric; NaN where there is no value. The columns are:
-            `section`, `group`, `act`, the settings that vary, `is_baseline`, `metric`;
+            `section`, `group`, `act`, `is_baseline`, the `settings`, `metric`;
             `runs`, and how many of them are `completed`, `diverged`, `failed` or `unfinished`, and
             how many of the completed ones `collapsed`;
             `failed_to_train`, the share of finished runs that diverged or collapsed, with
@@ -74,6 +74,7 @@ class Comparison:
             and the columns of `assess_differences`, over all finished runs too.
         seeds: One row per group, metric and seed: `value` over all finished runs, whether the run
             `survived`, that is, did not diverge, and for pairs `baseline` and `difference`.
+        settings: The settings that vary, which are columns of `rows`.
         metrics: The metrics of `rows`, in the order asked for.
         family: The metrics that are tested together, and their margins.
         tests_of: The number of tests of each study, for which its p values are adjusted.
@@ -93,6 +94,7 @@ class Comparison:
 
     rows: pd.DataFrame
     seeds: pd.DataFrame
+    settings: tuple[str, ...]
     metrics: tuple[str, ...]
     family: Family
     tests_of: Mapping[str, int]
@@ -169,8 +171,7 @@ def compare(
     Args:
         runs: One row per run: `run_id`, `state`, the configuration, the final metrics.
         config_columns: The columns of `runs` that are configuration.
-        baseline: An activation's label, or its bare name where it has one leak only; or
-            ``setting=value``, such as ``init=he``: what the other values are compared with.
+        baseline: An activation's label, or its name if it has one leak; or a ``setting=value``.
         metrics: The columns of `runs` to show.
         primary: The metric that counts most.
         secondary: The other metrics that are tested; p values are adjusted for all tests.
@@ -179,14 +180,14 @@ def compare(
         by: The settings with a table each; by default study, data set and model.
         where: Conditions as in `select`; the baseline always stays.
         tune: Settings to choose per activation: fewest failures, then best validation accuracy.
-        sort: A metric, the largest mean first, or a setting. By settings, then by activation.
+        sort: A metric, largest mean first, or a setting; by default settings, then activation.
         confidence: The coverage of the intervals.
 
     Raises:
         UsageError: A column, condition or label makes no sense.
         BenchError: There is nothing to compare, or two runs of a group have the same seed.
     """
-    runs, columns = _readable(runs, config_columns)
+    runs, columns = _with_configuration(runs, config_columns)
     shown, family = choose_metrics(runs, columns, metrics, primary, secondary, margins)
     runs, config_columns = name_arms(runs, columns, arms)
     reference = read_baseline(runs, baseline, config_columns)
@@ -199,6 +200,7 @@ def compare(
     return Comparison(
         rows=_sort(rows, sort, varying),
         seeds=seeds,
+        settings=tuple(varying),
         metrics=tuple(shown),
         family=family,
         tests_of=tests,
@@ -228,7 +230,7 @@ def _choose_tables(
     return by
 
 
-def _readable(
+def _with_configuration(
     runs: pd.DataFrame, config_columns: Sequence[str]
 ) -> tuple[pd.DataFrame, Sequence[str]]:
     """Return the runs that have a configuration; of several studies, the study is part of it."""
@@ -300,8 +302,6 @@ def _compare_groups(
         rows = rows.merge(table, how="left", on=KEYS)
     rows[["n", "pairs"]] = rows[["n", "pairs"]].fillna(0).astype(int)
     rows["verdict"] = rows["verdict"].fillna("")
-    marks = frame.drop_duplicates(GROUP)[[*GROUP, "is_baseline"]]
-    rows = rows.merge(marks, on=GROUP)
     if "sd_rounding" in rows:
         rows["rounding"] = _rounding_range(rows)
     seeds = mean_over_replicates(values, ["value", "survived"]).merge(
@@ -327,7 +327,7 @@ def _rename_groups(table: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame) ->
 
 
 def _rounding_range(rows: pd.DataFrame) -> "pd.Series[float]":
-    """Return how far rounding alone moves the difference of so many pairs, in 95 % of the cases."""
+    """Return the half-width of the 95 % range of the differences that rounding alone gives."""
     deviation = rows.set_index(KEYS)["sd_rounding"]
     names = rows[["section", "baseline_group", "metric"]]
     of_baseline = deviation.reindex(pd.MultiIndex.from_frame(names)).to_numpy()
@@ -355,7 +355,7 @@ def _describe_values(values: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 
 def _bounded(table: pd.DataFrame) -> pd.DataFrame:
-    """Take away intervals of few values, and keep those of fractions within 0 and 1."""
+    """Drop intervals of too few values, and keep those of fractions within 0 and 1."""
     fractions = table.index.get_level_values("metric").map(is_percent).to_numpy(dtype=bool)
     for name in ("low", "high"):
         bound = table[name].where(table["n"] >= LEAST_VALUES)
@@ -367,7 +367,7 @@ def _describe_groups(
     frame: pd.DataFrame, settings: Sequence[str], pairs: pd.DataFrame, confidence: float
 ) -> pd.DataFrame:
     """Return one row per group: its settings, its runs by state, and how many failed to train."""
-    heads = frame.drop_duplicates(GROUP)[[*GROUP, "act", *settings]]
+    heads = frame.drop_duplicates(GROUP)[[*GROUP, "act", "is_baseline", *settings]]
     heads = heads.merge(_count_states(frame).reset_index(), on=GROUP)
     # With replicates the seeds are what varies independently.
     failing = frame.assign(failed=failed_to_train(frame)).groupby([*GROUP, "seed"])["failed"].mean()
@@ -414,7 +414,7 @@ def _keep_best(frame: pd.DataFrame, tune: Sequence[str], others: Sequence[str]) 
 
 
 def _sort(rows: pd.DataFrame, column: str | None, settings: Sequence[str]) -> pd.DataFrame:
-    """Order the groups of each section by a metric, falling, or by a setting, rising."""
+    """Order the groups of each section by a metric, descending, or by a setting, ascending."""
     if column is None:
         return rows
     heads = rows.drop_duplicates(GROUP)

@@ -50,7 +50,7 @@ def _table(
 ) -> list[str]:
     """Return the lines of a table: a row per group, its settings in columns of their own."""
     groups = rows.drop_duplicates("group").reset_index(drop=True)
-    settings = [c for c in _settings(groups) if varies(groups[c])]
+    settings = [c for c in comparison.settings if varies(groups[c])]
     joined = join_settings(groups, settings)
     names = [
         group.removesuffix(text).strip()
@@ -80,12 +80,6 @@ def _table(
         r"\end{tabular}",
         r"\end{table}",
     ]
-
-
-def _settings(groups: pd.DataFrame) -> list[str]:
-    """Return the columns of the settings, which are between the activation and the counts."""
-    columns = list(map(str, groups))
-    return columns[columns.index("act") + 1 : columns.index("runs")]
 
 
 def _column(comparison: Comparison, rows: pd.DataFrame, key: str, blocks: Sequence[str]) -> Column:

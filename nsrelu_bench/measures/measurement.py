@@ -135,7 +135,7 @@ def _choose(row: Row, columns: Iterable[str], wanted: Collection[str]) -> Row:
 
 
 class _WholeProbe(ActivationProbe):
-    """A probe that sums each batch by itself, so that the bits depend on `batch_size` alone."""
+    """A probe that sums each batch by itself, so that the bits depend only on `batch_size`."""
 
     POOLED = 0
 

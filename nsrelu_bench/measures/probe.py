@@ -302,8 +302,8 @@ class ActivationProbe:
                 grad.sums = sums = grad_update(units_second(whole, axes))
                 extra.sums = ExtraSums(sums.nonfinite, 0.0, 0.0, float(sums.square))
 
-        # On a tensor that is then changed in place, a hook from before the change gets the
-        # gradient at the value before. Not so on a view: the change gives it a new history.
+        # A hook that was set before a tensor is changed in place still gets the gradient at the old
+        # value; on a view it does not, as the change gives the view a new history.
         visit.view = OverwrittenView(pre, add) if pre._is_view() else None
         pre.register_hook(add)  # type: ignore[no-untyped-call]
 
@@ -319,9 +319,9 @@ class ActivationProbe:
         post.register_hook(add)  # type: ignore[no-untyped-call]
 
     def _counts(self, gradient: Tensor) -> bool:
-        """Return whether a gradient is of a backward pass that counts: behind the forward pass."""
-        inside = self._hooks is None or self._pass is not None
-        return not inside and not is_batched(gradient)
+        """Return whether a gradient counts: not from during a forward pass or after closing."""
+        between_passes = self._hooks is not None and self._pass is None
+        return between_passes and not is_batched(gradient)
 
     def _after(self, name: str, module: nn.Module, _: object, output: object) -> None:
         if self._pass is None:

@@ -109,7 +109,7 @@ class RunWriter:
         try:
             with wrap_write_errors(self.folder):
                 self._fresh = self._fresh and began_before(self.folder, self._before)
-                # Strict, because a run whose files can't be read at the moment may be done.
+                # Strict: a read error that may pass must not start a done run over.
                 status = read_status(self.folder, strict=True)
                 changed = CHANGED in (status.error or "")
                 if not changed:

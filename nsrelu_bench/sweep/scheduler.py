@@ -52,11 +52,11 @@ def run_all(
     policy: RunPolicy = DEFAULT_POLICY,
     executor: Executor | None = None,
 ) -> Generator[Event, None, None]:
-    """Run all that is due, each run in its folder below `study`; yields an event per epoch and end.
+    """Run all that is due, each run in its folder below `study`; yield an event per epoch and end.
 
-    A run that is not due has one event; its state is "new" if it never ran, and is not among those
-    to retry. The last event comes when all have ended, those that another process is running too.
-    Closing the iterator ends the running runs as interrupted.
+    A run that is not due has one event; it is "new" only if it never ran and is not among those to
+    retry. The last event comes when all have ended, including those that another process runs.
+    Closing the iterator kills the runs that are running, and marks them interrupted.
 
     Args:
         runs: What to run.
@@ -105,22 +105,20 @@ def _schedule(
             next_due = min((when for when, _ in put_off), default=None)
             timeout_s = None if next_due is None else max(0.0, next_due - time.monotonic())
             for report in executor.wait(timeout_s):
-                if isinstance(report, Lost):
-                    if report.job.attempt < executor.attempts:
-                        delay_s = 2.0**report.job.attempt
-                        again = replace(report.job, attempt=report.job.attempt + 1)
-                        put_off.append((time.monotonic() + delay_s, again))
-                        continue
+                if not isinstance(report, Lost):
+                    if report.elsewhere:
+                        put_off.append((time.monotonic() + POLL_S, Job((report.config,))))
+                    if report.elsewhere or report.ended:
+                        del under_way[report.config.run_id]
+                    yield report
+                elif report.job.attempt < executor.attempts:
+                    again = replace(report.job, attempt=report.job.attempt + 1)
+                    put_off.append((time.monotonic() + 2.0**report.job.attempt, again))
+                else:
                     for config in report.job.runs:
                         del under_way[config.run_id]
-                        folder = study / config.run_id
-                        yield Event(config, write_status(folder, "failed", report.reason))
-                    continue
-                if report.elsewhere:
-                    put_off.append((time.monotonic() + POLL_S, Job((report.config,))))
-                if report.elsewhere or report.ended:
-                    del under_way[report.config.run_id]
-                yield report
+                        status = write_status(study / config.run_id, "failed", report.reason)
+                        yield Event(config, status)
     finally:
         executor.stop()
         for config in under_way.values():
@@ -128,6 +126,6 @@ def _schedule(
 
 
 def _regroup(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Group again the seeds of an ensemble that were running elsewhere at the same time."""
+    """Put the seeds of an ensemble that were running elsewhere back into one job."""
     yield from (job for job in jobs if job.attempt > 1)
     yield from group_into_jobs([run for job in jobs if job.attempt == 1 for run in job.runs])

@@ -59,8 +59,8 @@ class Epoch:
 class Monitor:
     """Measures one run, and keeps what later measurements need of earlier ones.
 
-    It resumes from its `state`, which a checkpoint has `saved`. `between_s` are the seconds that
-    `after_step` has taken since the last `end_epoch`.
+    `saved` is its `state` in a checkpoint, to resume from. `between_s` is the time that
+    `after_step` has taken since the last `end_epoch`, in seconds.
     """
 
     def __init__(self, config: RunConfig, saved: Mapping[str, Any] | None = None) -> None:
@@ -85,9 +85,9 @@ class Monitor:
 
     def due(self, step: int) -> bool:
         """Return whether there is anything to do `after_step`."""
-        return self.watch.due(step) or self._measures_after(step)
+        return self.watch.due(step) or self._probe_due(step)
 
-    def _measures_after(self, step: int) -> bool:
+    def _probe_due(self, step: int) -> bool:
         every = self._config.probe_every
         return bool(every) and step % every == 0
 
@@ -102,8 +102,8 @@ class Monitor:
         labels[:1].cpu()  # waits for the device: the time of the steps is not counted here
         started = time.perf_counter()
         if self.watch.due(step):
-            self.watch.look(network, inputs, labels, step)
-        if self._measures_after(step):
+            self.watch.compare(network, inputs, labels, step)
+        if self._probe_due(step):
             self._between = self._measure(network, task, self._between)
             values = _of_training_split(self._between.totals)
             self._steps.append({"epoch": epoch, "step": step, **values})
@@ -128,14 +128,14 @@ class Monitor:
         layers = [{"epoch": epoch, **layer} for layer in measured.layers]
         if diverged_step is None:
             if epoch:
-                self.watch.compare(layers, step)
+                self.watch.note(layers, step)
             metrics = at | _of_training_split(measured.totals)
             for name, split in (("val", task.data.val), ("test", task.data.test)):
                 loss, accuracy = evaluate(network, task.data, split)
                 metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
             self._note_best(metrics)
             metrics["collapsed"] = self._collapsed(metrics, task)
-        else:  # a diverged network has no numbers, even where some can be computed
+        else:  # of a diverged network no numbers are recorded, even where some are finite
             metrics = dict(at)
             layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
         metrics["gradient_lost_step"] = self.watch.lost_step
@@ -157,7 +157,7 @@ class Monitor:
         return measure(network, *probe, measures=self._measures, previous=previous)
 
     def _note_best(self, metrics: Mapping[str, Any]) -> None:
-        """Remember the best validation accuracy so far; that before the first step is luck."""
+        """Remember the best validation accuracy so far, of a network that was trained."""
         if metrics["epoch"]:
             accuracy = metrics["val_accuracy"] or 0.0
             self._best_val_accuracy = max(accuracy, self._best_val_accuracy)
@@ -167,8 +167,8 @@ class Monitor:
 
         It has collapsed if, after the first step, its validation accuracy is at most the share of
         the most frequent class, or less than half of the best so far, or if its loss on the probe
-        set, a part of the training split, is at least ten times that of guessing by the shares of
-        classes.
+        set, a part of the training split, is at least `EXPLODED` times that of guessing by the
+        shares of classes.
         """
         if metrics["epoch"] == 0:
             return 0
@@ -182,7 +182,7 @@ class Monitor:
 
 
 def _class_shares(labels: Tensor) -> Tensor:
-    """Return the share of each class that is there, rounded as an accuracy is."""
+    """Return the share of each class that is there, in float64, to compare with accuracies."""
     _, counts = torch.unique(labels, return_counts=True)
     shares: Tensor = counts.double() / len(labels)
     return shares

@@ -31,11 +31,11 @@ class GradientWatch:
         """Return whether to compare after a step."""
         return self.lost_step is None and step % WATCH_EVERY == 0
 
-    def look(self, network: nn.Module, inputs: Tensor, labels: Tensor, step: int) -> None:
+    def compare(self, network: nn.Module, inputs: Tensor, labels: Tensor, step: int) -> None:
         """Compare the two gradients on the batch of a step: inputs (N, ...), labels (N,)."""
         self._record(first_layer_cosine(network, inputs, labels), step)
 
-    def compare(self, layers: Sequence[Mapping[str, Any]], step: int) -> None:
+    def note(self, layers: Sequence[Mapping[str, Any]], step: int) -> None:
         """Take the cosine that was measured on the probe set, if it was."""
         self._record(layers[0].get("surrogate_cosine") if layers else None, step)
 

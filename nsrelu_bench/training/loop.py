@@ -42,7 +42,7 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
     Raises:
         BenchError: The data set, the model or the device can't be had.
     """
-    if config.stack:  # by itself, a seed of an ensemble is an ensemble of one
+    if config.stack:  # a stacked run trains as an ensemble, even alone
         yield from (epochs[0] for epochs in run_ensemble([config], [checkpoint]))
         return
     data = load_data(config)
@@ -79,19 +79,19 @@ def run(config: RunConfig, checkpoint: Mapping[str, Any] | None = None) -> Itera
                     reset_dormant_units(network, optimizer, task.data, config, step)
                 if monitor.due(step):
                     monitor.after_step(network, inputs, labels, task, epoch, step)
-            # To the CPU: this waits for the device, so that the time is that of the steps.
-            finished = torch.stack(losses).cpu() if losses else None
+            # To the CPU: this waits for the device, so that `train_s` includes its work.
+            epoch_losses = torch.stack(losses).cpu() if losses else None
             train_s = time.perf_counter() - started - monitor.between_s
             set_leak(network, config, step / steps)
             at = position(config, epoch, step, rate)
-            record = monitor.end_epoch(network, task, at, finished, train_s)
+            record = monitor.end_epoch(network, task, at, epoch_losses, train_s)
         yield replace(record, checkpoint=partial(_state, network, optimizer, monitor, at))
         if record.diverged_step is not None:
             return
 
 
 def _state(network: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, at: Row) -> Row:
-    """Return all that decides the following epochs; each starts its own random streams."""
+    """Return what a checkpoint must hold: no random state, as each epoch seeds its own."""
     return {
         "epoch": at["epoch"],
         "step": at["step"],

@@ -1,4 +1,4 @@
-"""The parts of training: data, network, optimizer, batches, and one step."""
+"""The parts of training: data, network, tasks, batches, and one step."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def load_data(config: RunConfig) -> Dataset:
     """Load a run's data set.
 
     Raises:
-        BenchError: It can't be loaded, or its last batch would have one example for batch norm.
+        BenchError: It can't be loaded, or batch norm would get a batch of one example.
     """
     data = load_dataset(config)
     if config.batch_norm and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
@@ -92,7 +92,7 @@ def total_steps(config: RunConfig, data: Dataset) -> int:
 
 
 def make_task(data: Dataset, config: RunConfig, epoch: int) -> Task:
-    """Return the task of an epoch, counted from 1: the first, or one with its pixels permuted."""
+    """Return an epoch's task: the first is the data itself, later ones permute its pixels."""
     number = task_number(config, epoch)
     if number > 1:
         data = permute_pixels(data, config.seed, number - 1)
@@ -159,13 +159,13 @@ def train_step(
     Args:
         forward: Gives logits (N, classes), or (K, N, classes) of an ensemble of K networks.
         optimizer: Changes the parameters.
-        inputs: Of the batch, normalized: (N, ...), or (K, N, ...).
+        inputs: Of the batch, normalised: (N, ...), or (K, N, ...).
         labels: Its classes: (N,), or (K, N).
         precision: "fp32", or "bf16" for a forward pass in mixed precision.
         clip_norm: The largest L2 norm of the gradient of all parameters; 0 sets no limit.
 
     Returns:
-        Mean cross-entropy, a number or (K,), still on the device, so that nothing waits for it.
+        Mean cross-entropy, a number or (K,), left on the device: nothing waits for its value.
     """
     mixed = precision == "bf16"
     with torch.autocast(inputs.device.type, torch.bfloat16) if mixed else nullcontext():

@@ -61,12 +61,12 @@ def test_comparing_does_not_change_network_or_generators() -> None:
 def test_the_first_step_below_the_threshold_is_kept() -> None:
     watch = GradientWatch()
     assert [step for step in range(1, 350) if watch.due(step)] == [100, 200, 300]
-    watch.compare([{"surrogate_cosine": gradient_watch.LOST_BELOW}, {"surrogate_cosine": 0.1}], 55)
-    watch.compare([{"surrogate_cosine": None}], 110)
-    watch.compare([], 120)
+    watch.note([{"surrogate_cosine": gradient_watch.LOST_BELOW}, {"surrogate_cosine": 0.1}], 55)
+    watch.note([{"surrogate_cosine": None}], 110)
+    watch.note([], 120)
     assert watch.lost_step is None
-    watch.compare([{"surrogate_cosine": 0.5}], 165)
-    watch.compare([{"surrogate_cosine": 0.2}], 220)
+    watch.note([{"surrogate_cosine": 0.5}], 165)
+    watch.note([{"surrogate_cosine": 0.2}], 220)
     assert watch.lost_step == 165
     assert not watch.due(300)
 
