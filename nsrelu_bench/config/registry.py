@@ -39,6 +39,7 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
     "resnet18": {"width": 64, "depth": 18},
 }
 FIXED_DEPTH = ("vgg11", "vgg16", "resnet18")
+#: Optimizers with their default learning rates; the code is in training/optimizers.py.
 OPTIMIZERS: dict[str, float] = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
 #: The learning rate of an optimizer of the user's own where none is given.
 OWN_RATE = 1e-3

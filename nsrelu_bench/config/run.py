@@ -196,7 +196,10 @@ class RunConfig(BaseModel):
         "training",
         "Learning rate",
         default_factory=lambda known: OPTIMIZERS.get(known["optimizer"], OWN_RATE),
-        usual=f"{OPTIMIZERS['sgd']:g} for sgd, otherwise {OWN_RATE:g}",
+        usual=", ".join(
+            [f"{rate:g} for {name}" for name, rate in OPTIMIZERS.items() if rate != OWN_RATE]
+            + [f"otherwise {OWN_RATE:g}"]
+        ),
     )
     momentum: Fraction | None = setting("training", "Momentum of sgd", 0.9)
     weight_decay: Amount = setting("training", "Weight decay", 0.0)

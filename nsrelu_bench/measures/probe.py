@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from nsrelu_bench.errors import BenchError
 from nsrelu_bench.measures.gradients import OverwrittenView, SurrogateCall, is_batched, is_tied
 from nsrelu_bench.measures.isolation import run_eagerly, uncompiled
+from nsrelu_bench.measures.origins import TRACED_MODULES, Axes, Layer, Origin, OriginTracker
 from nsrelu_bench.measures.own import OwnMeasure
 from nsrelu_bench.measures.running_sums import GradientSums, PassSums, RunningSums, Total
 from nsrelu_bench.measures.sites import (
@@ -42,7 +43,6 @@ from nsrelu_bench.measures.sums import (
     pre_update,
     weight_update,
 )
-from nsrelu_bench.measures.tracking import TRACED_MODULES, Axes, Layer, Origin, OriginTracker
 from nsrelu_bench.measures.unit_axes import Axis, Layout, check_unit_axis, find_axes, units_second
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class ActivationProbe:
         with ExitStack() as hooks:
             for module in self._model.modules():
                 if isinstance(module, TRACED_MODULES):
-                    hooks.callback(module.register_forward_hook(tracker.add_module).remove)
+                    hooks.callback(module.register_forward_hook(tracker.note_module).remove)
             with tracker:
                 yield tracker
 

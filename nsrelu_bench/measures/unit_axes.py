@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nsrelu_bench.errors import BenchError, UsageError, lookup
-from nsrelu_bench.measures.tracking import Axes
+from nsrelu_bench.measures.origins import Axes
 
 #: An axis, or the axes that hold the units together, such as heads and their features.
 Axis = int | tuple[int, ...]

@@ -21,6 +21,18 @@ from nsrelu_bench.plugins import blame, load_plugin
 
 Schedule = Callable[[int, int], float]
 
+#: Optimizers by name; each has a fused version.
+OPTIMIZER_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+#: Schedules by name.
+SCHEDULE_FACTORS: dict[str, Schedule] = {
+    "constant": lambda *_: 1.0,
+    "cosine": lambda step, steps: (1 + math.cos(math.pi * (step / steps))) / 2,
+}
+
 
 def make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a run.
@@ -34,8 +46,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.o
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         shared["momentum"] = config.momentum or 0
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return _without_compiler(kinds[config.optimizer])(parameters, **shared)
+    return _without_compiler(OPTIMIZER_CLASSES[config.optimizer])(parameters, **shared)
 
 
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -112,10 +123,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, factor: flo
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", rate) * factor
     return rate * factor
-
-
-#: Schedules by name.
-SCHEDULE_FACTORS: dict[str, Schedule] = {
-    "constant": lambda *_: 1.0,
-    "cosine": lambda step, steps: (1 + math.cos(math.pi * (step / steps))) / 2,
-}

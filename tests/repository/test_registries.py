@@ -15,6 +15,7 @@ from nsrelu_bench.data import loading
 from nsrelu_bench.measures import measure
 from nsrelu_bench.plot import figure_specs, style
 from nsrelu_bench.tools import ops
+from nsrelu_bench.training import optimizers
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +54,8 @@ KNOWN: dict[str, tuple[str, Collection[str]]] = {
     ),
     "parameter": ("FUNCTION_PARAMETERS of config/activation_spec.py", PARAMETERS),
     "model": ("MODEL_SIZES of config/registry.py", registry.MODEL_SIZES),
+    "optimizer": ("OPTIMIZERS of config/registry.py", registry.OPTIMIZERS),
+    "schedule": ("SCHEDULES of config/registry.py", registry.SCHEDULES),
     "data set": ("DATASETS of config/registry.py", registry.DATASETS),
     "measure": ("SITE_MEASURES of config/registry.py", registry.SITE_MEASURES),
     "figure": ("FIGURES of config/registry.py", registry.FIGURES),
@@ -65,6 +68,8 @@ CODE_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("gate", "RULES of activations/gates.py", gates.RULES),
     ("parameter", "LIMITS of config/activation_spec.py", activation_spec.LIMITS),
     ("model", "MODELS of models.py", models.MODELS),
+    ("optimizer", "OPTIMIZER_CLASSES of training/optimizers.py", optimizers.OPTIMIZER_CLASSES),
+    ("schedule", "SCHEDULE_FACTORS of training/optimizers.py", optimizers.SCHEDULE_FACTORS),
     ("data set", "LOADERS of data/loading.py", loading.LOADERS),
     ("figure", "PLANS of plot/figure_specs.py", figure_specs.PLANS),
 ]
@@ -81,7 +86,7 @@ TEXT_PLACES: list[tuple[str, str, Collection[str]]] = [
     ("data set", "docs/datasets.md: a row", found_in("docs/datasets.md", ROW)),
     ("figure", "docs/reading.md: a section", found_in("docs/reading.md", r"^## (\w+): ")),
     ("measure", "docs/metrics.md: a section", found_in("docs/metrics.md", CARD)),
-    ("measure", "the tests of measures", MEASURE_TESTS),
+    ("measure", "a test in tests/measures/", MEASURE_TESTS),
 ]
 
 

@@ -1,9 +1,10 @@
-"""Track where the values at a site come from: the layers that feed it, and the axes of their units.
+"""Find where the values at a site come from: the layers that feed it, and the axes of their units.
 
-Operations are followed during a pass. A product with a parameter, or a convolution, is a layer
-and determines which axis of its result holds the units; other operations pass on what is known of
-their inputs, or leave the axes unknown. Nothing is inferred from sizes alone: widths and lengths
-may agree by chance.
+During a pass a `TorchDispatchMode` sees each operation. A product with a parameter, or a
+convolution, is a layer and determines which axis of its result holds the units; other operations
+pass on what is known of their inputs, or leave the axes unknown. Of Linear(8, 16), view(-1, 4, 4)
+and relu, the first is a layer with its units on axis -1, the second splits them into axes -2 and
+-1, and the third keeps these. Nothing is inferred from sizes alone: they may agree by chance.
 """
 
 import itertools
@@ -96,7 +97,7 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._paused = False
 
-    def add_module(self, module: nn.Module, inputs: object, output: object) -> None:
+    def note_module(self, module: nn.Module, inputs: object, output: object) -> None:
         """Note the output of one of `TRACED_MODULES` whose operations have not shown it."""
         tensor = next(_tensors([output]), None)
         if tensor is None:
