@@ -71,12 +71,10 @@ def test_a_network_that_diverges_is_counted_and_has_no_numbers():
 
 @pytest.mark.slow
 def test_settings_are_saved_one_by_one_and_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "examples.target_variance.OPTIMIZERS_AND_RATES", (("sgd", 0.01), ("adam", 0.01))
-    )
+    monkeypatch.setattr("examples.target_variance.OPTIMIZERS_AND_RATES", (("adam", 0.01),))
     words = ["run", "--out", str(tmp_path), "--seeds", "5", "--steps", "1"]
     assert CliRunner().invoke(app, words).exit_code == 0
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 4 * 2 * 4 * 5 * 5
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 4 * 2 * 2 * 5 * 5
     before = (tmp_path / "runs.csv").read_bytes()
     again = CliRunner().invoke(app, words)
     assert again.stderr == ""

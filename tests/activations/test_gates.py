@@ -408,5 +408,5 @@ def test_forward_mode_is_refused_in_one_line(gate):
 @every_gate
 def test_gated_runs_train_and_measure(gate):
     for settings_ in ({}, {"model": "cnn"}, {"stack": True}):
-        *_, last = run(tiny(act="nsrelu", gate=gate, epochs=1, **settings_))
+        *_, last = run(tiny(act="nsrelu", gate=gate, epochs=1, train_size=200, **settings_))
         assert -1 <= last.metrics["surrogate_cosine"] <= 1
