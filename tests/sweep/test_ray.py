@@ -14,7 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from symtable import symtable
 from types import SimpleNamespace
 from typing import Any
 
@@ -456,11 +458,15 @@ def test_runs_on_cuda_take_a_gpu_and_others_none() -> None:
     assert executor.needs(tiny(threads=2)) == {"CPU": 2.0}
 
 
-@pytest.mark.slow
-def test_private_names_that_are_set_in_ray_exist() -> None:
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("worker", "_worker_logs_enabled"), ("utils", "set_kill_on_parent_death_linux")],
+)
+def test_private_names_that_are_set_in_ray_exist(module: str, name: str) -> None:
     # In Ray 2.54 to 2.60. A later version without them needs another way, or none.
-    names = (
-        "from ray._private.worker import _worker_logs_enabled\n"
-        "from ray._private.utils import set_kill_on_parent_death_linux\n"
-    )
-    subprocess.run([sys.executable, "-c", names], check=True)
+    ray = find_spec("ray")
+    assert ray
+    assert ray.origin
+    source = Path(ray.origin).with_name("_private") / f"{module}.py"
+    names = symtable(source.read_text(encoding="utf-8"), str(source), "exec")
+    assert names.lookup(name).is_assigned()
