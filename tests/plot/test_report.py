@@ -145,7 +145,7 @@ def test_names_and_messages_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ORDER", ("tradeoff", "pairs"))
+    monkeypatch.setattr(report, "ORDER", ("pairs",))
     few = replace(
         GRID_RUNS, runs=GRID_RUNS.runs[GRID_RUNS.runs["act"].isin(["relu", "nsrelu(0.1)"])]
     )
