@@ -4,7 +4,6 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +97,8 @@ def measure(
             result = _run(model, batches, parameters)
         with true_gradients(model) as untied:
             again = untied and taken & SURROGATE_MEASURES
-            true = _run(model, batches, parameters).gradients if again else repeat(None)
+            none: Sequence[Tensor | None] = [None] * len(parameters)
+            true = _run(model, batches, parameters).gradients if again else none
 
     sites = probe.sites
     finite = result.finite and not any(site.nonfinite for site in sites.values())

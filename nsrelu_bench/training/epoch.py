@@ -1,6 +1,5 @@
 """Measure a run after each epoch: its `Monitor` returns an `Epoch`."""
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -117,13 +116,13 @@ class Monitor:
         `at` is the `position` of the run. `losses` are those of the epoch's steps (T,), None before
         the first, and `train_s` the seconds that these took, without `after_step`.
         """
-        clock = [time.perf_counter()]
+        began = time.perf_counter()
         epoch, step = at["epoch"], at["step"]
         diverged_step = first_non_finite(network, losses, step)
         self._after_epochs = measured = self._measure(network, task, self._after_epochs)
         if diverged_step is None and not measured.finite:
             diverged_step = step
-        clock.append(time.perf_counter())
+        measured_at = time.perf_counter()
 
         layers = [{"epoch": epoch, **layer} for layer in measured.layers]
         if diverged_step is None:
@@ -139,15 +138,14 @@ class Monitor:
             metrics = dict(at)
             layers = [{key: row[key] for key in ("epoch", "layer", "units")} for row in layers]
         metrics["gradient_lost_step"] = self.watch.lost_step
-        clock.append(time.perf_counter())
+        evaluate_s = time.perf_counter() - measured_at
 
         steps, self._steps = self._steps, []
         last = epoch == self._config.total_epochs and diverged_step is None
         quantiles = (
             pre_quantiles(network, task.probe_inputs) if last and self._config.measured else []
         )
-        measure_s, evaluate_s = (end - start for start, end in itertools.pairwise(clock))
-        measure_s, self.between_s = measure_s + self.between_s, 0.0
+        measure_s, self.between_s = measured_at - began + self.between_s, 0.0
         spent = {"train_s": train_s, "measure_s": measure_s, "evaluate_s": evaluate_s}
         timing = {"epoch": epoch, "time_s": sum(spent.values()), **spent}
         return Epoch(metrics, layers, timing, diverged_step, steps, quantiles)
