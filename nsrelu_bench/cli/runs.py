@@ -211,7 +211,7 @@ def sweep(
     from nsrelu_bench.config import read_setting, read_study
     from nsrelu_bench.records import save_study
     from nsrelu_bench.sweep import group_into_jobs, plan_runs, run_all
-    from nsrelu_bench.sweep.plan import format_runs
+    from nsrelu_bench.sweep.dry_run import format_runs
 
     options = {"data_dir": data_dir, "stack": stack, "seeds": seeds, "replicates": replicates}
     overrides = dict(read_setting(change) for change in changes or ())

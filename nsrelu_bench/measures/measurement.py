@@ -97,8 +97,7 @@ def measure(
             result = _run(model, batches, parameters)
         with true_gradients(model) as untied:
             again = untied and taken & SURROGATE_MEASURES
-            none: Sequence[Tensor | None] = [None] * len(parameters)
-            true = _run(model, batches, parameters).gradients if again else none
+            true = _run(model, batches, parameters).gradients if again else [None] * len(parameters)
 
     sites = probe.sites
     finite = result.finite and not any(site.nonfinite for site in sites.values())

@@ -22,7 +22,7 @@ GROUND = ("errors", "files", "machine", "plugins", "text")
 
 #: Rooms whose modules are used one by one: each is a door of its own.
 OPEN = (
-    *("tools", "sweep.executors", "sweep.plan", "sweep.progress"),
+    *("tools", "sweep.executors", "sweep.dry_run", "sweep.progress"),
     *("sweep.mlflow", "sweep.tensorboard"),
 )
 

@@ -9,9 +9,8 @@ from helpers.tiny_runs import TINY, make, tiny
 from nsrelu_bench import training
 from nsrelu_bench.config import RunConfig, find_varying, make_study, name_run
 from nsrelu_bench.data import load_dataset
-from nsrelu_bench.sweep import plan as plans
-from nsrelu_bench.sweep import plan_runs
-from nsrelu_bench.sweep.plan import format_runs, time_epoch
+from nsrelu_bench.sweep import dry_run, plan_runs
+from nsrelu_bench.sweep.dry_run import format_runs, time_epoch
 from nsrelu_bench.training import Epoch
 
 PLANNED = TINY | {"grid": {"lr": [0.1, 0.2], "batch_norm": [False, True]}}
@@ -68,7 +67,7 @@ def test_an_epoch_of_each_kind_is_timed_and_thrown_away(
     monkeypatch.chdir(tmp_path)
     plan = list(plan_runs(make_study(PLANNED, "s").runs, tmp_path / "s"))
     timed: list[RunConfig] = []
-    monkeypatch.setattr(plans, "time_epoch", lambda config: timed.append(config) or 900.0)
+    monkeypatch.setattr(dry_run, "time_epoch", lambda config: timed.append(config) or 900.0)
     lines = format_runs(plan, tmp_path / "s", 1, timed=True).splitlines()
     assert [config.batch_norm for config in timed] == [False, True]
     hours = 4 * 900 * timed[0].epochs / 3600
