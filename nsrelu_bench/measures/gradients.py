@@ -1,6 +1,7 @@
 """Gradients at a site: at an input that is overwritten, and what a surrogate adds."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,25 @@ class SurrogateCall:
             pre = self._pre.detach().requires_grad_()
             # Not by calling the module, which would run the hooks of others too.
             post = self._module.forward(pre.clone())
-            # As grad(post, pre, gradient), which imports SymPy: that takes half a second.
-            (passed,) = torch.autograd.grad((post * gradient).sum(), pre)
+            (passed,) = torch.autograd.grad(_Start.apply(post, gradient), pre)
         return passed
+
+
+class _Start(torch.autograd.Function):
+    """A number whose gradient at `post` is a given one.
+
+    torch.autograd.grad(post, pre, gradient) needs none, but imports SymPy, which takes half a
+    second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, post: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return post.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
 
 
 class OverwrittenView:

@@ -148,7 +148,8 @@ def extra_update(gradient: Tensor, true_gradient: Tensor) -> ExtraSums:
     difference.
     """
     extra = gradient.detach() - true_gradient.detach()
-    up, down, true = map(square_of, (extra.clamp(max=0), extra.clamp(min=0), true_gradient))
+    up, down = square_of(extra.clamp(max=0)), square_of(extra.clamp_(min=0))
+    true = square_of(true_gradient)
     return ExtraSums(not all(map(math.isfinite, (up, down, true))), up, down, true)
 
 
