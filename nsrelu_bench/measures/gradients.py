@@ -39,9 +39,11 @@ class SurrogateCall:
     def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the gradient that the call passes on of the one at its output, and the true one.
 
-        None if the input has been overwritten since.
+        None if the input has been overwritten since, or inside of torch.func.grad, which lets
+        nothing else be differentiated.
         """
-        if self._pre._version != self._version:
+        inside = torch._C._functorch.maybe_current_level() is not None
+        if inside or self._pre._version != self._version:
             return None
         followed = self._pass_back(gradient)
         with true_gradients(self._module):

@@ -338,6 +338,25 @@ def test_batched_gradients_do_not_count_and_break_nothing():
     assert probe.frame()["pre_grad_norm"].isna().all()
 
 
+def test_a_functional_gradient_has_no_extra_measures():
+    model = mlp(lambda: NSReLU(0.1))
+    images, _ = batch(model)
+    weights = dict(model.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (images,)).square().sum()
+
+    expected = torch.func.grad(loss)(weights)
+    with ActivationProbe(model) as probe:
+        found = torch.func.grad(loss)(weights)
+    assert all(torch.equal(found[name], expected[name]) for name in weights)
+    table = probe.frame()
+    assert table["extra_grad_up"].isna().all()
+    with ActivationProbe(model) as ordinary:
+        loss(weights).backward()
+    assert table["pre_grad_norm"].tolist() == ordinary.frame()["pre_grad_norm"].tolist()
+
+
 def test_a_site_under_vmap_is_refused():
     model = mlp()
     model.forward = lambda x: torch.vmap(lambda one: model.act1(model.linear1(one)))(x)
