@@ -28,6 +28,7 @@ class _Candidate:
     folder: Path
     status: Status
     metrics: str  # the SHA-256 of metrics.csv; empty unless the run is done
+    lines: int  # of metrics.csv: a killed run's status has no epoch
 
 
 def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
@@ -75,12 +76,14 @@ def _examine(folder: Path) -> _Candidate:
     with wrap_read_errors(folder):
         status = read_status(folder, strict=True)
         hashes = parse_status(read_bytes(folder / STATUS))[1] if status.done else {}
-    return _Candidate(folder, status, hashes.get("metrics.csv", ""))
+        metrics = folder / "metrics.csv"
+        lines = read_bytes(metrics).count(b"\n") if metrics.exists() else 0
+    return _Candidate(folder, status, hashes.get("metrics.csv", ""), lines)
 
 
 def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
     """Return the candidate that got furthest, the first among equals."""
-    best = max(candidates, key=lambda one: (one.status.done, one.status.epoch or 0))
+    best = max(candidates, key=lambda one: (one.status.done, one.lines))
     for other in candidates:
         if other.status.done and other.metrics != best.metrics:
             raise BenchError(
