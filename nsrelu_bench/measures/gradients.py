@@ -24,6 +24,8 @@ def is_tied(module: nn.Module) -> bool | None:
 
 def is_batched(tensor: Tensor) -> bool:
     """Return whether a tensor is one of vmap's, whose values can't be read."""
+    while torch._C._functorch.is_gradtrackingtensor(tensor):  # vmap over grad
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     return any(map(torch._C._dispatch_keys(tensor).has, BATCHED))
 
 

@@ -57,8 +57,8 @@ def pre_quantiles(model: nn.Module, images: Tensor, *, batch_size: int = 250) ->
 
 
 def _quantiles(values: Tensor, at: Tensor) -> Tensor:
-    """Return the bits of torch.quantile in a third of the time: NumPy sorts faster."""
-    ordered = torch.from_numpy(np.sort(values.numpy()))
+    """Return the values of torch.quantile in a third of the time: NumPy sorts faster."""
+    ordered = torch.from_numpy(np.sort(values.numpy())) + 0.0  # no -0.0, whose order is chance
     ranks = at.double() * (len(ordered) - 1)
     below, above = ranks.long(), ranks.ceil().long()
     return torch.lerp(ordered[below], ordered[above], (ranks - below).float())

@@ -129,11 +129,11 @@ def activation_style(act: str) -> ActivationStyle:
 
 
 def _arm_style(activation: ActivationStyle, settings: str) -> ActivationStyle:
-    name, _, value = settings.partition("=")
+    name, _, value = settings.partition("=")  # of several settings the whole text decides
     whole = zlib.crc32(settings.encode())
     color = OTHERS[ARM_SETTINGS.index(name) if name in ARM_SETTINGS else whole % len(OTHERS)]
     place = whole
-    if NUMBER.fullmatch(value) and float(value) > 0:  # a factor of two is another marker
+    if NUMBER.fullmatch(value) and 0 < float(value) < math.inf:  # a factor of 2: another marker
         place = round(3 * math.log10(float(value)))
     if activation.marker in MARKERS:
         place += MARKERS.index(activation.marker)

@@ -180,8 +180,11 @@ def modules_of(name: str) -> list[str]:
     from packaging.utils import canonicalize_name
 
     # Not its `files`: a path for each of PyTorch's 20,000 takes half a second.
-    record = importlib.metadata.distribution(name).read_text("RECORD") or ""
-    files = [row[0].split("/") for row in csv.reader(record.splitlines()) if row]
+    distribution = importlib.metadata.distribution(name)
+    if record := distribution.read_text("RECORD"):
+        files = [row[0].split("/") for row in csv.reader(record.splitlines()) if row]
+    else:  # an older form of installation
+        files = [list(path.parts) for path in distribution.files or ()]
     packages = {".".join(folders) for *folders, file in files if file == "__init__.py"}
     modules = {
         file.removesuffix(".py") for file, *below in files if not below and file[-3:] == ".py"

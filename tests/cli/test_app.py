@@ -154,6 +154,23 @@ def test_a_signal_ends_at_once_and_keeps_what_was_done(
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_in_workers(tmp_path: Path) -> None:
+    command = [*CLI, "train", *TINY_OPTIONS, "--epochs", "100000", "--seeds", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while len(rows := [*tmp_path.glob("results/runs/*/metrics.csv")]) < 2 or not all(
+        path.read_text().count("\n") > 2 for path in rows
+    ):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Interrupted. Resume with: " in errors
+    assert "Traceback" not in errors
+    assert [read_status(path.parent).state for path in rows] == ["interrupted"] * 2
+
+
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
 SINCE = "--fresh-since 2026-01-02T00:00:00+00:00"
 
@@ -213,7 +230,7 @@ def wait(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
 def stop(_):
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)  # all that it would clean up
 
 ProcessPool.wait, ProcessPool.stop = wait, stop
@@ -231,7 +248,7 @@ def test_a_second_signal_ends_at_once_and_leaves_no_process(tmp_path: Path) -> N
         start_new_session=True,
     )
     _, errors = process.communicate(timeout=40)
-    assert (process.returncode, errors) == (143, "")
+    assert (process.returncode, errors) == (130, "")
     deadline = time.monotonic() + 20
     while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout:
         assert time.monotonic() < deadline

@@ -364,6 +364,20 @@ def test_a_site_under_vmap_is_refused():
         model(torch.randn(4, FEATURES))
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, lambda: NSReLU(0.1)])
+def test_gradients_of_each_example_are_refused(activation):
+    model = mlp(activation)
+    images, _ = batch(model)
+    weights = dict(model.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    with ActivationProbe(model), pytest.raises(BenchError, match="runs under vmap"):
+        each(weights, images)
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_no_mode_behind(kind):
     class Failing(nn.Sequential):

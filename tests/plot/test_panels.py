@@ -238,6 +238,8 @@ def test_arms_have_the_colour_of_a_setting_and_an_acts_dash() -> None:
         assert style.color == arms["relu", setting].color
     redo = [activation_style(f"relu redo={every}") for every in (10, 20, 50, 100, 1000)]
     assert len({style.marker for style in redo}) == len(redo)
+    for text in ("clip_norm=inf", "clip_norm=1e400", "redo=", "redo=100 clip_norm=1"):
+        assert activation_style(f"relu {text}").dash == "-"
 
 
 def test_the_callers_axes_are_used_and_get_no_legend() -> None:

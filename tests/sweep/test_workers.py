@@ -24,7 +24,7 @@ def twice(x):
     return 2 * x
 
 def sleepy(*_):
-    time.sleep(600)
+    time.sleep(120)
 """
 
 KNOWN_AND_OWN = ("relu", "of_workers:twice")
