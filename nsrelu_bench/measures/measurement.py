@@ -21,7 +21,7 @@ from nsrelu_bench.measures.sites import (
     GRADIENT_MEASURES,
     PROBE_MEASURES,
     SURROGATE_MEASURES,
-    WEIGHT_MEASURES,
+    WEIGHT_GRADIENT_MEASURES,
     Row,
     Site,
     check_measures,
@@ -34,7 +34,7 @@ from nsrelu_bench.measures.unit_axes import Axis
 Batch = tuple[Tensor, Tensor]
 
 #: What the probe measures; gradients of the weights come from `_run`, of all parameters.
-PROBED = PROBE_MEASURES.keys() - WEIGHT_MEASURES
+PROBED = PROBE_MEASURES.keys() - WEIGHT_GRADIENT_MEASURES
 
 LAYER_COLUMNS = ("layer", "units", *SITE_MEASURES)
 

@@ -90,7 +90,7 @@ class OriginTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Follow nothing: for what is computed beside the pass."""
+        """Follow no operation while this is open."""
         self._paused = True
         try:
             yield

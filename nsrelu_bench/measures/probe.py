@@ -24,7 +24,7 @@ from nsrelu_bench.measures.sites import (
     PRE_GRADIENT_MEASURES,
     PROBE_MEASURES,
     RESPONSE_MEASURES,
-    WEIGHT_MEASURES,
+    WEIGHT_GRADIENT_MEASURES,
     Row,
     Site,
     check_measures,
@@ -94,7 +94,7 @@ class _Pass:
     depth: int = 1  # of calls of the model by itself
 
     def beside(self) -> AbstractContextManager[None]:
-        """Compute something that is no part of the pass."""
+        """Keep the tracker from following what the probe itself computes."""
         return self.tracker.paused() if self.tracker else nullcontext()
 
 
@@ -370,7 +370,7 @@ class ActivationProbe:
         layers = [layer for layer in origin.layers if layer not in taken] or origin.layers
         taken.update(layers)
         weights = tuple(dict.fromkeys(weight for layer in layers for weight in layer.weights))
-        for weight in weights if self._wanted & WEIGHT_MEASURES else ():
+        for weight in weights if self._wanted & WEIGHT_GRADIENT_MEASURES else ():
             if weight.requires_grad and weight not in self._watched:
                 self._watched.add(weight)
                 self._keep(weight.register_hook(partial(self._add_weight_gradient, weight)))  # type: ignore[no-untyped-call]

@@ -88,7 +88,8 @@ def _needing(*needs: str) -> frozenset[str]:
 
 RESPONSE_MEASURES, GRAM_MEASURES = _needing("response"), _needing("gram")
 PRE_GRADIENT_MEASURES, EXTRA_MEASURES = _needing("grad"), _needing("extra")
-WEIGHT_MEASURES, SURROGATE_MEASURES = _needing("weights"), _needing("both")
+WEIGHT_GRADIENT_MEASURES, SURROGATE_MEASURES = _needing("weights"), _needing("both")
+PARAMETER_MEASURES = _needing("parameters")
 GRADIENT_MEASURES = _needing("grad", "extra", "weights", "both")
 PROBE_MEASURES = {
     name: text for name, text in MEASURES.items() if name in _COMPUTE.keys() - SURROGATE_MEASURES
@@ -190,7 +191,7 @@ def site_values(
         "extra": [site.extra for site in sites if site.extra],
         "weights": weights,
         "both": weights,
-        "parameters": map(parameter_update, parameters if _needing("parameters") & wanted else ()),
+        "parameters": map(parameter_update, parameters if PARAMETER_MEASURES & wanted else ()),
     }
     chosen = ((name, *_COMPUTE[name]) for name in _COMPUTE if name in wanted)
     values: Row = {name: compute(*sums[need]) for name, need, compute in chosen}

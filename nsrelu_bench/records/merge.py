@@ -28,7 +28,7 @@ class _Candidate:
     folder: Path
     status: Status
     metrics: str  # the SHA-256 of metrics.csv; empty unless the run is done
-    lines: int  # of metrics.csv: a killed run's status has no epoch
+    lines: int  # of metrics.csv unless the run is done: a killed run's status has no epoch
 
 
 def merge_studies(sources: Sequence[Path], target: Path) -> Merged:
@@ -75,10 +75,12 @@ def study_name(sources: Sequence[Path]) -> str | None:
 def _examine(folder: Path) -> _Candidate:
     with wrap_read_errors(folder):
         status = read_status(folder, strict=True)
-        hashes = parse_status(read_bytes(folder / STATUS))[1] if status.done else {}
+        if status.done:
+            hashes = parse_status(read_bytes(folder / STATUS))[1]
+            return _Candidate(folder, status, hashes.get("metrics.csv", ""), 0)
         metrics = folder / "metrics.csv"
         lines = read_bytes(metrics).count(b"\n") if metrics.exists() else 0
-    return _Candidate(folder, status, hashes.get("metrics.csv", ""), lines)
+        return _Candidate(folder, status, "", lines)
 
 
 def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
